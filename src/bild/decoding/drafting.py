@@ -1,0 +1,85 @@
+"""The small model as a drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bild.decoding.choice import Choice, Greedy
+from bild.decoding.hand_over import HandOver
+from bild.decoding.rows import Row, process
+from bild.decoding.scorer import Draft, Scorer
+
+
+class ModelDrafter:
+    """Writes with the small model until it is unsure, its window is full, or the text ends.
+
+    Args:
+        scorer: the small model.
+        hand_over: when it gives up the turn.
+        max_draft_tokens: longest draft; the smaller of this and the rule's own window counts.
+        choice: how it picks a token.
+    """
+
+    def __init__(
+        self, scorer: Scorer, hand_over: HandOver, max_draft_tokens: int, choice: Choice | None = None
+    ) -> None:
+        self.scorer = scorer
+        self.hand_over = hand_over
+        window = hand_over.window
+        self.window = max_draft_tokens if window is None else min(window, max_draft_tokens)
+        self.choice = Greedy() if choice is None else choice
+
+    def draft(self, rows: Sequence[Row]) -> list[Draft]:
+        """Append a draft to every row's tokens and describe it."""
+        drafts = [Draft() for _ in rows]
+        while any(draft.reason is None for draft in drafts):
+            lengths = self.scorer.lengths
+            unread = [
+                row.tokens[lengths[b] :] if drafts[b].reason is None else [] for b, row in enumerate(rows)
+            ]
+            logits = self.scorer.extend(unread)
+            writing = [int(draft.reason is None) for draft in drafts]
+            tokens, confidences = self._read(logits, rows, writing)
+            for b, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+                if writing[b]:
+                    self._write(row, draft, int(tokens[b]), confidences[b] if confidences else None)
+        return drafts
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget everything after these lengths."""
+        self.scorer.truncate(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.scorer.keep(rows)
+
+    def _read(self, logits: Tensor, rows: Sequence[Row], writing: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Next token and confidence of each row, brought to the host in one transfer."""
+        logits = process(rows, logits, writing)
+        tokens = self.choice(logits, rows, writing).squeeze(-1)
+        confidence = self.hand_over.confidence(logits[:, -1])
+        if confidence is None:
+            return tokens.tolist(), []
+        # Token ids are exact in float32 up to 2^24, far above any vocabulary.
+        both: list[list[float]] = torch.stack((tokens.to(confidence.dtype), confidence)).tolist()
+        return both[0], both[1]
+
+    def _write(self, row: Row, draft: Draft, token: int, confidence: float | None) -> None:
+        draft.steps += 1
+        unsure = confidence is not None and self.hand_over.unsure(confidence)
+        if confidence is not None:
+            draft.confidences.append(confidence)
+        if unsure and not self.hand_over.keeps_doubtful:
+            draft.reason, draft.doubtful = "unsure", token
+            return
+        row.tokens.append(token)
+        draft.tokens.append(token)
+        if row.ended() is not None:
+            draft.reason = "end"
+        elif unsure:
+            draft.reason = "unsure"
+        elif len(draft.tokens) == self.window:
+            draft.reason = "window"

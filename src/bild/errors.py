@@ -1,0 +1,25 @@
+"""Every error a user can meet, as one tree.
+
+BildError                   catch this to catch all of them
+├── InputError              a text, file or option that cannot be used: what came, what is allowed
+├── LoadError               a checkpoint that cannot be loaded or cannot decode
+└── VocabularyError         two checkpoints that do not share a vocabulary
+"""
+
+from __future__ import annotations
+
+
+class BildError(Exception):
+    """Base of all errors raised for a user's mistake; the message is one line."""
+
+
+class InputError(BildError, ValueError):
+    """A text, file or option that cannot be used."""
+
+
+class LoadError(BildError):
+    """A checkpoint that cannot be loaded, or whose model cannot decode with rollback."""
+
+
+class VocabularyError(BildError, ValueError):
+    """Two checkpoints that do not share a vocabulary."""

@@ -1,0 +1,234 @@
+"""Any Hugging Face checkpoint behind the Scorer contract, on dynamic caches, uncompiled.
+
+Layout of a batch (rows are right-aligned, design of transformers' left-padded decoding):
+column ``size − 1`` holds the newest token of every row, older ones to its left, unused columns
+at the far left are masked. Between two passes a row may own ``tail`` columns of forgotten
+tokens at the right; before the next pass they are rolled around to the left, where the mask
+covers them. Relative position biases see differences of columns only and rotary keys carry
+their position, so a rolled row scores as if it had never moved.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from bild.errors import InputError, LoadError
+
+
+class EagerModel:
+    """A loaded network that can start reading new texts.
+
+    Args:
+        network: encoder-decoder or decoder-only model with a language-model head, in eval mode.
+
+    Raises:
+        LoadError: its cache cannot roll back (recurrent state).
+    """
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        self.network = network.eval()
+        self.config = network.config
+        self.is_encoder_decoder: bool = bool(self.config.is_encoder_decoder)
+        parameters = inspect.signature(network.forward).parameters
+        self.takes_position_ids = "position_ids" in parameters
+        self.takes_logits_to_keep = "logits_to_keep" in parameters
+        self.vocab_size: int = _head_size(network)
+        self._refuse_uncroppable()
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    @property
+    def batches(self) -> bool:
+        """Whether rows of different length can share a batch.
+
+        A decoder-only model must take ``position_ids``; an encoder-decoder must know positions
+        as differences only (T5 and its kin): BART and Marian count columns inside.
+        """
+        if self.is_encoder_decoder:
+            return hasattr(self.config, "relative_attention_num_buckets")
+        return self.takes_position_ids
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the decoder can place, or None where positions are relative."""
+        if hasattr(self.config, "relative_attention_num_buckets"):
+            return None
+        text = self.config.get_text_config(decoder=True)
+        return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+    @property
+    def max_source_positions(self) -> int | None:
+        """Most tokens the encoder can place, or None where positions are relative."""
+        return self.max_positions if self.is_encoder_decoder else None
+
+    @torch.inference_mode()
+    def start(self, sources: Sequence[Sequence[int]] | None, batch_size: int | None = None) -> EagerScorer:
+        """Begin a batch.
+
+        Args:
+            sources: encoder input ids a row; None for a decoder-only model.
+            batch_size: number of rows of a decoder-only model.
+        """
+        if not self.is_encoder_decoder:
+            assert batch_size is not None
+            return EagerScorer(self, batch_size)
+        assert sources is not None
+        width = max(len(source) for source in sources)
+        pad = self.config.pad_token_id if self.config.pad_token_id is not None else 0
+        ids = torch.tensor([[*source, *[pad] * (width - len(source))] for source in sources], device=self.device)
+        mask = None
+        if any(len(source) < width for source in sources):
+            lengths = torch.tensor([len(source) for source in sources], device=self.device)
+            mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
+        encoded = self.network.get_encoder()(input_ids=ids, attention_mask=mask)
+        return EagerScorer(self, len(sources), encoded.last_hidden_state, mask)
+
+    def _refuse_uncroppable(self) -> None:
+        cache = DynamicCache(config=self.config.get_text_config(decoder=True))
+        if getattr(self.network, "_is_stateful", False) or not cache.is_croppable:
+            raise LoadError(
+                f"{type(self.network).__name__} keeps a recurrent state that cannot be rolled back; "
+                "use a model with attention layers only"
+            )
+
+
+def _head_size(network: PreTrainedModel) -> int:
+    head = network.get_output_embeddings()
+    if head is None:
+        raise LoadError(f"{type(network).__name__} has no language-model head; use a model that generates text")
+    return int(head.weight.shape[0])
+
+
+class EagerScorer:
+    """One batch being read by an :class:`EagerModel`; see :class:`bild.decoding.Scorer`."""
+
+    def __init__(
+        self, model: EagerModel, batch_size: int, encoded: Tensor | None = None, source_mask: Tensor | None = None
+    ) -> None:
+        self.model = model
+        self._lengths = [0] * batch_size
+        self._tails = [0] * batch_size
+        self._size = 0
+        self._encoded = encoded
+        self._source_mask = source_mask
+        # Full-length layers also where the model attends through a sliding window: its mask does the
+        # sliding, and nothing is lost that a rollback may need. Built without a config, the cache grows
+        # by the decoder's layers (with one, T5's would have the encoder's count).
+        self._cache = DynamicCache()
+        self._past = self._cache if encoded is None else EncoderDecoderCache(self._cache, DynamicCache())
+
+    @property
+    def lengths(self) -> list[int]:
+        return list(self._lengths)
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
+        counts = [len(row) for row in tokens]
+        width = max(counts)
+        if not 1 <= last <= width:
+            raise ValueError(f"cannot score {last} positions of {width} new tokens")
+        self._align()
+        # The first pass is padded on the left, where it stays; later ones on the right, to be forgotten.
+        first = self._size == 0
+        fill = [width if first else count for count in counts]
+        padding = [width - count if first else self._size - length for count, length in zip(counts, self._lengths)]
+        ids = torch.tensor([_pad(row, width, left=first) for row in tokens], device=self.model.device)
+        # Row b's wanted columns end at fill[b], so that many trailing columns hold those of every row.
+        trailing = min(width, width - min(fill) + last)
+        ragged = any(padding) or min(counts) < width
+        logits = self._forward(ids, padding if ragged else None, trailing)
+        self._size += width
+        self._lengths = [length + count for length, count in zip(self._lengths, counts)]
+        self._tails = [width - used for used in fill]
+        return _right_align(logits, [width - used for used in fill], last)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        for b, length in enumerate(lengths):
+            excess = self._lengths[b] - length
+            if excess > 0:
+                self._lengths[b] -= excess
+                self._tails[b] += excess
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        index = torch.tensor(rows, device=self.model.device)
+        self._past.batch_select_indices(index)
+        self._lengths = [self._lengths[b] for b in rows]
+        self._tails = [self._tails[b] for b in rows]
+        if self._encoded is not None:
+            self._encoded = self._encoded[index]
+        if self._source_mask is not None:
+            self._source_mask = self._source_mask[index]
+
+    def _forward(self, ids: Tensor, padding: Sequence[int] | None, trailing: int) -> Tensor:
+        """Logits of at least the last ``trailing`` columns; ``padding`` masked columns lead each row."""
+        inputs: dict[str, Any] = {"past_key_values": self._past, "use_cache": True}
+        columns = torch.arange(self._size + ids.shape[1], device=ids.device)
+        leading = None if padding is None else torch.tensor(padding, device=ids.device)[:, None]
+        mask = None if leading is None else (columns >= leading).long()
+        if self._encoded is not None:
+            inputs["decoder_input_ids"] = ids
+            inputs["decoder_attention_mask"] = mask
+            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self._encoded)
+            inputs["attention_mask"] = self._source_mask
+        else:
+            inputs["input_ids"] = ids
+            inputs["attention_mask"] = mask
+            if leading is not None:
+                # Padding may lie beyond the model's last position, where learned embeddings end.
+                farthest = None if self.model.max_positions is None else self.model.max_positions - 1
+                inputs["position_ids"] = (columns[self._size :] - leading).clamp(0, farthest)
+        if self.model.takes_logits_to_keep:
+            inputs["logits_to_keep"] = trailing
+        return self.model.network(**inputs).logits[..., : self.model.vocab_size]
+
+    def _align(self) -> None:
+        """Drop forgotten columns that all rows share, roll the rest around to the masked left."""
+        shared = min(self._tails)
+        if shared:
+            self._cache.crop(-shared)
+            self._size -= shared
+        shifts = [tail - shared for tail in self._tails]
+        self._tails = [0] * len(shifts)
+        # Columns that no row uses any more, so that a long batch does not grow by its rollbacks.
+        unused = self._size - max(self._lengths)
+        if any(shifts) or unused:
+            self._roll(shifts, unused)
+            self._size -= unused
+
+    def _roll(self, shifts: Sequence[int], unused: int) -> None:
+        """Move row ``b`` right by ``shifts[b]`` columns and drop the first ``unused`` ones."""
+        device = self.model.device
+        columns = torch.arange(unused, self._size, device=device) - torch.tensor(shifts, device=device)[:, None]
+        index = (columns % self._size)[:, None, :, None]
+        for layer in self._cache.layers:
+            layer.keys = layer.keys.take_along_dim(index, dim=2)
+            layer.values = layer.values.take_along_dim(index, dim=2)
+
+
+def _pad(tokens: Sequence[int], width: int, *, left: bool) -> list[int]:
+    """``tokens`` filled up to ``width``; the filling is masked or forgotten, so any id will do."""
+    filling = [0] * (width - len(tokens))
+    return [*filling, *tokens] if left else [*tokens, *filling]
+
+
+def _right_align(logits: Tensor, excess: Sequence[int], last: int) -> Tensor:
+    """The ``last`` positions before each row's ``excess`` trailing ones, ``[B, last, V]``."""
+    if not any(excess):
+        return logits[:, -last:]
+    ends = logits.shape[1] - torch.tensor(excess, device=logits.device)
+    index = ends[:, None] - last + torch.arange(last, device=logits.device)
+    return logits.take_along_dim(index.clamp_min(0)[..., None], dim=1)

@@ -1,0 +1,159 @@
+"""From a folder or a hub name to a network in memory, on the dtype and device that suit the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from bild.errors import InputError, LoadError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The device to decode on; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: a device this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device is {str(device)!r}, which this machine does not have ({_first_line(error)})") from None
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> torch.dtype:
+    """The number format of weights and activations.
+
+    Args:
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"`` or ``"auto"``: the fastest
+            that is safe: bfloat16 where the GPU, or the CPU through AVX512_BF16 or AMX, multiplies
+            it natively, else float16 on a GPU and float32 on a CPU.
+        device: where it will run; the CPU by default.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if device is not None and device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; allowed are auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    # Private in torch and renamed before; an older or newer one without them means float32, which is safe.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def load_network(
+    name: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load an encoder-decoder or decoder-only checkpoint with its language-model head.
+
+    Args:
+        name: a folder, or a name on the Hugging Face hub.
+        dtype: number format of the weights.
+        device: where to put them.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Raises:
+        LoadError: nothing there, an encoder-only model, or weights that are missing or damaged.
+    """
+    path = _existing(name)
+    config = _load(AutoConfig, path, name, trust_remote_code=trust_remote_code)
+    kind = _auto_class(config, name, trust_remote_code)
+    network, report = _load(
+        kind, path, name, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
+    if missing:
+        raise LoadError(f"{name}: {len(missing)} weights are missing or of another shape, the first is {missing[0]}")
+    loaded: PreTrainedModel = network.to(device).eval()
+    return loaded
+
+
+def load_tokenizer(name: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer, or None if it has none (then only token ids can be decoded)."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            _existing(name), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        # transformers signals a folder without tokenizer files in all of these ways.
+        return None
+    return tokenizer if len(tokenizer) > 0 else None
+
+
+def _existing(name: str | os.PathLike[str]) -> str:
+    """A folder as it is; a hub name as it is; anything that looks like a missing path is refused."""
+    text = os.fspath(name)
+    if Path(text).exists():
+        if not Path(text).is_dir():
+            raise LoadError(f"{text} is a file; give the folder of a checkpoint")
+        if not (Path(text) / "config.json").is_file():
+            raise LoadError(f"{text} holds no config.json; give the folder of a checkpoint")
+        return text
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.strip():
+        raise LoadError(f"no such folder: {text or '(empty)'}")
+    return text
+
+
+def _auto_class(config: PreTrainedConfig, name: object, trust_remote_code: bool) -> type[Any]:
+    if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForSeq2SeqLM
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
+    # BERT and its kin can be turned into decoders, and say so in their config.
+    encoder_only = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if not causal or encoder_only:
+        raise LoadError(
+            f"{name}: a {config.model_type} model does not generate text; "
+            "use an encoder-decoder (T5, BART, Marian…) or decoder-only (GPT-2, Llama, Qwen…) checkpoint"
+        )
+    return AutoModelForCausalLM
+
+
+def _load(kind: Any, path: str, name: object, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(path, **options)
+    except Exception as error:  # transformers, safetensors and the hub each raise their own
+        if not Path(path).exists():
+            raise LoadError(
+                f"{name}: no such folder here, and not to be had from the hub ({_first_line(error)})"
+            ) from error
+        raise LoadError(f"{name}: cannot be loaded ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,56 @@
+"""Whether two checkpoints share a vocabulary: by content, not by size."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from bild.errors import VocabularyError
+
+SHOWN = 3
+
+
+def check_shared_vocabulary(
+    large: PreTrainedTokenizerBase | None, small: PreTrainedTokenizerBase | None, large_size: int, small_size: int
+) -> int:
+    """The number of token ids both models know.
+
+    Heads may be padded to different sizes (Qwen, T5); ids beyond the shorter head are never written.
+
+    Args:
+        large: tokenizer of the large model, None if unknown.
+        small: tokenizer of the small model, None if unknown.
+        large_size: rows of its language-model head.
+        small_size: likewise.
+
+    Raises:
+        VocabularyError: an id stands for different pieces (the first ones are named), or one model
+            has pieces the other cannot read.
+    """
+    if large is None or small is None:
+        if large_size != small_size:
+            raise VocabularyError(
+                f"the models' heads have {large_size} and {small_size} rows and there are not two tokenizers to "
+                "compare; add the tokenizer to both folders"
+            )
+        return large_size
+    of_large, of_small = _by_id(large), _by_id(small)
+    differing = [id for id in sorted(of_large.keys() & of_small.keys()) if of_large[id] != of_small[id]]
+    if differing:
+        first = "; ".join(f"{id}: {of_large[id]!r} / {of_small[id]!r}" for id in differing[:SHOWN])
+        raise VocabularyError(
+            f"the vocabularies differ in {len(differing)} ids, the first are (large / small) {first}; "
+            "use two checkpoints with the same tokenizer"
+        )
+    shared = min(large_size, small_size)
+    beyond = sorted(id for id in of_large.keys() ^ of_small.keys() if id >= shared)
+    if beyond:
+        pieces = of_large if beyond[0] in of_large else of_small
+        raise VocabularyError(
+            f"the vocabularies have {len(of_large)} (large) and {len(of_small)} (small) pieces; id {beyond[0]} "
+            f"({pieces[beyond[0]]!r}) exists in one only; use two checkpoints with the same tokenizer"
+        )
+    return shared
+
+
+def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {id: piece for piece, id in tokenizer.get_vocab().items()}
