@@ -37,9 +37,7 @@ class ModelDrafter:
         drafts = [Draft() for _ in rows]
         while any(draft.reason is None for draft in drafts):
             lengths = self.scorer.lengths
-            unread = [
-                row.tokens[lengths[b] :] if drafts[b].reason is None else [] for b, row in enumerate(rows)
-            ]
+            unread = [row.tokens[lengths[b] :] if drafts[b].reason is None else [] for b, row in enumerate(rows)]
             logits = self.scorer.extend(unread)
             writing = [int(draft.reason is None) for draft in drafts]
             tokens, confidences = self._read(logits, rows, writing)

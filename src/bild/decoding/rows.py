@@ -70,12 +70,14 @@ class Row:
 def process(rows: Sequence[Row], logits: Tensor, counts: Sequence[int]) -> Tensor:
     """Apply each row's processor to the last ``counts[b]`` positions of ``logits`` ``[B, T, V]``.
 
-    The last position scores what follows ``row.tokens``, the one before what follows all but
+    Returns at least float32: probabilities need it, and a CPU finds the largest of 16-bit numbers
+    more slowly. The last position scores what follows ``row.tokens``, the one before what follows all but
     the last of them, and so on: processors depend on the prefix.
     """
-    if all(row.request.process is None for row in rows):
+    processed = any(row.request.process is not None for row in rows)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=processed)
+    if not processed:
         return logits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
     for b, (row, count) in enumerate(zip(rows, counts, strict=True)):
         if row.request.process is not None:
             for back in range(count):

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from bild.errors import InputError, LoadError
+from bild.errors import LoadError
 
 
 class EagerModel:
@@ -74,27 +74,24 @@ class EagerModel:
         """Most tokens the encoder can place, or None where positions are relative."""
         return self.max_positions if self.is_encoder_decoder else None
 
-    @torch.inference_mode()
-    def start(self, sources: Sequence[Sequence[int]] | None, batch_size: int | None = None) -> EagerScorer:
+    def start(self, sources: Sequence[Sequence[int]]) -> EagerScorer:
         """Begin a batch.
 
         Args:
-            sources: encoder input ids a row; None for a decoder-only model.
-            batch_size: number of rows of a decoder-only model.
+            sources: encoder input ids, one list a row; empty lists for a decoder-only model.
         """
-        if not self.is_encoder_decoder:
-            assert batch_size is not None
-            return EagerScorer(self, batch_size)
-        assert sources is not None
+        return EagerScorer(self, sources)
+
+    def encode(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+        """Encoder states ``[B, S, D]`` and their mask ``[B, S]``, None where no row is padded."""
         width = max(len(source) for source in sources)
-        pad = self.config.pad_token_id if self.config.pad_token_id is not None else 0
-        ids = torch.tensor([[*source, *[pad] * (width - len(source))] for source in sources], device=self.device)
+        ids = torch.tensor([_pad(source, width, left=False) for source in sources], device=self.device)
         mask = None
         if any(len(source) < width for source in sources):
             lengths = torch.tensor([len(source) for source in sources], device=self.device)
             mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
         encoded = self.network.get_encoder()(input_ids=ids, attention_mask=mask)
-        return EagerScorer(self, len(sources), encoded.last_hidden_state, mask)
+        return encoded.last_hidden_state, mask
 
     def _refuse_uncroppable(self) -> None:
         cache = DynamicCache(config=self.config.get_text_config(decoder=True))
@@ -115,20 +112,19 @@ def _head_size(network: PreTrainedModel) -> int:
 class EagerScorer:
     """One batch being read by an :class:`EagerModel`; see :class:`bild.decoding.Scorer`."""
 
-    def __init__(
-        self, model: EagerModel, batch_size: int, encoded: Tensor | None = None, source_mask: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: EagerModel, sources: Sequence[Sequence[int]]) -> None:
         self.model = model
-        self._lengths = [0] * batch_size
-        self._tails = [0] * batch_size
+        self._sources = list(sources)
+        self._encoded: Tensor | None = None
+        self._source_mask: Tensor | None = None
+        self._lengths = [0] * len(sources)
+        self._tails = [0] * len(sources)
         self._size = 0
-        self._encoded = encoded
-        self._source_mask = source_mask
         # Full-length layers also where the model attends through a sliding window: its mask does the
         # sliding, and nothing is lost that a rollback may need. Built without a config, the cache grows
         # by the decoder's layers (with one, T5's would have the encoder's count).
         self._cache = DynamicCache()
-        self._past = self._cache if encoded is None else EncoderDecoderCache(self._cache, DynamicCache())
+        self._past = EncoderDecoderCache(self._cache, DynamicCache()) if model.is_encoder_decoder else self._cache
 
     @property
     def lengths(self) -> list[int]:
@@ -164,6 +160,7 @@ class EagerScorer:
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
+        self._sources = [self._sources[b] for b in rows]
         index = torch.tensor(rows, device=self.model.device)
         self._past.batch_select_indices(index)
         self._lengths = [self._lengths[b] for b in rows]
@@ -179,7 +176,10 @@ class EagerScorer:
         columns = torch.arange(self._size + ids.shape[1], device=ids.device)
         leading = None if padding is None else torch.tensor(padding, device=ids.device)[:, None]
         mask = None if leading is None else (columns >= leading).long()
-        if self._encoded is not None:
+        if self.model.is_encoder_decoder:
+            if self._encoded is None:
+                # Only now: a text the small model ends unread never costs the large model's encoder.
+                self._encoded, self._source_mask = self.model.encode(self._sources)
             inputs["decoder_input_ids"] = ids
             inputs["decoder_attention_mask"] = mask
             inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self._encoded)

@@ -39,7 +39,9 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device is {str(device)!r}, which this machine does not have ({_first_line(error)})") from None
+        raise InputError(
+            f"device is {str(device)!r}, which this machine does not have ({_first_line(error)})"
+        ) from None
     return resolved
 
 
@@ -94,7 +96,13 @@ def load_network(
     config = _load(AutoConfig, path, name, trust_remote_code=trust_remote_code)
     kind = _auto_class(config, name, trust_remote_code)
     network, report = _load(
-        kind, path, name, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=trust_remote_code
+        kind,
+        path,
+        name,
+        dtype=dtype,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
     )
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
     if missing:

@@ -1,0 +1,348 @@
+"""The main job: two checkpoints in, the large model's text out, faster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from bild.decoding import Commit, Greedy, ModelDrafter, Policy, Request, Sampling, decode
+from bild.errors import InputError, LoadError
+from bild.generation.options import GenerationOptions
+from bild.generation.pair import Pair, bundled_pair
+from bild.generation.prompts import Prompter, as_list, task_prefix
+from bild.generation.result import Result
+from bild.generation.stream import Stream
+from bild.generation.text import decode as decode_text
+from bild.models import (
+    EagerModel,
+    check_shared_vocabulary,
+    load_network,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
+
+logger = logging.getLogger("bild")
+RUNTIMES = {"eager": EagerModel}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One input on its way through a batch."""
+
+    source: list[int]
+    request: Request
+
+
+class BigLittleDecoder:
+    """A small and a large model that decode together.
+
+    Args:
+        large: network of the accurate model (draft-and-verify literature: target model).
+        small: network of the cheap model (draft model); same vocabulary, same kind.
+        tokenizer: of the pair; None: only token ids can be decoded.
+        small_tokenizer: to check that the vocabularies agree; None: only sizes are compared.
+        policy: what ``policy="bild"`` means for this pair; default thresholds otherwise.
+        runtime: how the networks are run; ``"eager"``.
+
+    Raises:
+        LoadError: an encoder-decoder paired with a decoder-only model, or a model that cannot roll back.
+        VocabularyError: the models do not share a vocabulary.
+    """
+
+    def __init__(
+        self,
+        large: PreTrainedModel,
+        small: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        small_tokenizer: PreTrainedTokenizerBase | None = None,
+        policy: Policy | None = None,
+        runtime: str = "eager",
+    ) -> None:
+        if runtime not in RUNTIMES:
+            raise InputError(f"runtime is {runtime!r}; allowed are {', '.join(RUNTIMES)}")
+        self.large, self.small = RUNTIMES[runtime](large), RUNTIMES[runtime](small)
+        if self.large.is_encoder_decoder != self.small.is_encoder_decoder:
+            kinds = ["encoder-decoder" if m.is_encoder_decoder else "decoder-only" for m in (self.large, self.small)]
+            raise LoadError(f"the large model is {kinds[0]} and the small one {kinds[1]}; use two of one kind")
+        if large.device != small.device:
+            raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
+        shared = check_shared_vocabulary(tokenizer, small_tokenizer, self.large.vocab_size, self.small.vocab_size)
+        self.large.vocab_size = self.small.vocab_size = shared
+        self.tokenizer = tokenizer
+        self.policy = Policy() if policy is None else policy
+        self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
+        for model in (self.large, self.small):
+            if not model.batches:
+                name = type(model.network).__name__
+                logger.warning("%s counts positions inside its modules: batches are decoded row by row", name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pair: str | os.PathLike[str] | None = None,
+        *,
+        large: str | os.PathLike[str] | None = None,
+        small: str | os.PathLike[str] | None = None,
+        runtime: str = "eager",
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        trust_remote_code: bool = False,
+    ) -> BigLittleDecoder:
+        """Load a pair from disk or the hub; without any name, the bundled German → English one.
+
+        Args:
+            pair: folder or ``bild.json`` of a pair; ``large`` and ``small`` override its checkpoints.
+            large: folder or hub name of the accurate model.
+            small: likewise of the cheap one.
+            runtime: ``"eager"``: transformers' modules as they are.
+            dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``, or ``"auto"``: the
+                fastest that is safe on the machine.
+            device: ``"cpu"``, ``"cuda"``, … or ``"auto"``: a GPU where there is one.
+            trust_remote_code: whether code that comes with a checkpoint may run.
+
+        Raises:
+            LoadError, VocabularyError, InputError: see :mod:`bild.errors`.
+        """
+        chosen = _choose_pair(pair, large, small)
+        on = resolve_device(device)
+        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on}
+        trust = {"trust_remote_code": trust_remote_code}
+        return cls(
+            load_network(chosen.large, **options, **trust),
+            load_network(chosen.small, **options, **trust),
+            load_tokenizer(chosen.large, **trust),
+            small_tokenizer=load_tokenizer(chosen.small, **trust),
+            policy=chosen.policy,
+            runtime=runtime,
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write both checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads."""
+        for name, model in (("large", self.large), ("small", self.small)):
+            place = Path(folder) / name
+            model.network.save_pretrained(place)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(place)
+        Pair(str(Path(folder) / "large"), str(Path(folder) / "small"), self.policy).save(folder)
+
+    @property
+    def batches(self) -> bool:
+        """Whether rows of different length can share a batch; if not, they are decoded one by one."""
+        return self.large.batches and self.small.batches
+
+    def generate(self, inputs: Any, policy: str | Policy | None = None, **options: Any) -> list[Result]:
+        """Decode every input.
+
+        Args:
+            inputs: a text, a list of texts, conversations (``[{"role": …, "content": …}]``) or token
+                id lists, a tensor ``[B, T]``, or what the tokenizer returns.
+            policy: ``"bild"`` (the default; the pair's own thresholds), ``"exact"``, ``"large"``,
+                ``"small"``, or a :class:`~bild.Policy`.
+            options: those of :meth:`generate_each`.
+
+        Returns:
+            One :class:`Result` an input, in order.
+
+        Raises:
+            InputError: an input or option that cannot be used.
+        """
+        return list(self.generate_each(inputs, policy, **options))
+
+    def generate_each(
+        self,
+        inputs: Any,
+        policy: str | Policy | None = None,
+        *,
+        batch_size: int = 1,
+        attention_mask: torch.Tensor | None = None,
+        prefix: str | None = None,
+        task: str | None = None,
+        chat: bool | None = None,
+        system: str | None = None,
+        lossless: bool = False,
+        **options: Any,
+    ) -> Iterator[Result]:
+        """As :meth:`generate`, each result as soon as its batch is done.
+
+        Args:
+            inputs: see :meth:`generate`.
+            policy: see :meth:`generate`.
+            batch_size: rows decoded together, 1…, default 1: lowest latency for each. A row's text does
+                not depend on its neighbours (up to rounding, which in 16 bits can turn a near tie).
+            attention_mask: of a tensor of inputs, 0 where it is padding.
+            prefix: text put before every input.
+            task: name of a task whose prefix a T5 checkpoint brings.
+            chat: treat texts as a user's turn; default: where a decoder-only model has a chat template.
+            system: system message of that conversation.
+            lossless: insist on the large model's own text; an error with a policy that does not give it.
+            options: fields of :class:`GenerationOptions`, under transformers' names.
+        """
+        resolved = self.resolve_policy(policy, lossless=lossless)
+        asked = GenerationOptions.over(self.generation_config, options)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
+        items, _ = as_list(inputs, attention_mask)
+        prompter = self.prompter(prefix=prefix, task=task, chat=chat, system=system)
+        jobs = [self._job(prompter.encode(item), asked, index) for index, item in enumerate(items)]
+        size = batch_size if self.batches else 1
+        batches = (jobs[at : at + size] for at in range(0, len(jobs), size))
+        return (result for batch in batches for result in self._results(batch, resolved, asked))
+
+    def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
+        """Decode one input and hand out its text as it becomes final.
+
+        Args:
+            text: one input as for :meth:`generate`.
+            policy: see :meth:`generate`.
+            options: those of :meth:`generate_each`, without ``batch_size``.
+
+        Returns:
+            An iterator of text pieces, committed tokens only; its ``result`` is set at the end.
+        """
+        items, _ = as_list(text)
+        if len(items) != 1:
+            raise InputError(f"stream takes one input, got {len(items)}; use generate for many")
+        resolved = self.resolve_policy(policy, lossless=bool(options.pop("lossless", False)))
+        names = ("prefix", "task", "chat", "system")
+        prompter = self.prompter(**{name: options.pop(name, None) for name in names})
+        asked = GenerationOptions.over(self.generation_config, options)
+        job = self._job(prompter.encode(items[0]), asked, 0)
+        start = time.perf_counter()
+        return Stream(self._commits([job], resolved, asked), self.tokenizer, start)
+
+    def prompter(
+        self, *, prefix: str | None = None, task: str | None = None, chat: bool | None = None, system: str | None = None
+    ) -> Prompter:
+        """What turns inputs into token ids; the arguments of :meth:`generate_each`."""
+        config = self.large.config
+        before = task_prefix(config, task) if prefix is None else prefix
+        return Prompter(self.tokenizer, config, before, chat, system)
+
+    def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
+        """The policy a name stands for; ``"bild"`` and None mean the pair's own.
+
+        Raises:
+            InputError: an unknown name, or ``lossless`` with a policy that is not.
+        """
+        if policy is None or policy == "bild":
+            resolved = self.policy
+        elif isinstance(policy, Policy):
+            resolved = policy
+        else:
+            try:
+                resolved = Policy.preset(policy)
+            except (ValueError, TypeError) as error:
+                raise InputError(str(error)) from None
+        if lossless and not resolved.lossless:
+            raise InputError("this policy does not give the large model's own text; use policy='exact' with lossless")
+        return resolved
+
+    def _job(self, ids: list[int], asked: GenerationOptions, index: int) -> _Job:
+        """The request of one input: where its decoder starts, and how far it may go.
+
+        Raises:
+            InputError: more tokens than the models have positions.
+        """
+        if self.large.is_encoder_decoder:
+            source, prompt = ids, [self._decoder_start(asked)]
+            self._check_fits(len(source), [m.max_source_positions for m in (self.large, self.small)], "tokens")
+        else:
+            source, prompt = [], ids
+        limits = [m.max_positions for m in (self.large, self.small)]
+        # The last token written is never read, so the text may be one longer than the positions.
+        self._check_fits(len(prompt), limits, "prompt tokens")
+        assert asked.max_new_tokens is not None
+        room = [limit + 1 - len(prompt) for limit in limits if limit is not None]
+        longest = min([asked.max_new_tokens, *room])
+        device = self.large.device
+        request = Request(
+            prompt=prompt,
+            max_new_tokens=longest,
+            eos_token_ids=asked.eos_token_ids,
+            stop=self._stop(asked, len(prompt)),
+            process=asked.processor(len(prompt), longest, source or None, device),
+            generator=_generator(asked.seed_of(index)) if asked.do_sample else None,
+        )
+        return _Job(source, request)
+
+    def _results(self, jobs: Sequence[_Job], policy: Policy, asked: GenerationOptions) -> list[Result]:
+        start = time.perf_counter()
+        rounds: list[list[Commit]] = [[] for _ in jobs]
+        first, last = [0.0] * len(jobs), [0.0] * len(jobs)
+        for commit in self._commits(jobs, policy, asked):
+            last[commit.row] = time.perf_counter() - start
+            if not rounds[commit.row]:
+                first[commit.row] = last[commit.row]
+            rounds[commit.row].append(commit)
+        return [Result.of(row, self.tokenizer, *times) for row, *times in zip(rounds, first, last, strict=True)]
+
+    def _commits(self, jobs: Sequence[_Job], policy: Policy, asked: GenerationOptions) -> Iterator[Commit]:
+        """Run the loop over a batch."""
+        choice = Sampling(asked.warp()) if asked.do_sample else Greedy()
+        sources, requests = [job.source for job in jobs], [job.request for job in jobs]
+        if policy.alone is not None:
+            model = self.large if policy.alone == "large" else self.small
+            return decode(requests, policy, large=model.start(sources), choice=choice)
+        small = self.small.start(sources)
+        drafter = ModelDrafter(small, policy.hand_over, policy.max_draft_tokens, choice)
+        return decode(requests, policy, large=self.large.start(sources), drafter=drafter, choice=choice)
+
+    def _decoder_start(self, asked: GenerationOptions) -> int:
+        for start in (asked.decoder_start_token_id, self.generation_config.bos_token_id):
+            if start is not None:
+                return start
+        raise InputError("the checkpoint names no decoder start; give decoder_start_token_id")
+
+    def _check_fits(self, length: int, limits: Sequence[int | None], what: str) -> None:
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        if limit is not None and length > limit:
+            raise InputError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
+
+    def _stop(self, asked: GenerationOptions, prompt_length: int) -> Callable[[Sequence[int]], bool] | None:
+        if not asked.stop_strings:
+            return None
+        if self.tokenizer is None:
+            raise InputError("stop_strings need a tokenizer, and the pair has none")
+        strings = [asked.stop_strings] if isinstance(asked.stop_strings, str) else list(asked.stop_strings)
+
+        def stops(tokens: Sequence[int]) -> bool:
+            # As in transformers: a stop string counts when the newest token completes it.
+            before = len(decode_text(self.tokenizer, tokens[prompt_length:-1]))
+            text = decode_text(self.tokenizer, tokens[prompt_length:])
+            return any(string in text[max(0, before - len(string) + 1) :] for string in strings)
+
+        return stops
+
+
+def _choose_pair(
+    pair: str | os.PathLike[str] | None, large: str | os.PathLike[str] | None, small: str | os.PathLike[str] | None
+) -> Pair:
+    if pair is None and large is not None and small is not None:
+        return Pair(os.fspath(large), os.fspath(small))
+    if pair is None and (large is not None or small is not None):
+        missing = "small" if small is None else "large"
+        raise InputError(f"{missing} is missing; name both checkpoints, or a pair")
+    loaded = Pair.load(bundled_pair() if pair is None else pair)
+    if large is None and small is None:
+        return loaded
+    # Thresholds tuned for other checkpoints say nothing about these.
+    return Pair(os.fspath(large or loaded.large), os.fspath(small or loaded.small))
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator

@@ -1,0 +1,105 @@
+"""A pair on disk: two checkpoints and the policy tuned for them, named in a ``bild.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bild.decoding import Policy
+from bild.errors import InputError, LoadError
+
+FILE = "bild.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where two checkpoints are, and the policy they are decoded with.
+
+    Args:
+        large: folder or hub name of the accurate model.
+        small: likewise of the cheap one.
+        policy: tuned for the two; the default ``bild`` preset otherwise.
+        evidence: how the policy was found (data, scores, machine), kept as it is.
+    """
+
+    large: str
+    small: str
+    policy: Policy = field(default_factory=Policy)
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, place: str | os.PathLike[str]) -> Pair:
+        """Read a pair from a folder or a ``.json`` file.
+
+        A folder holds a ``bild.json``, or simply the checkpoints in ``large`` and ``small``. Relative
+        paths in the file count from its folder; what is no folder there is a hub name.
+
+        Raises:
+            LoadError: no pair there, or a file that is not one.
+        """
+        path = Path(place)
+        if not path.exists():
+            raise LoadError(f"no such pair: {path}; give a folder with {FILE}, or with large/ and small/ in it")
+        file = path / FILE if path.is_dir() else path
+        if not file.exists():
+            if (path / "large").is_dir() and (path / "small").is_dir():
+                return cls(str(path / "large"), str(path / "small"))
+            raise LoadError(f"{path} is no pair: it holds neither {FILE} nor the folders large and small")
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            policy = Policy.from_dict(values["policy"]) if "policy" in values else Policy()
+            names = [_relative_to(file.parent, values[key]) for key in ("large", "small")]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LoadError(f"{file} does not describe a pair ({type(error).__name__}: {error})") from None
+        return cls(*names, policy, dict(values.get("evidence", {})))
+
+    def save(self, place: str | os.PathLike[str]) -> Path:
+        """Write the file; a folder gets a ``bild.json``. Checkpoints below that folder are named relative to it.
+
+        Raises:
+            InputError: the place cannot be written.
+        """
+        path = Path(place)
+        file = path if path.suffix == ".json" else path / FILE
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            values = {
+                "large": _seen_from(file.parent, self.large),
+                "small": _seen_from(file.parent, self.small),
+                "policy": self.policy.to_dict(),
+                "evidence": self.evidence,
+            }
+            file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {file} ({error.strerror})") from None
+        return file
+
+
+def bundled_pair() -> Path:
+    """The German → English pair that comes with the package: what runs when no checkpoint is named.
+
+    Raises:
+        LoadError: an installation without it.
+    """
+    package = Path(__file__).resolve().parents[1]
+    # Inside an installed wheel, or in a checkout beside src.
+    for place in (package / "bundled" / "de-en", package.parents[1] / "models" / "de-en"):
+        if place.is_dir():
+            return place
+    raise LoadError("this installation has no bundled pair; name your own with large=… and small=…")
+
+
+def _relative_to(folder: Path, name: str) -> str:
+    inside = folder / name
+    return str(inside) if inside.is_dir() else str(name)
+
+
+def _seen_from(folder: Path, name: str) -> str:
+    path = Path(name)
+    if not path.is_dir():
+        return name
+    absolute, base = path.resolve(), folder.resolve()
+    return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)

@@ -1,0 +1,84 @@
+"""BiLD straight from its definition: no cache, no batch, every distribution computed anew from the prefix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tests.toy import ToyModel
+
+
+@dataclass
+class Brute:
+    """What the definition writes, and how."""
+
+    tokens: list[int] = field(default_factory=list)
+    writers: list[str] = field(default_factory=list)
+    finish: str = ""
+    drafts: list[list[int]] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+
+def greedy(model: ToyModel, prompt: list[int], limit: int, eos: set[int]) -> list[int]:
+    """Plain decoding by one model."""
+    written: list[int] = []
+    while len(written) < limit and not (written and written[-1] in eos):
+        written.append(int(model.logits(prompt + written).argmax()))
+    return written
+
+
+def bild(
+    small: ToyModel,
+    large: ToyModel,
+    prompt: list[int],
+    *,
+    limit: int,
+    eos: set[int],
+    fallback: float,
+    rollback: float,
+    window: int,
+    verify_end: bool,
+) -> Brute:
+    """Algorithm 1 with D1 to D4 of the design."""
+    out = Brute()
+
+    def ended(tokens: list[int]) -> str:
+        if tokens and tokens[-1] in eos:
+            return "eos"
+        return "length" if len(tokens) >= limit else ""
+
+    while not out.finish:
+        draft: list[int] = []
+        reason = ""
+        while not reason:
+            p = small.logits(prompt + out.tokens + draft).softmax(-1)
+            if p.max() < fallback:
+                reason = "unsure"
+                break
+            draft.append(int(p.argmax()))
+            if ended(out.tokens + draft):
+                reason = "end"
+            elif len(draft) == window:
+                reason = "window"
+        out.drafts.append(draft)
+        out.reasons.append(reason)
+        if reason == "end" and not verify_end:
+            out.tokens += draft
+            out.writers += ["small"] * len(draft)
+            out.accepted.append(len(draft))
+            out.finish = ended(out.tokens)
+            break
+        kept = 0
+        for token in draft:
+            p = large.logits(prompt + out.tokens + draft[:kept]).softmax(-1)
+            if -p[token].log() > rollback and int(p.argmax()) != token:
+                break
+            kept += 1
+        out.tokens += draft[:kept]
+        out.writers += ["small"] * kept
+        out.accepted.append(kept)
+        if not ended(out.tokens) or kept < len(draft):
+            out.tokens.append(int(large.logits(prompt + out.tokens).argmax()))
+            out.writers.append("large")
+        out.finish = ended(out.tokens)
+    return out
