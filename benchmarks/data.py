@@ -9,7 +9,7 @@ from pathlib import Path
 
 def read(path: Path, limit: int | None = None) -> list[dict[str, str]]:
     """The first `limit` examples of a file."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
         examples = [json.loads(line) for line in lines]
     return examples[:limit]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from bild.decoding.acceptance import Acceptance, ExactMatch, WithinDistance
@@ -34,8 +34,8 @@ class Policy:
         ValueError: a value out of range, or a lossless acceptance rule without ``verify_end``.
     """
 
-    hand_over: HandOver = LowConfidence(DEFAULT_FALLBACK_THRESHOLD)
-    acceptance: Acceptance = WithinDistance(DEFAULT_ROLLBACK_THRESHOLD)
+    hand_over: HandOver = field(default_factory=lambda: LowConfidence(DEFAULT_FALLBACK_THRESHOLD))
+    acceptance: Acceptance = field(default_factory=lambda: WithinDistance(DEFAULT_ROLLBACK_THRESHOLD))
     max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS
     verify_end: bool = False
     alone: Writer | None = None

@@ -147,16 +147,16 @@ def _commit(row: Row, draft: Draft, verdict: Verdict, writer: Writer) -> Commit:
     del row.tokens[start + accepted :]
     # Only a whole draft can end the text: each of its tokens was asked when it was written.
     finish_reason = row.ended() if draft.reason == "end" and accepted == len(draft.tokens) else None
-    writers: tuple[Writer, ...] = ("small",) * accepted
+    writers: list[Writer] = ["small"] * accepted
     if finish_reason is None:
         row.tokens.append(verdict.next_token)
-        writers += (writer,)
+        writers.append(writer)
         finish_reason = row.ended()
     row.committed = len(row.tokens)
     return Commit(
         row=row.index,
         tokens=tuple(row.tokens[start:]),
-        writers=writers,
+        writers=tuple(writers),
         draft=tuple(draft.tokens),
         accepted=accepted,
         reason=draft.reason,
@@ -171,11 +171,12 @@ def _commit(row: Row, draft: Draft, verdict: Verdict, writer: Writer) -> Commit:
 
 def _finish_unread(row: Row, draft: Draft) -> Commit:
     """End a row with a draft the large model never reads."""
+    writers: list[Writer] = ["small"] * len(draft.tokens)
     row.committed = len(row.tokens)
     return Commit(
         row=row.index,
         tokens=tuple(draft.tokens),
-        writers=("small",) * len(draft.tokens),
+        writers=tuple(writers),
         draft=tuple(draft.tokens),
         accepted=len(draft.tokens),
         reason=draft.reason,

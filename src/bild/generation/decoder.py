@@ -228,6 +228,15 @@ class BigLittleDecoder:
         before = task_prefix(config, task) if prefix is None else prefix
         return Prompter(self.tokenizer, config, before, chat, system)
 
+    def check(self, ids: list[int], **options: Any) -> None:
+        """Whether :meth:`generate` would take these token ids with these options.
+
+        Raises:
+            InputError: if not, and why.
+        """
+        options.pop("lossless", None)
+        self._job(ids, GenerationOptions.over(self.generation_config, options), 0)
+
     def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
         """The policy a name stands for; ``"bild"`` and None mean the pair's own.
 

@@ -109,7 +109,7 @@ class GenerationOptions:
         values = {name: getattr(config, name, None) for name in names} | {"do_sample": False}
         values |= {name: value for name, value in given.items() if value is not None}
         if values["max_new_tokens"] is None:
-            # A checkpoint's max_length counts the decoder start; a default one of 20 is transformers', not the checkpoint's.
+            # A checkpoint's max_length counts the decoder start; 20 is transformers' default, nobody's choice.
             longest = config.max_length
             values["max_new_tokens"] = longest - 1 if longest and longest > 20 else DEFAULT_MAX_NEW_TOKENS
         return cls(**values)

@@ -140,14 +140,16 @@ class EagerScorer:
         # The first pass is padded on the left, where it stays; later ones on the right, to be forgotten.
         first = self._size == 0
         fill = [width if first else count for count in counts]
-        padding = [width - count if first else self._size - length for count, length in zip(counts, self._lengths)]
+        padding = [
+            width - count if first else self._size - length for count, length in zip(counts, self._lengths, strict=True)
+        ]
         ids = torch.tensor([_pad(row, width, left=first) for row in tokens], device=self.model.device)
         # Row b's wanted columns end at fill[b], so that many trailing columns hold those of every row.
         trailing = min(width, width - min(fill) + last)
         ragged = any(padding) or min(counts) < width
         logits = self._forward(ids, padding if ragged else None, trailing)
         self._size += width
-        self._lengths = [length + count for length, count in zip(self._lengths, counts)]
+        self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
         self._tails = [width - used for used in fill]
         return _right_align(logits, [width - used for used in fill], last)
 

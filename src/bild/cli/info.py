@@ -1,0 +1,119 @@
+"""bild info: what a pair is made of, and what a small step costs beside a large one here."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bild.cli import pair_options as options
+
+if TYPE_CHECKING:
+    from bild.generation import BigLittleDecoder
+    from bild.models import EagerModel
+
+WARM_UP_STEPS, TIMED_STEPS = 10, 40
+
+
+def info(
+    large: options.Large = None,
+    small: options.Small = None,
+    pair: options.PairName = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "eager",
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show a pair: parameters, layers, vocabulary, policy, and the cost ratio measured here."""
+    decoder = options.load_decoder(
+        large=large,
+        small=small,
+        pair=pair,
+        dtype=dtype,
+        device=device,
+        runtime=runtime,
+        trust_remote_code=trust_remote_code,
+    )
+    facts = describe(decoder)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    _print_table(facts)
+
+
+def describe(decoder: BigLittleDecoder) -> dict[str, Any]:
+    """The facts of a pair, steps timed side by side."""
+    steps = _time_steps(decoder)
+    return {
+        "large": _describe_model(decoder.large, steps["large"]),
+        "small": _describe_model(decoder.small, steps["small"]),
+        "cost_ratio": steps["small"] / steps["large"],
+        "shared_vocabulary": decoder.large.vocab_size,
+        "batches": decoder.batches,
+        "policy": decoder.policy.to_dict(),
+        "dtype": str(decoder.large.dtype).removeprefix("torch."),
+        "device": str(decoder.large.device),
+    }
+
+
+def _describe_model(model: EagerModel, step_s: float) -> dict[str, Any]:
+    config = model.config
+    text = config.get_text_config(decoder=True)
+    layers = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
+    encoder_layers = getattr(config, "encoder_layers", None) or getattr(config, "num_layers", None)
+    return {
+        "name": config.name_or_path,
+        "architecture": type(model.network).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "encoder_layers": encoder_layers if model.is_encoder_decoder else 0,
+        "decoder_layers": layers if model.is_encoder_decoder and layers else text.num_hidden_layers,
+        "width": text.hidden_size,
+        "max_positions": model.max_positions,
+        "step_ms": step_s * 1e3,
+    }
+
+
+def _time_steps(decoder: BigLittleDecoder) -> dict[str, float]:
+    """Median seconds of a one-token step of both models, taken in turn so that drift hits both."""
+    token = [decoder.large.config.get_text_config(decoder=True).vocab_size // 2]
+    source = [token * 12] if decoder.large.is_encoder_decoder else [[]]
+    scorers = {"large": decoder.large.start(source), "small": decoder.small.start(source)}
+    seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+        for name, scorer in scorers.items():
+            start = time.perf_counter()
+            # To the host, so that a GPU has really finished.
+            scorer.extend([token]).argmax().item()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[WARM_UP_STEPS:]) for name, times in seconds.items()}
+
+
+def _print_table(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("", "large", "small"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for key in facts["large"]:
+        values = [facts[side][key] for side in ("large", "small")]
+        table.add_row(key.replace("_", " "), *(_readable(key, value) for value in values))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"a small step costs {facts['cost_ratio']:.0%} of a large one here ({facts['dtype']}, {facts['device']})"
+    )
+    console.print(f"shared vocabulary: {facts['shared_vocabulary']} ids agree")
+    console.print(f"policy: {json.dumps(facts['policy'])}", markup=False)
+
+
+def _readable(key: str, value: Any) -> str:
+    if key == "parameters":
+        return f"{value / 1e6:.1f} M"
+    if key == "step_ms":
+        return f"{value:.2f}"
+    return "any" if value is None else str(value)

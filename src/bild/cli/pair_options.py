@@ -1,0 +1,111 @@
+"""Options that every command about a pair shares, and how the pair is loaded for the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bild.decoding import Policy
+    from bild.generation import BigLittleDecoder
+
+MODELS = "Models"
+POLICY = "Policy"
+
+Large = Annotated[str | None, typer.Option(help="Folder or hub name of the accurate model.", rich_help_panel=MODELS)]
+Small = Annotated[str | None, typer.Option(help="Folder or hub name of the cheap model.", rich_help_panel=MODELS)]
+PairName = Annotated[
+    str | None,
+    typer.Option(
+        "--pair",
+        help="Folder or bild.json of a pair. Default: the bundled German → English one.",
+        rich_help_panel=MODELS,
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.", rich_help_panel=MODELS)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=MODELS)]
+Runtime = Annotated[str, typer.Option(help="How the networks are run: eager.", rich_help_panel=MODELS)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.", rich_help_panel=MODELS)
+]
+FallbackThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Hand over below this confidence, 0…1; higher = slower, nearer to large.", rich_help_panel=POLICY
+    ),
+]
+RollbackThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Roll back above this distance in nats, 0…; lower = slower, nearer to large.", rich_help_panel=POLICY
+    ),
+]
+MaxDraftTokens = Annotated[int | None, typer.Option(help="Longest draft, 1…", rich_help_panel=POLICY)]
+VerifyEnd = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify-end/--no-verify-end", help="Whether large reads a draft that ends the text.", rich_help_panel=POLICY
+    ),
+]
+
+
+def load_decoder(
+    *,
+    large: str | None,
+    small: str | None,
+    pair: str | None,
+    dtype: str,
+    device: str,
+    runtime: str,
+    trust_remote_code: bool,
+) -> BigLittleDecoder:
+    """Load the pair quietly: transformers' progress bars and hints are not for this program's user."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    from bild.generation import BigLittleDecoder
+
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    return BigLittleDecoder.from_pretrained(
+        pair,
+        large=large,
+        small=small,
+        dtype=dtype,
+        device=device,
+        runtime=runtime,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def choose_policy(decoder: BigLittleDecoder, name: str, **given: float | bool | None) -> Policy:
+    """The named policy with the thresholds given on the command line in place of its own.
+
+    Raises:
+        InputError: an unknown name, a value out of range, or one the policy does not use.
+    """
+    from bild.decoding import Policy
+    from bild.decoding.acceptance import WithinDistance
+    from bild.decoding.hand_over import LowConfidence
+    from bild.errors import InputError
+
+    thresholds = {key: value for key, value in given.items() if value is not None}
+    try:
+        if name != "bild" or not thresholds:
+            return decoder.resolve_policy(name) if not thresholds else Policy.preset(name, **thresholds)
+        own = decoder.policy
+        if isinstance(own.hand_over, LowConfidence):
+            thresholds.setdefault("fallback_threshold", own.hand_over.threshold)
+        if isinstance(own.acceptance, WithinDistance):
+            thresholds.setdefault("rollback_threshold", own.acceptance.threshold)
+        thresholds.setdefault("max_draft_tokens", own.max_draft_tokens)
+        thresholds.setdefault("verify_end", own.verify_end)
+        return Policy.bild(**thresholds)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InputError(str(error)) from None

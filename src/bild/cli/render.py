@@ -1,0 +1,67 @@
+"""What the command line shows beside the text: who wrote what, counts, and a comparison."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from bild.decoding import Stats
+from bild.generation import Result
+from bild.generation.text import pieces
+
+STYLES = {"small": "green", "large": "bold red"}
+ROLLED_BACK = "strike dim"
+
+
+def trace(result: Result, tokenizer: PreTrainedTokenizerBase | None) -> Text:
+    """The paper's Figure 9: tokens coloured by their writer, rolled-back drafts struck through.
+
+    Without colours, the large model's tokens stand in [brackets] and rolled-back ones between ~tildes~.
+    """
+    line = Text()
+    written: list[int] = []
+    for commit in result.rounds:
+        texts = pieces(tokenizer, commit.tokens, written)
+        for text, writer in zip(texts, commit.writers, strict=True):
+            if commit.rolled_back and writer == "large":
+                lost = commit.draft[commit.accepted :]
+                _mark(
+                    line,
+                    "".join(pieces(tokenizer, lost, [*written, *commit.tokens[: commit.accepted]])),
+                    "~",
+                    "~",
+                    ROLLED_BACK,
+                )
+            brackets = ("[", "]") if writer == "large" else ("", "")
+            _mark(line, text, *brackets, STYLES[writer])
+        written += commit.tokens
+    return line
+
+
+def _mark(line: Text, text: str, before: str, after: str, style: str) -> None:
+    """Append a marked piece, its leading space outside the marks."""
+    bare = text.lstrip(" ")
+    line.append(" " * (len(text) - len(bare)))
+    line.append(f"{before}{bare}{after}", style=style)
+
+
+def counts(stats: Stats) -> str:
+    """One line of statistics."""
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{value:.0%}"
+
+    return (
+        f"{stats.num_tokens} tokens · {percent(stats.large_share)} by large · "
+        f"{stats.num_large_steps} large and {stats.num_small_steps} small steps · "
+        f"{stats.num_rounds} rounds, {stats.num_rollbacks} rollbacks · "
+        f"{percent(stats.acceptance_rate)} of drafts accepted"
+    )
+
+
+def times(result: Result) -> str:
+    """One line of times."""
+    return (
+        f"{result.total_s * 1e3:.1f} ms · first after {result.ttft_s * 1e3:.1f} ms · "
+        f"{result.seconds_per_token * 1e3:.2f} ms a token"
+    )
