@@ -10,8 +10,14 @@ from random import Random
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
     GPT2Config,
@@ -25,6 +31,7 @@ from transformers import (
     MT5Config,
     MT5ForConditionalGeneration,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     T5Config,
@@ -61,6 +68,16 @@ def build(
     return network.to(dtype).eval()
 
 
+def build_other(model_type: str) -> PreTrainedModel:
+    """A random float32 network of one of :data:`OTHERS`."""
+    tokens = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD, "bos_token_id": START, "eos_token_id": EOS}
+    config = AutoConfig.for_model(model_type, **tokens, **OTHERS[model_type])
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    network = kind.from_config(config).float()
+    _spread(network, torch.Generator().manual_seed(0))
+    return network.eval()
+
+
 @cache
 def shared(name: str, seed: int = 0) -> PreTrainedModel:
     """A float64 network that is built once; nobody may change it."""
@@ -87,6 +104,14 @@ def forward(network: PreTrainedModel, source: Sequence[int], tokens: Sequence[in
         else:
             inputs = {"input_ids": ids}
         return network(**inputs, use_cache=False).logits[0]
+
+
+def word_tokenizer(words: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """Word ``w7`` is id 7; ``words`` stand for the ids in order instead."""
+    pieces = ["<pad>", "</s>", *(f"w{id}" for id in range(2, VOCAB_SIZE))] if words is None else words
+    tokenizer = Tokenizer(WordLevel({piece: id for id, piece in enumerate(pieces)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
 def random_tokens(rng: Random, count: int, vocab_size: int = VOCAB_SIZE) -> list[int]:
@@ -153,6 +178,40 @@ _PLANS = {
 }
 
 
+_BERT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "is_decoder": True,
+}
+_LANGUAGES = {"src_vocab_size": VOCAB_SIZE, "tgt_vocab_size": VOCAB_SIZE, "langs": ["a", "b"]}
+_EXPERTS = {"num_experts": 2, "num_sparse_encoder_layers": 0, "num_sparse_decoder_layers": 0}
+_PROPHETNET = {
+    **{f"num_{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")},
+    **{f"{side}_ffn_dim": 32 for side in ("encoder", "decoder")},
+}
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "umt5": _t5(2, 16),
+    "pegasus": _bart(2, 16),
+    "m2m_100": _bart(2, 16),
+    "opt": _BERT | {"word_embed_proj_dim": 16, "ffn_dim": 32},
+    "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2},
+    "falcon": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "alibi": True},
+    "gpt_neox": _llama(2, 16),
+    "gemma2": _llama(2, 16) | {"head_dim": 4, "sliding_window": 4},
+    "bert": _BERT,
+    "roberta": _BERT,
+    "openai-gpt": _gpt2(2, 16),
+    "xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+    "fsmt": _bart(2, 16) | _LANGUAGES,
+    "prophetnet": {"hidden_size": 16, "max_position_embeddings": POSITIONS} | _PROPHETNET,
+    "switch_transformers": _t5(2, 16) | _EXPERTS,
+}
+
+
 @torch.no_grad()
 def _spread(network: PreTrainedModel, generator: torch.Generator) -> None:
     """Weights under which each token of the prefix moves later logits, and the likeliest token changes often."""
@@ -165,12 +224,10 @@ def _spread(network: PreTrainedModel, generator: torch.Generator) -> None:
             _normal(module.weight, _gain(name) / math.sqrt(fan_in), generator)
             if module.bias is not None:
                 _normal(module.bias, 0.3, generator)
-    gain = 4.0 / math.sqrt(head.weight.shape[1])
-    if head.weight is network.get_input_embeddings().weight:
-        scaled = getattr(network.config, "scale_decoder_outputs", False)
-        network.get_decoder().final_layer_norm.weight.fill_(4.0 if scaled else gain)
-    else:
-        _normal(head.weight, gain, generator)
+    # T5's configuration insists on tied embeddings, and a random network that has them repeats its last token.
+    head.weight = nn.Parameter(torch.empty_like(head.weight))
+    scaled = getattr(network.config, "scale_decoder_outputs", False)
+    _normal(head.weight, 4.0 if scaled else 4.0 / math.sqrt(head.weight.shape[1]), generator)
 
 
 def _gain(name: str) -> float:

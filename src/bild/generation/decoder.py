@@ -262,17 +262,17 @@ class BigLittleDecoder:
         Raises:
             InputError: more tokens than the models have positions.
         """
+        models = (self.large, self.small)
         if self.large.is_encoder_decoder:
             source, prompt = ids, [self._decoder_start(asked)]
-            self._check_fits(len(source), [m.max_source_positions for m in (self.large, self.small)], "tokens")
+            _check_fits(len(source), [model.max_source_positions for model in models], "tokens")
         else:
             source, prompt = [], ids
-        limits = [m.max_positions for m in (self.large, self.small)]
-        # The last token written is never read, so the text may be one longer than the positions.
-        self._check_fits(len(prompt), limits, "prompt tokens")
+        limits = [model.max_positions for model in models]
+        # One position is left for the text to come.
+        _check_fits(len(prompt) + 1, limits, "prompt tokens and one to come")
         assert asked.max_new_tokens is not None
-        room = [limit + 1 - len(prompt) for limit in limits if limit is not None]
-        longest = min([asked.max_new_tokens, *room])
+        longest = min([asked.max_new_tokens, *(limit - len(prompt) for limit in limits if limit is not None)])
         device = self.large.device
         request = Request(
             prompt=prompt,
@@ -312,11 +312,6 @@ class BigLittleDecoder:
                 return start
         raise InputError("the checkpoint names no decoder start; give decoder_start_token_id")
 
-    def _check_fits(self, length: int, limits: Sequence[int | None], what: str) -> None:
-        limit = min((limit for limit in limits if limit is not None), default=None)
-        if limit is not None and length > limit:
-            raise InputError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
-
     def _stop(self, asked: GenerationOptions, prompt_length: int) -> Callable[[Sequence[int]], bool] | None:
         if not asked.stop_strings:
             return None
@@ -346,6 +341,12 @@ def _choose_pair(
         return loaded
     # Thresholds tuned for other checkpoints say nothing about these.
     return Pair(os.fspath(large or loaded.large), os.fspath(small or loaded.small))
+
+
+def _check_fits(length: int, limits: Sequence[int | None], what: str) -> None:
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    if limit is not None and length > limit:
+        raise InputError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
 
 
 def _generator(seed: int | None) -> torch.Generator:

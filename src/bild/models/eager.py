@@ -82,8 +82,8 @@ class EagerModel:
         """
         return EagerScorer(self, sources)
 
-    def encode(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-        """Encoder states ``[B, S, D]`` and their mask ``[B, S]``, None where no row is padded."""
+    def encode(self, sources: Sequence[Sequence[int]]) -> tuple[BaseModelOutput, Tensor | None]:
+        """Encoder states ``[B, S, D]`` as the network takes them, and their mask ``[B, S]``, None if none is padded."""
         width = max(len(source) for source in sources)
         ids = torch.tensor([_pad(source, width, left=False) for source in sources], device=self.device)
         mask = None
@@ -91,7 +91,7 @@ class EagerModel:
             lengths = torch.tensor([len(source) for source in sources], device=self.device)
             mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
         encoded = self.network.get_encoder()(input_ids=ids, attention_mask=mask)
-        return encoded.last_hidden_state, mask
+        return BaseModelOutput(last_hidden_state=encoded.last_hidden_state), mask
 
     def _refuse_uncroppable(self) -> None:
         cache = DynamicCache(config=self.config.get_text_config(decoder=True))
@@ -115,7 +115,7 @@ class EagerScorer:
     def __init__(self, model: EagerModel, sources: Sequence[Sequence[int]]) -> None:
         self.model = model
         self._sources = list(sources)
-        self._encoded: Tensor | None = None
+        self._encoded: BaseModelOutput | None = None
         self._source_mask: Tensor | None = None
         self._lengths = [0] * len(sources)
         self._tails = [0] * len(sources)
@@ -168,31 +168,34 @@ class EagerScorer:
         self._lengths = [self._lengths[b] for b in rows]
         self._tails = [self._tails[b] for b in rows]
         if self._encoded is not None:
-            self._encoded = self._encoded[index]
+            self._encoded = BaseModelOutput(last_hidden_state=self._encoded.last_hidden_state[index])
         if self._source_mask is not None:
             self._source_mask = self._source_mask[index]
 
     def _forward(self, ids: Tensor, padding: Sequence[int] | None, trailing: int) -> Tensor:
         """Logits of at least the last ``trailing`` columns; ``padding`` masked columns lead each row."""
         inputs: dict[str, Any] = {"past_key_values": self._past, "use_cache": True}
-        columns = torch.arange(self._size + ids.shape[1], device=ids.device)
-        leading = None if padding is None else torch.tensor(padding, device=ids.device)[:, None]
-        mask = None if leading is None else (columns >= leading).long()
+        mask = positions = None
+        if padding is not None:
+            columns = torch.arange(self._size + ids.shape[1], device=ids.device)
+            leading = torch.tensor(padding, device=ids.device)[:, None]
+            mask = (columns >= leading).long()
+            positions = columns[self._size :] - leading
         if self.model.is_encoder_decoder:
             if self._encoded is None:
                 # Only now: a text the small model ends unread never costs the large model's encoder.
                 self._encoded, self._source_mask = self.model.encode(self._sources)
             inputs["decoder_input_ids"] = ids
             inputs["decoder_attention_mask"] = mask
-            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self._encoded)
+            inputs["encoder_outputs"] = self._encoded
             inputs["attention_mask"] = self._source_mask
         else:
             inputs["input_ids"] = ids
             inputs["attention_mask"] = mask
-            if leading is not None:
+            if positions is not None:
                 # Padding may lie beyond the model's last position, where learned embeddings end.
                 farthest = None if self.model.max_positions is None else self.model.max_positions - 1
-                inputs["position_ids"] = (columns[self._size :] - leading).clamp(0, farthest)
+                inputs["position_ids"] = positions.clamp(0, farthest)
         if self.model.takes_logits_to_keep:
             inputs["logits_to_keep"] = trailing
         return self.model.network(**inputs).logits[..., : self.model.vocab_size]

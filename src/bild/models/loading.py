@@ -126,14 +126,16 @@ def load_tokenizer(name: str | os.PathLike[str], *, trust_remote_code: bool = Fa
 def _existing(name: str | os.PathLike[str]) -> str:
     """A folder as it is; a hub name as it is; anything that looks like a missing path is refused."""
     text = os.fspath(name)
+    if not text.strip():
+        raise LoadError("the name of a checkpoint is empty; give a folder or a hub name")
     if Path(text).exists():
         if not Path(text).is_dir():
             raise LoadError(f"{text} is a file; give the folder of a checkpoint")
         if not (Path(text) / "config.json").is_file():
             raise LoadError(f"{text} holds no config.json; give the folder of a checkpoint")
         return text
-    if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.strip():
-        raise LoadError(f"no such folder: {text or '(empty)'}")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise LoadError(f"no such folder: {text}")
     return text
 
 

@@ -1,0 +1,290 @@
+"""The command line: results on stdout, everything else on stderr, exit code 2 after a one-line error."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bild import BigLittleDecoder, Policy
+from bild.cli import main, pair_options
+from bild.decoding import ExactMatch
+
+TWO = ["Ich habe Hunger.", "Ein Junge mit Kopfhörern sitzt auf den Schultern einer Frau."]
+
+
+@pytest.fixture
+def run(bundled, monkeypatch, capfd):
+    """Run the program on the bundled pair, loaded once: ``run("generate", …) -> (code, stdout, stderr)``."""
+    monkeypatch.setattr(pair_options, "load_decoder", lambda **options: bundled)
+    return _runner(monkeypatch, capfd)
+
+
+@pytest.fixture
+def run_for_real(monkeypatch, capfd):
+    """The same with loading."""
+    return _runner(monkeypatch, capfd)
+
+
+def _runner(monkeypatch, capfd):
+    def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bild", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin or b"")))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capfd.readouterr()
+        return stopped.value.code, out, err
+
+    return run
+
+
+def translations(bundled, texts, policy=None, **options) -> list[str]:
+    return [result.text for result in bundled.generate(texts, policy, **options)]
+
+
+def test_texts_from_arguments_a_file_and_a_pipe(run, bundled, tmp_path):
+    file = tmp_path / "in.txt"
+    file.write_text("\n".join(TWO) + "\n", encoding="utf-8")
+    expected = (0, "".join(f"{text}\n" for text in translations(bundled, TWO)), "")
+    assert run("generate", *TWO) == expected
+    assert run("generate", "--input", file) == expected
+    assert run("generate", "--input", "-", stdin=file.read_bytes()) == expected
+    assert run("generate", stdin=file.read_bytes()) == expected
+
+
+def test_bad_lines_are_reported_and_good_ones_come_out_in_order(run, bundled):
+    stdin = f"{TWO[0]}\n\n{TWO[1]}\r\n".encode() + b"\xff\xfe\n" + TWO[0].encode()
+    for batch_size in ("1", "3"):
+        code, out, err = run("generate", "--batch-size", batch_size, stdin=stdin)
+        assert code == 2
+        assert out.splitlines() == translations(bundled, [*TWO, TWO[0]])
+        assert err.splitlines() == [
+            "error: line 2: the text is empty; give at least one word",
+            "error: line 4: not UTF-8 (byte 0xff at 0); convert the file",
+        ]
+
+
+def test_json_has_every_token_and_its_writer(run, bundled):
+    code, out, _ = run("generate", *TWO, "--json", "--policy", "exact")
+    objects = [json.loads(line) for line in out.splitlines()]
+    results = bundled.generate(TWO, "exact")
+    assert code == 0 and [o["source"] for o in objects] == TWO
+    for shown, result in zip(objects, results, strict=True):
+        assert list(shown) == ["source", "text", "tokens", "finish_reason", "stats"]
+        assert (shown["text"], shown["finish_reason"]) == (result.text, "eos")
+        assert [t["id"] for t in shown["tokens"]] == result.token_ids
+        assert [t["writer"] for t in shown["tokens"]] == result.writers
+        assert "".join(t["text"] for t in shown["tokens"][:-1]) == result.text
+        assert shown["stats"]["num_large_steps"] == result.stats.num_large_steps
+        assert shown["stats"]["ttft_s"] > 0
+
+
+@pytest.mark.parametrize("policy", ["exact", "large", "small"])
+def test_policies(run, bundled, policy):
+    assert run("generate", *TWO, "--policy", policy)[1].splitlines() == translations(bundled, TWO, policy)
+
+
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        (["--fallback-threshold", "0.9"], {"fallback_threshold": 0.9}),
+        (["--rollback-threshold", "0.1"], {"rollback_threshold": 0.1}),
+        (["--max-draft-tokens", "2"], {"max_draft_tokens": 2}),
+        (["--verify-end"], {"verify_end": True}),
+        (["--no-verify-end", "--fallback-threshold", "0"], {"verify_end": False, "fallback_threshold": 0.0}),
+    ],
+)
+def test_thresholds_override_those_of_the_pair(bundled, monkeypatch, options, policy, run):
+    own = {"fallback_threshold": 0.31, "rollback_threshold": 1.7, "max_draft_tokens": 9, "verify_end": False}
+    monkeypatch.setattr(bundled, "policy", Policy.bild(**own))
+    seen = []
+    each = BigLittleDecoder.generate
+    monkeypatch.setattr(BigLittleDecoder, "generate", lambda self, *a, **k: (seen.append(a[1]), each(self, *a, **k))[1])
+    assert run("generate", TWO[0], *options)[0] == 0
+    assert seen[-1] == Policy.bild(**(own | policy))
+
+
+def test_exact_takes_thresholds_too(bundled):
+    policy = pair_options.choose_policy(bundled, "exact", fallback_threshold=0.2, verify_end=None)
+    assert policy == Policy.exact(fallback_threshold=0.2) and isinstance(policy.acceptance, ExactMatch)
+
+
+OPTIONS = {
+    "--max-new-tokens": ("3", {"max_new_tokens": 3}),
+    "--min-new-tokens": ("20", {"min_new_tokens": 20}),
+    "--repetition-penalty": ("4", {"repetition_penalty": 4.0}),
+    "--no-repeat-ngram-size": ("1", {"no_repeat_ngram_size": 1, "min_new_tokens": 20}),
+    "--stop": ("boy", {"stop_strings": ["boy"]}),
+    "--prefix": ("Heute ", {"prefix": "Heute "}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_text_options_reach_the_loop(run, bundled, name):
+    value, option = OPTIONS[name]
+    extra = ["--min-new-tokens", "20"] if name == "--no-repeat-ngram-size" else []
+    _, out, _ = run("generate", TWO[1], name, value, *extra)
+    expected = translations(bundled, TWO[1], **option)
+    assert out.splitlines() == expected != translations(bundled, TWO[1])
+
+
+SAMPLING = {
+    "--temperature": ("3", {"temperature": 3.0}),
+    "--top-k": ("2", {"top_k": 2}),
+    "--top-p": ("0.5", {"top_p": 0.5}),
+    "--min-p": ("0.2", {"min_p": 0.2}),
+    "--seed": ("8", {"seed": 8}),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_sampling_options_reach_the_loop(run, bundled, name):
+    value, option = SAMPLING[name]
+    base = {"seed": 5, "temperature": 2.0, "do_sample": True}
+    given = {"--seed": "5", "--temperature": "2"} | {name: value}
+    _, out, _ = run("generate", TWO[1], "--do-sample", *(part for pair in given.items() for part in pair))
+    expected = translations(bundled, TWO[1], **(base | option))
+    assert out.splitlines() == expected != translations(bundled, TWO[1], **base)
+
+
+def test_compare_and_trace_and_stats_go_to_stderr(run, bundled):
+    code, out, err = run("generate", *TWO, "--compare", "--trace", "--stats")
+    results = bundled.generate(TWO)
+    assert code == 0 and out.splitlines() == [r.text for r in results]
+    traces = [line.split(maxsplit=1)[1] for line in err.splitlines() if line.startswith("  trace")]
+    for shown, result in zip(traces, results, strict=True):
+        assert shown.count("[") == result.stats.num_large_tokens
+        assert shown.count("~") == 2 * result.stats.num_rollbacks
+    assert err.count("for large alone") == 3 and err.splitlines()[-1].endswith("of them the same text")
+    assert sum(line.startswith("  large") for line in err.splitlines()) == 2
+
+
+def test_compare_in_json(run, bundled):
+    _, out, _ = run("generate", TWO[1], "--compare", "--json")
+    shown = json.loads(out)
+    assert shown["large"]["text"] == translations(bundled, TWO[1], "large")[0]
+    assert shown["speedup"] == pytest.approx(shown["large"]["stats"]["total_s"] / shown["stats"]["total_s"])
+
+
+def test_a_rolled_back_draft_is_shown_struck_through(bundled):
+    from bild.cli import render
+
+    (result,) = bundled.generate(TWO[1], Policy.bild(fallback_threshold=0.05, rollback_threshold=0.1))
+    assert result.stats.num_rollbacks > 0
+    shown = render.trace(result, bundled.tokenizer)
+    struck = [shown.plain[span.start : span.end] for span in shown.spans if "strike" in str(span.style)]
+    assert len(struck) == result.stats.num_rollbacks and all(s[0] == s[-1] == "~" for s in struck)
+    kept = "".join(
+        shown.plain[s.start : s.end].strip("[]") if "strike" not in str(s.style) else "" for s in shown.spans
+    )
+    assert kept.replace(" ", "") == (result.text + "</s>").replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", " "], "text 1: the text is empty"),
+        (["generate", "x", "--policy", "fast"], "policy is 'fast'; allowed are bild, exact, large, small"),
+        (["generate", "x", "--fallback-threshold", "-0.1"], "fallback_threshold is -0.1; allowed is 0 to 1"),
+        (["generate", "x", "--rollback-threshold", "-1"], "rollback_threshold is -1.0; allowed is 0 or more"),
+        (["generate", "x", "--max-draft-tokens", "0"], "max_draft_tokens is 0"),
+        (["generate", "x", "--policy", "large", "--verify-end"], "does not take all of: verify_end"),
+        (["generate", "x", "--max-new-tokens", "0"], "max_new_tokens is 0; allowed is 1 or more"),
+        (["generate", "x", "--batch-size", "0"], "batch_size is 0"),
+        (["generate", "x", "--lossless"], "does not give the large model's own text"),
+        (["generate", "x", "--task", "summarization"], "task is 'summarization'; this checkpoint names none"),
+        (["generate", "x", "--chat"], "no chat template"),
+        (["generate", "x", "--input", "y"], "give texts or --input, not both"),
+        (["generate", "--input", "/no/such/file"], "cannot read /no/such/file: No such file"),
+        (["generate", "x", "--warp"], "No such option"),
+        (["generate", "x", "--batch-size", "many"], "--batch-size"),
+        (["translate"], "No such command"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(run, arguments, says):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "") and err.startswith("error: ") and says in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--large", "/nowhere", "--small", "/nowhere"], "no such folder: /nowhere"),
+        (["--large", "someone/large", "--small", "someone/small"], "not to be had from the hub"),
+        (["--large", "/nowhere"], "small is missing"),
+        (["--pair", "/nowhere"], "no such pair"),
+        (["--dtype", "int3"], "dtype is 'int3'"),
+        (["--device", "moon"], "device is 'moon'"),
+        (["--runtime", "warp"], "runtime is 'warp'"),
+    ],
+)
+def test_models_that_cannot_be_loaded_are_one_line_and_exit_2(run_for_real, arguments, says):
+    for command in (["generate", "x"], ["info"]):
+        code, out, err = run_for_real(*command, *arguments)
+        assert (code, out) == (2, "") and err.startswith("error: ") and says in err
+        assert len(err.splitlines()) == 1
+
+
+def test_chat_options_reach_the_prompt(bundled, monkeypatch):
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    monkeypatch.setattr(bundled.tokenizer, "chat_template", template, raising=False)
+    ids = bundled.prompter(chat=True, system="Kurz.").encode("Hallo")
+    assert bundled.tokenizer.decode(ids) == bundled.tokenizer.decode(
+        bundled.tokenizer("system Kurz. user Hallo ", add_special_tokens=False).input_ids
+    )
+    assert bundled.prompter().encode("Hallo") == bundled.tokenizer("Hallo").input_ids
+
+
+def test_info(run, bundled):
+    code, out, err = run("info", "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert facts["large"]["parameters"] == sum(p.numel() for p in bundled.large.network.parameters())
+    assert (facts["large"]["decoder_layers"], facts["small"]["decoder_layers"]) == (8, 1)
+    assert (facts["large"]["encoder_layers"], facts["small"]["encoder_layers"]) == (8, 4)
+    assert facts["shared_vocabulary"] == 8000
+    assert facts["cost_ratio"] == pytest.approx(facts["small"]["step_ms"] / facts["large"]["step_ms"])
+    assert 0.02 < facts["cost_ratio"] < 0.9
+    code, out, _ = run("info")
+    assert code == 0 and "17.8 M" in out and "a small step costs" in out
+
+
+def test_version_and_help(run):
+    assert run("--version")[1].startswith("bild ")
+    assert "--fallback-threshold" in run("generate", "--help")[1]
+
+
+def bild(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from bild.cli import main; main()", "generate", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, **options)
+
+
+def test_a_reader_that_stops_reading_ends_the_run_quietly():
+    with bild("--input", "-") as process:
+        process.stdin.write(TWO[0].encode() + b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline().strip()
+        process.stdout.close()
+        process.stdin.write(b"\n".join(text.encode() for text in TWO))
+        process.stdin.close()
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
+
+
+def test_an_interrupt_leaves_what_is_done_on_stdout(bundled):
+    with bild("--input", "-", "--dtype", "float32", env=os.environ | {"PYTHONUNBUFFERED": ""}) as process:
+        process.stdin.write(TWO[0].encode() + b"\n")
+        process.stdin.flush()
+        line = process.stdout.readline().decode().strip()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert line == translations(bundled, TWO[0])[0]
+    assert (process.returncode, out, err) == (130, b"", b"")
