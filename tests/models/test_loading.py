@@ -26,7 +26,7 @@ from bild.models import (
     resolve_device,
     resolve_dtype,
 )
-from tests.networks import VOCAB_SIZE, build, shared, word_tokenizer
+from tests.networks import ARCHITECTURES, VOCAB_SIZE, build, shared, word_tokenizer
 
 CPU = torch.device("cpu")
 WORDS = ["<pad>", "</s>", *(f"w{id}" for id in range(2, VOCAB_SIZE))]
@@ -55,7 +55,7 @@ def change_config(folder: Path, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-@pytest.mark.parametrize("name", ["t5", "mt5", "bart", "marian", "gpt2", "llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_loads_what_was_saved(tmp_path, name):
     saved = build(name, dtype=torch.float32)
     saved.save_pretrained(tmp_path)
@@ -75,14 +75,14 @@ def test_loads_in_the_dtype_asked_for(folder, dtype):
     assert {parameter.dtype for parameter in network.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("name", ["./none", "/no/such/folder", "~/none", "a/b/c", "  "])
+@pytest.mark.parametrize("name", ["./none", "/no/such/folder", "~/none", "a/b/c"])
 def test_a_missing_folder(name):
     refused(name, "no such folder")
 
 
-@pytest.mark.xfail(strict=True, reason="Path('') is the working directory, so an empty name passes for a folder")
-def test_an_empty_name():
-    refused("", r"no such folder: \(empty\)")
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name(name):
+    refused(name, "the name of a checkpoint is empty")
 
 
 def test_a_missing_folder_is_not_made(tmp_path):
@@ -171,8 +171,24 @@ def test_a_network_without_a_head():
         EagerModel(T5Model(build("t5").config))
 
 
+MADE_UP = pytest.mark.xfail(
+    strict=True, reason="transformers makes up a tokenizer of special tokens only; every word becomes <unk>"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=MADE_UP if name in ("t5", "mt5", "bart", "gpt2", "qwen2") else ())
+        for name in ARCHITECTURES
+    ],
+)
+def test_a_checkpoint_without_tokenizer(tmp_path, name):
+    build(name, dtype=torch.float32).save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path) is None
+
+
 def test_tokenizer_of_a_checkpoint(folder):
-    assert load_tokenizer(folder) is None
     word_tokenizer().save_pretrained(folder)
     assert load_tokenizer(folder).get_vocab() == {word: id for id, word in enumerate(WORDS)}
     with pytest.raises(LoadError, match="no such folder"):

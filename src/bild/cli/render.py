@@ -40,7 +40,7 @@ def trace(result: Result, tokenizer: PreTrainedTokenizerBase | None) -> Text:
 
 def _mark(line: Text, text: str, before: str, after: str, style: str) -> None:
     """Append a marked piece, its leading space outside the marks."""
-    bare = text.lstrip(" ")
+    bare = text.lstrip(" ") or text
     line.append(" " * (len(text) - len(bare)))
     line.append(f"{before}{bare}{after}", style=style)
 
