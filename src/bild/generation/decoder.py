@@ -70,12 +70,12 @@ class BigLittleDecoder:
     ) -> None:
         if runtime not in RUNTIMES:
             raise InputError(f"runtime is {runtime!r}; allowed are {', '.join(RUNTIMES)}")
+        if large.device != small.device:
+            raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
         self.large, self.small = RUNTIMES[runtime](large), RUNTIMES[runtime](small)
         if self.large.is_encoder_decoder != self.small.is_encoder_decoder:
             kinds = ["encoder-decoder" if m.is_encoder_decoder else "decoder-only" for m in (self.large, self.small)]
             raise LoadError(f"the large model is {kinds[0]} and the small one {kinds[1]}; use two of one kind")
-        if large.device != small.device:
-            raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
         shared = check_shared_vocabulary(tokenizer, small_tokenizer, self.large.vocab_size, self.small.vocab_size)
         self.large.vocab_size = self.small.vocab_size = shared
         self.tokenizer = tokenizer

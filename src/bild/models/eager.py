@@ -1,11 +1,12 @@
 """Any Hugging Face checkpoint behind the Scorer contract, on dynamic caches, uncompiled.
 
-Layout of a batch (rows are right-aligned, design of transformers' left-padded decoding):
-column ``size − 1`` holds the newest token of every row, older ones to its left, unused columns
-at the far left are masked. Between two passes a row may own ``tail`` columns of forgotten
-tokens at the right; before the next pass they are rolled around to the left, where the mask
-covers them. Relative position biases see differences of columns only and rotary keys carry
-their position, so a rolled row scores as if it had never moved.
+Layout of a batch: before a pass, column ``size − 1`` holds the newest token of every row, older
+ones to its left; unused columns at the far left are masked. New tokens are padded on the right.
+After a pass a row may own ``tail`` columns of padding and forgotten tokens at the right; before the
+next one they are rolled around to the left, where the mask covers them. Relative position biases
+see differences of columns only and rotary keys carry their position, so a rolled row scores as if
+it had never moved. (Padding on the left of the first pass would spare a roll, but there a padded
+column sees nothing at all, and in 16 and 64 bits some attention turns that into NaN.)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from bild.errors import LoadError
 
@@ -29,7 +30,7 @@ class EagerModel:
         network: encoder-decoder or decoder-only model with a language-model head, in eval mode.
 
     Raises:
-        LoadError: its cache cannot roll back (recurrent state).
+        LoadError: its cache cannot roll back (recurrent state) or cannot take several tokens at once.
     """
 
     def __init__(self, network: PreTrainedModel) -> None:
@@ -41,6 +42,8 @@ class EagerModel:
         self.takes_logits_to_keep = "logits_to_keep" in parameters
         self.vocab_size: int = _head_size(network)
         self._refuse_uncroppable()
+        self._batches = self._promises_batches()
+        self._probe()
 
     @property
     def device(self) -> torch.device:
@@ -52,14 +55,8 @@ class EagerModel:
 
     @property
     def batches(self) -> bool:
-        """Whether rows of different length can share a batch.
-
-        A decoder-only model must take ``position_ids``; an encoder-decoder must know positions
-        as differences only (T5 and its kin): BART and Marian count columns inside.
-        """
-        if self.is_encoder_decoder:
-            return hasattr(self.config, "relative_attention_num_buckets")
-        return self.takes_position_ids
+        """Whether rows of different length can share a batch."""
+        return self._batches
 
     @property
     def max_positions(self) -> int | None:
@@ -82,16 +79,15 @@ class EagerModel:
         """
         return EagerScorer(self, sources)
 
-    def encode(self, sources: Sequence[Sequence[int]]) -> tuple[BaseModelOutput, Tensor | None]:
-        """Encoder states ``[B, S, D]`` as the network takes them, and their mask ``[B, S]``, None if none is padded."""
+    def encode(self, sources: Sequence[Sequence[int]]) -> tuple[ModelOutput, Tensor | None]:
+        """The encoder's output and its mask ``[B, S]``, None where no row is padded."""
         width = max(len(source) for source in sources)
-        ids = torch.tensor([_pad(source, width, left=False) for source in sources], device=self.device)
+        ids = torch.tensor([_pad(source, width) for source in sources], device=self.device)
         mask = None
         if any(len(source) < width for source in sources):
             lengths = torch.tensor([len(source) for source in sources], device=self.device)
             mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
-        encoded = self.network.get_encoder()(input_ids=ids, attention_mask=mask)
-        return BaseModelOutput(last_hidden_state=encoded.last_hidden_state), mask
+        return self.network.get_encoder()(input_ids=ids, attention_mask=mask), mask
 
     def _refuse_uncroppable(self) -> None:
         cache = DynamicCache(config=self.config.get_text_config(decoder=True))
@@ -100,6 +96,47 @@ class EagerModel:
                 f"{type(self.network).__name__} keeps a recurrent state that cannot be rolled back; "
                 "use a model with attention layers only"
             )
+
+    def _promises_batches(self) -> bool:
+        """A decoder-only model must take ``position_ids``; an encoder-decoder must know positions as
+        differences only (T5 and its kin): BART and Marian count columns inside."""
+        if self.is_encoder_decoder:
+            return hasattr(self.config, "relative_attention_num_buckets")
+        return self.takes_position_ids
+
+    def _probe(self) -> None:
+        """Read a few tokens in one piece, in two and in a batch: the three must agree.
+
+        Some architectures have no cache, take one token at a time or lose causality when they take
+        several; better refused here than wrong in the middle of a text.
+        """
+        tokens = [self.vocab_size // 2 + i % max(1, self.vocab_size // 2) for i in range(5)]
+        source = tokens[:3] if self.is_encoder_decoder else []
+        try:
+            whole = self.start([source]).extend([tokens], last=5)[0]
+            scorer = self.start([source])
+            pieces = torch.cat([scorer.extend([tokens[:2]], last=2)[0], scorer.extend([tokens[2:]], last=3)[0]])
+        except Exception as error:
+            raise LoadError(
+                f"{type(self.network).__name__} cannot read several tokens on top of a cache "
+                f"({type(error).__name__}); it cannot verify drafts"
+            ) from error
+        if scorer._cache.get_seq_length() != len(tokens) or _disagree(whole, pieces):
+            raise LoadError(
+                f"{type(self.network).__name__} scores tokens differently when it reads several on top of a cache; "
+                "it cannot verify drafts"
+            )
+        if self._batches:
+            batch = self.start([source, source])
+            batch.extend([tokens[:1], tokens[:3]])
+            self._batches = not _disagree(whole[1:2], batch.extend([tokens[1:2], []])[0])
+
+
+def _disagree(one: Tensor, other: Tensor) -> bool:
+    """Whether two computations of the same logits differ by more than rounding in 16 bits."""
+    one, other = one.float(), other.float()
+    spread = (one - one.mean(-1, keepdim=True)).norm()
+    return not bool((one - other).norm() <= 0.1 * spread + 1e-3)
 
 
 def _head_size(network: PreTrainedModel) -> int:
@@ -115,7 +152,7 @@ class EagerScorer:
     def __init__(self, model: EagerModel, sources: Sequence[Sequence[int]]) -> None:
         self.model = model
         self._sources = list(sources)
-        self._encoded: BaseModelOutput | None = None
+        self._encoded: ModelOutput | None = None
         self._source_mask: Tensor | None = None
         self._lengths = [0] * len(sources)
         self._tails = [0] * len(sources)
@@ -137,21 +174,14 @@ class EagerScorer:
         if not 1 <= last <= width:
             raise ValueError(f"cannot score {last} positions of {width} new tokens")
         self._align()
-        # The first pass is padded on the left, where it stays; later ones on the right, to be forgotten.
-        first = self._size == 0
-        fill = [width if first else count for count in counts]
-        padding = [
-            width - count if first else self._size - length for count, length in zip(counts, self._lengths, strict=True)
-        ]
-        ids = torch.tensor([_pad(row, width, left=first) for row in tokens], device=self.model.device)
-        # Row b's wanted columns end at fill[b], so that many trailing columns hold those of every row.
-        trailing = min(width, width - min(fill) + last)
+        padding = [self._size - length for length in self._lengths]
+        ids = torch.tensor([_pad(row, width) for row in tokens], device=self.model.device)
         ragged = any(padding) or min(counts) < width
-        logits = self._forward(ids, padding if ragged else None, trailing)
+        logits = self._forward(ids, padding if ragged else None, counts, last)
         self._size += width
         self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
-        self._tails = [width - used for used in fill]
-        return _right_align(logits, [width - used for used in fill], last)
+        self._tails = [width - count for count in counts]
+        return logits
 
     def truncate(self, lengths: Sequence[int]) -> None:
         for b, length in enumerate(lengths):
@@ -168,12 +198,19 @@ class EagerScorer:
         self._lengths = [self._lengths[b] for b in rows]
         self._tails = [self._tails[b] for b in rows]
         if self._encoded is not None:
-            self._encoded = BaseModelOutput(last_hidden_state=self._encoded.last_hidden_state[index])
+            self._encoded.last_hidden_state = self._encoded.last_hidden_state[index]
         if self._source_mask is not None:
             self._source_mask = self._source_mask[index]
 
-    def _forward(self, ids: Tensor, padding: Sequence[int] | None, trailing: int) -> Tensor:
-        """Logits of at least the last ``trailing`` columns; ``padding`` masked columns lead each row."""
+    def _forward(self, ids: Tensor, padding: Sequence[int] | None, counts: Sequence[int], last: int) -> Tensor:
+        """Logits ``[B, last, V]`` after each row's last new tokens.
+
+        Args:
+            ids: new tokens ``[B, T]``, padded on the right.
+            padding: masked columns that lead each row; None where the batch is a full rectangle.
+            counts: new tokens of each row.
+            last: positions to score.
+        """
         inputs: dict[str, Any] = {"past_key_values": self._past, "use_cache": True}
         mask = positions = None
         if padding is not None:
@@ -196,8 +233,18 @@ class EagerScorer:
                 # Padding may lie beyond the model's last position, where learned embeddings end.
                 farthest = None if self.model.max_positions is None else self.model.max_positions - 1
                 inputs["position_ids"] = positions.clamp(0, farthest)
+        if padding is None:
+            return self._logits(inputs, last)[:, -last:]
+        # Each row ends in a column of its own; the head is computed for the columns some row asks for.
+        wanted = torch.tensor([[max(0, count - last + i) for i in range(last)] for count in counts], device=ids.device)
+        kept, index = wanted.unique(return_inverse=True)
+        logits = self._logits(inputs, kept)
+        return logits.take_along_dim((index if logits.shape[1] == len(kept) else wanted)[..., None], dim=1)
+
+    def _logits(self, inputs: dict[str, Any], kept: int | Tensor) -> Tensor:
+        """One pass; logits of the ``kept`` columns, or of all where the network cannot choose."""
         if self.model.takes_logits_to_keep:
-            inputs["logits_to_keep"] = trailing
+            inputs["logits_to_keep"] = kept
         return self.model.network(**inputs).logits[..., : self.model.vocab_size]
 
     def _align(self) -> None:
@@ -224,16 +271,6 @@ class EagerScorer:
             layer.values = layer.values.take_along_dim(index, dim=2)
 
 
-def _pad(tokens: Sequence[int], width: int, *, left: bool) -> list[int]:
+def _pad(tokens: Sequence[int], width: int) -> list[int]:
     """``tokens`` filled up to ``width``; the filling is masked or forgotten, so any id will do."""
-    filling = [0] * (width - len(tokens))
-    return [*filling, *tokens] if left else [*tokens, *filling]
-
-
-def _right_align(logits: Tensor, excess: Sequence[int], last: int) -> Tensor:
-    """The ``last`` positions before each row's ``excess`` trailing ones, ``[B, last, V]``."""
-    if not any(excess):
-        return logits[:, -last:]
-    ends = logits.shape[1] - torch.tensor(excess, device=logits.device)
-    index = ends[:, None] - last + torch.arange(last, device=logits.device)
-    return logits.take_along_dim(index.clamp_min(0)[..., None], dim=1)
+    return [*tokens, *[0] * (width - len(tokens))]

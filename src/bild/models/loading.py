@@ -26,6 +26,8 @@ from bild.errors import InputError, LoadError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.spm", "vocab*", "tekken.json")
+
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The device to decode on; ``"auto"`` is CUDA where there is one, else the CPU.
@@ -112,15 +114,17 @@ def load_network(
 
 
 def load_tokenizer(name: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The checkpoint's tokenizer, or None if it has none (then only token ids can be decoded)."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            _existing(name), trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        # transformers signals a folder without tokenizer files in all of these ways.
+    """The checkpoint's tokenizer, or None for a folder without one (then only token ids can be decoded).
+
+    Raises:
+        LoadError: a tokenizer that cannot be read.
+    """
+    path = _existing(name)
+    # transformers invents a tokenizer of special tokens for a folder that has none.
+    if Path(path).is_dir() and not any(any(Path(path).glob(pattern)) for pattern in TOKENIZER_FILES):
         return None
-    return tokenizer if len(tokenizer) > 0 else None
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, name, trust_remote_code=trust_remote_code)
+    return tokenizer
 
 
 def _existing(name: str | os.PathLike[str]) -> str:
