@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.decoding import Commit, Greedy, ModelDrafter, Policy, Request, Sampling, decode
+from bild.decoding import Commit, Greedy, ModelDrafter, Policy, Sampling, decode
 from bild.errors import InputError, LoadError
+from bild.generation.jobs import Job, prepare
 from bild.generation.options import GenerationOptions
-from bild.generation.pair import Pair, bundled_pair
+from bild.generation.pair import Pair, choose_pair
 from bild.generation.prompts import Prompter, as_list, task_prefix
 from bild.generation.result import Result
 from bild.generation.stream import Stream
-from bild.generation.text import decode as decode_text
 from bild.models import (
     EagerModel,
     check_shared_vocabulary,
@@ -32,14 +31,6 @@ from bild.models import (
 
 logger = logging.getLogger("bild")
 RUNTIMES = {"eager": EagerModel}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One input on its way through a batch."""
-
-    source: list[int]
-    request: Request
 
 
 class BigLittleDecoder:
@@ -113,7 +104,7 @@ class BigLittleDecoder:
         Raises:
             LoadError, VocabularyError, InputError: see :mod:`bild.errors`.
         """
-        chosen = _choose_pair(pair, large, small)
+        chosen = choose_pair(pair, large, small)
         on = resolve_device(device)
         options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on}
         trust = {"trust_remote_code": trust_remote_code}
@@ -193,7 +184,7 @@ class BigLittleDecoder:
             raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
         items, _ = as_list(inputs, attention_mask)
         prompter = self.prompter(prefix=prefix, task=task, chat=chat, system=system)
-        jobs = [self._job(prompter.encode(item), asked, index) for index, item in enumerate(items)]
+        jobs = [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items)]
         size = batch_size if self.batches else 1
         batches = (jobs[at : at + size] for at in range(0, len(jobs), size))
         return (result for batch in batches for result in self._results(batch, resolved, asked))
@@ -216,7 +207,7 @@ class BigLittleDecoder:
         names = ("prefix", "task", "chat", "system")
         prompter = self.prompter(**{name: options.pop(name, None) for name in names})
         asked = GenerationOptions.over(self.generation_config, options)
-        job = self._job(prompter.encode(items[0]), asked, 0)
+        job = self._prepare(prompter.encode(items[0]), asked, 0)
         start = time.perf_counter()
         return Stream(self._commits([job], resolved, asked), self.tokenizer, start)
 
@@ -235,7 +226,7 @@ class BigLittleDecoder:
             InputError: if not, and why.
         """
         options.pop("lossless", None)
-        self._job(ids, GenerationOptions.over(self.generation_config, options), 0)
+        self._prepare(ids, GenerationOptions.over(self.generation_config, options), 0)
 
     def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
         """The policy a name stands for; ``"bild"`` and None mean the pair's own.
@@ -256,35 +247,10 @@ class BigLittleDecoder:
             raise InputError("this policy does not give the large model's own text; use policy='exact' with lossless")
         return resolved
 
-    def _job(self, ids: list[int], asked: GenerationOptions, index: int) -> _Job:
-        """The request of one input: where its decoder starts, and how far it may go.
+    def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
+        return prepare(ids, asked, index, models=(self.large, self.small), tokenizer=self.tokenizer)
 
-        Raises:
-            InputError: more tokens than the models have positions.
-        """
-        models = (self.large, self.small)
-        if self.large.is_encoder_decoder:
-            source, prompt = ids, [self._decoder_start(asked)]
-            _check_fits(len(source), [model.max_source_positions for model in models], "tokens")
-        else:
-            source, prompt = [], ids
-        limits = [model.max_positions for model in models]
-        # One position is left for the text to come.
-        _check_fits(len(prompt) + 1, limits, "prompt tokens and one to come")
-        assert asked.max_new_tokens is not None
-        longest = min([asked.max_new_tokens, *(limit - len(prompt) for limit in limits if limit is not None)])
-        device = self.large.device
-        request = Request(
-            prompt=prompt,
-            max_new_tokens=longest,
-            eos_token_ids=asked.eos_token_ids,
-            stop=self._stop(asked, len(prompt)),
-            process=asked.processor(len(prompt), longest, source or None, device),
-            generator=_generator(asked.seed_of(index)) if asked.do_sample else None,
-        )
-        return _Job(source, request)
-
-    def _results(self, jobs: Sequence[_Job], policy: Policy, asked: GenerationOptions) -> list[Result]:
+    def _results(self, jobs: Sequence[Job], policy: Policy, asked: GenerationOptions) -> list[Result]:
         start = time.perf_counter()
         rounds: list[list[Commit]] = [[] for _ in jobs]
         first, last = [0.0] * len(jobs), [0.0] * len(jobs)
@@ -295,7 +261,7 @@ class BigLittleDecoder:
             rounds[commit.row].append(commit)
         return [Result.of(row, self.tokenizer, *times) for row, *times in zip(rounds, first, last, strict=True)]
 
-    def _commits(self, jobs: Sequence[_Job], policy: Policy, asked: GenerationOptions) -> Iterator[Commit]:
+    def _commits(self, jobs: Sequence[Job], policy: Policy, asked: GenerationOptions) -> Iterator[Commit]:
         """Run the loop over a batch."""
         choice = Sampling(asked.warp()) if asked.do_sample else Greedy()
         sources, requests = [job.source for job in jobs], [job.request for job in jobs]
@@ -305,54 +271,3 @@ class BigLittleDecoder:
         small = self.small.start(sources)
         drafter = ModelDrafter(small, policy.hand_over, policy.max_draft_tokens, choice)
         return decode(requests, policy, large=self.large.start(sources), drafter=drafter, choice=choice)
-
-    def _decoder_start(self, asked: GenerationOptions) -> int:
-        for start in (asked.decoder_start_token_id, self.generation_config.bos_token_id):
-            if start is not None:
-                return start
-        raise InputError("the checkpoint names no decoder start; give decoder_start_token_id")
-
-    def _stop(self, asked: GenerationOptions, prompt_length: int) -> Callable[[Sequence[int]], bool] | None:
-        if not asked.stop_strings:
-            return None
-        if self.tokenizer is None:
-            raise InputError("stop_strings need a tokenizer, and the pair has none")
-        strings = [asked.stop_strings] if isinstance(asked.stop_strings, str) else list(asked.stop_strings)
-
-        def stops(tokens: Sequence[int]) -> bool:
-            # As in transformers: a stop string counts when the newest token completes it.
-            before = len(decode_text(self.tokenizer, tokens[prompt_length:-1]))
-            text = decode_text(self.tokenizer, tokens[prompt_length:])
-            return any(string in text[max(0, before - len(string) + 1) :] for string in strings)
-
-        return stops
-
-
-def _choose_pair(
-    pair: str | os.PathLike[str] | None, large: str | os.PathLike[str] | None, small: str | os.PathLike[str] | None
-) -> Pair:
-    if pair is None and large is not None and small is not None:
-        return Pair(os.fspath(large), os.fspath(small))
-    if pair is None and (large is not None or small is not None):
-        missing = "small" if small is None else "large"
-        raise InputError(f"{missing} is missing; name both checkpoints, or a pair")
-    loaded = Pair.load(bundled_pair() if pair is None else pair)
-    if large is None and small is None:
-        return loaded
-    # Thresholds tuned for other checkpoints say nothing about these.
-    return Pair(os.fspath(large or loaded.large), os.fspath(small or loaded.small))
-
-
-def _check_fits(length: int, limits: Sequence[int | None], what: str) -> None:
-    limit = min((limit for limit in limits if limit is not None), default=None)
-    if limit is not None and length > limit:
-        raise InputError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator

@@ -92,6 +92,27 @@ def bundled_pair() -> Path:
     raise LoadError("this installation has no bundled pair; name your own with large=… and small=…")
 
 
+def choose_pair(
+    pair: str | os.PathLike[str] | None, large: str | os.PathLike[str] | None, small: str | os.PathLike[str] | None
+) -> Pair:
+    """The pair that these names stand for; the bundled one where nothing is named.
+
+    Raises:
+        InputError: one checkpoint without the other.
+        LoadError: no pair there.
+    """
+    if pair is None and large is not None and small is not None:
+        return Pair(os.fspath(large), os.fspath(small))
+    if pair is None and (large is not None or small is not None):
+        missing = "small" if small is None else "large"
+        raise InputError(f"{missing} is missing; name both checkpoints, or a pair")
+    loaded = Pair.load(bundled_pair() if pair is None else pair)
+    if large is None and small is None:
+        return loaded
+    # Thresholds tuned for other checkpoints say nothing about these.
+    return Pair(os.fspath(large or loaded.large), os.fspath(small or loaded.small))
+
+
 def _relative_to(folder: Path, name: str) -> str:
     inside = folder / name
     return str(inside) if inside.is_dir() else str(name)

@@ -1,0 +1,108 @@
+"""One input on its way into the loop: where its decoder starts, how far it may go, what ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bild.decoding import Request
+from bild.errors import InputError
+from bild.generation.options import GenerationOptions
+from bild.generation.text import decode
+from bild.models import EagerModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of a batch."""
+
+    source: list[int]
+    """Encoder input; empty for a decoder-only model."""
+    request: Request
+
+
+def prepare(
+    ids: list[int],
+    asked: GenerationOptions,
+    index: int,
+    *,
+    models: Sequence[EagerModel],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Job:
+    """The job of one input.
+
+    Args:
+        ids: its token ids.
+        asked: options of the call.
+        index: its place in the call, which chooses its seed.
+        models: large and small.
+        tokenizer: of the pair; stop strings need it.
+
+    Raises:
+        InputError: more tokens than the models have positions, or an option that cannot be met.
+    """
+    large = models[0]
+    if large.is_encoder_decoder:
+        source, prompt = ids, [_decoder_start(asked, large)]
+        _check_fits(len(source), [model.max_source_positions for model in models], "tokens")
+    else:
+        source, prompt = [], ids
+    limits = [model.max_positions for model in models]
+    # One position is left for the text to come.
+    _check_fits(len(prompt) + 1, limits, "prompt tokens and one to come")
+    assert asked.max_new_tokens is not None
+    longest = min([asked.max_new_tokens, *(limit - len(prompt) for limit in limits if limit is not None)])
+    request = Request(
+        prompt=prompt,
+        max_new_tokens=longest,
+        eos_token_ids=asked.eos_token_ids,
+        stop=_stop(asked, tokenizer, len(prompt)),
+        process=asked.processor(len(prompt), longest, source or None, large.device),
+        generator=_generator(asked.seed_of(index)) if asked.do_sample else None,
+    )
+    return Job(source, request)
+
+
+def _decoder_start(asked: GenerationOptions, large: EagerModel) -> int:
+    start = asked.decoder_start_token_id
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        start = getattr(large.config, name, None) if start is None else start
+    if start is not None:
+        return int(start)
+    raise InputError("the checkpoint names no decoder start; give decoder_start_token_id")
+
+
+def _check_fits(length: int, limits: Sequence[int | None], what: str) -> None:
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    if limit is not None and length > limit:
+        raise InputError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
+
+
+def _stop(
+    asked: GenerationOptions, tokenizer: PreTrainedTokenizerBase | None, prompt_length: int
+) -> Callable[[Sequence[int]], bool] | None:
+    if not asked.stop_strings:
+        return None
+    if tokenizer is None:
+        raise InputError("stop_strings need a tokenizer, and the pair has none")
+    strings = [asked.stop_strings] if isinstance(asked.stop_strings, str) else list(asked.stop_strings)
+
+    def stops(tokens: Sequence[int]) -> bool:
+        # As in transformers: a stop string counts when the newest token completes it.
+        before = len(decode(tokenizer, tokens[prompt_length:-1]))
+        text = decode(tokenizer, tokens[prompt_length:])
+        return any(string in text[max(0, before - len(string) + 1) :] for string in strings)
+
+    return stops
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
