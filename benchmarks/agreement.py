@@ -1,6 +1,6 @@
 """Whether `exact` is transformers' own greedy text, token for token, and batches change nothing.
 
-    python benchmarks/agreement.py --data A/dev.jsonl.gz [--limit 200] [--dtype float32]
+python benchmarks/agreement.py --data A/dev.jsonl.gz [--limit 200] [--dtype float32]
 """
 
 from __future__ import annotations

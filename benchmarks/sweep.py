@@ -73,13 +73,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--fallback", type=float, nargs="+", default=[0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7])
     parser.add_argument("--rollback", type=float, nargs="+", default=[0.5, 1, 1.5, 2, 3, 4, 6])
-    parser.add_argument("--verify-end", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--verify-end", type=float, nargs="+", default=[0, 0.6, 0.8, 1])
     args = parser.parse_args()
     decoder = BigLittleDecoder.from_pretrained(args.pair, dtype=args.dtype)
     policies = {"large": Policy.large(), "small": Policy.small()}
     for end, fallback, rollback in itertools.product(args.verify_end, args.fallback, args.rollback):
-        policies[f"bild {fallback:g} {rollback:g} {end}"] = Policy.bild(
-            fallback_threshold=fallback, rollback_threshold=rollback, verify_end=bool(end)
+        policies[f"bild {fallback:g} {rollback:g} {end:g}"] = Policy.bild(
+            fallback_threshold=fallback, rollback_threshold=rollback, verify_end=bool(end) if end in (0, 1) else end
         )
     for path in args.data:
         sweep(decoder, policies, path, args)

@@ -97,12 +97,13 @@ def test_policies(run, bundled, policy):
         (["--fallback-threshold", "0.9"], {"fallback_threshold": 0.9}),
         (["--rollback-threshold", "0.1"], {"rollback_threshold": 0.1}),
         (["--max-draft-tokens", "2"], {"max_draft_tokens": 2}),
-        (["--verify-end"], {"verify_end": True}),
-        (["--no-verify-end", "--fallback-threshold", "0"], {"verify_end": False, "fallback_threshold": 0.0}),
+        (["--verify-end", "yes"], {"verify_end": True}),
+        (["--verify-end", "0.6"], {"verify_end": 0.6}),
+        (["--verify-end", "no", "--fallback-threshold", "0"], {"verify_end": False, "fallback_threshold": 0.0}),
     ],
 )
 def test_thresholds_override_those_of_the_pair(bundled, monkeypatch, options, policy, run):
-    own = {"fallback_threshold": 0.31, "rollback_threshold": 1.7, "max_draft_tokens": 9, "verify_end": False}
+    own = {"fallback_threshold": 0.31, "rollback_threshold": 1.7, "max_draft_tokens": 9, "verify_end": 0.5}
     monkeypatch.setattr(bundled, "policy", Policy.bild(**own))
     seen = []
     each = BigLittleDecoder.generate
@@ -195,7 +196,9 @@ def test_a_rolled_back_draft_is_shown_struck_through(bundled):
         (["generate", "x", "--fallback-threshold", "-0.1"], "fallback_threshold is -0.1; allowed is 0 to 1"),
         (["generate", "x", "--rollback-threshold", "-1"], "rollback_threshold is -1.0; allowed is 0 or more"),
         (["generate", "x", "--max-draft-tokens", "0"], "max_draft_tokens is 0"),
-        (["generate", "x", "--policy", "large", "--verify-end"], "does not take all of: verify_end"),
+        (["generate", "x", "--policy", "large", "--verify-end", "yes"], "does not take all of: verify_end"),
+        (["generate", "x", "--verify-end", "maybe"], "verify-end is 'maybe'; allowed are yes, no, or a probability"),
+        (["generate", "x", "--verify-end", "2"], "verify_end is 2.0"),
         (["generate", "x", "--max-new-tokens", "0"], "max_new_tokens is 0; allowed is 1 or more"),
         (["generate", "x", "--batch-size", "0"], "batch_size is 0"),
         (["generate", "x", "--lossless"], "does not give the large model's own text"),

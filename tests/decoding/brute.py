@@ -37,7 +37,7 @@ def bild(
     fallback: float,
     rollback: float,
     window: int,
-    verify_end: bool,
+    verify_end: bool | float,
 ) -> Brute:
     """Algorithm 1 with D1 to D4 of the design."""
     out = Brute()
@@ -49,6 +49,7 @@ def bild(
 
     while not out.finish:
         draft: list[int] = []
+        doubts: list[float] = []
         reason = ""
         while not reason:
             p = small.logits(prompt + out.tokens + draft).softmax(-1)
@@ -56,13 +57,15 @@ def bild(
                 reason = "unsure"
                 break
             draft.append(int(p.argmax()))
+            doubts.append(1 - float(p.max()))
             if ended(out.tokens + draft):
                 reason = "end"
             elif len(draft) == window:
                 reason = "window"
         out.drafts.append(draft)
         out.reasons.append(reason)
-        if reason == "end" and not verify_end:
+        reads = verify_end if isinstance(verify_end, bool) else max(doubts, default=1) > 1 - verify_end
+        if reason == "end" and not reads:
             out.tokens += draft
             out.writers += ["small"] * len(draft)
             out.accepted.append(len(draft))

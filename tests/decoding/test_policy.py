@@ -25,6 +25,9 @@ LOGITS = torch.tensor([[[2.0, 0.0, -1.0, 1.0], [0.5, 3.0, 0.0, 0.0]]], dtype=tor
         (lambda: FixedWindow(0), "window is 0; allowed is 1 or more"),
         (lambda: WithinDistance(1.0, "cosine"), "metric is 'cosine'; allowed are nll"),
         (lambda: Policy(acceptance=ExactMatch()), "verify_end=True"),
+        (lambda: Policy.bild(verify_end=1.5), "verify_end is 1.5; allowed are True, False, or a probability"),
+        (lambda: Policy(hand_over=FixedWindow(2), verify_end=0.5), "needs a hand-over rule that measures confidence"),
+        (lambda: Policy(acceptance=ExactMatch(), verify_end=0.9), "verify_end=True"),
         (lambda: Policy(alone="medium"), "alone is 'medium'"),
         (lambda: Policy.preset("bild2"), "policy is 'bild2'; allowed are bild, exact, large, small"),
         (lambda: Policy.preset("large", fallback_threshold=0.5), "does not take all of: fallback_threshold"),
@@ -41,6 +44,7 @@ def test_meaningless_values_are_refused(make, says):
     "policy",
     [
         Policy.bild(fallback_threshold=0.37, rollback_threshold=1.25, max_draft_tokens=7, verify_end=True),
+        Policy.bild(verify_end=0.65),
         Policy.exact(fallback_threshold=0.2, max_draft_tokens=3),
         Policy.large(),
         Policy.small(),

@@ -48,7 +48,7 @@ CASES = st.fixed_dictionaries(
         "rollback": st.sampled_from([0.0, 0.3, 1.0, 2.0, 5.0, math.inf]),
         "window": st.sampled_from([1, 2, 3, 10]),
         "limit": st.integers(1, 14),
-        "verify_end": st.booleans(),
+        "verify_end": st.sampled_from([False, True, 0.4, 0.8]),
         "eos": st.sets(st.integers(0, 11), max_size=3),
     }
 )
@@ -178,6 +178,13 @@ def test_end_passes_unread_only_without_verify_end():
     read = one(small, large, verify_end=True)
     assert shape(read)[0] == ([1, 5], 1, [1, 2], "end")
     assert read[0].finish_reason is None and text(read) == [1, 2, 3, 5]
+
+
+def test_a_doubtful_end_is_read_and_a_confident_one_is_not():
+    right, wrong = Script([1, 2, 3, 5]), [1, 5]
+    for confidence, tokens in ((0.6, [1, 2]), (0.8, [1, 5])):
+        row = one(Script(wrong, {1: confidence}), right, verify_end=0.7)
+        assert list(row[0].tokens) == tokens and row[0].verified == (confidence < 0.7)
 
 
 def test_verified_end_gets_no_bonus():

@@ -104,7 +104,7 @@ def generate(
         fallback_threshold=fallback_threshold,
         rollback_threshold=rollback_threshold,
         max_draft_tokens=max_draft_tokens,
-        verify_end=verify_end,
+        verify_end=options.parse_verify_end(verify_end),
     )
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")

@@ -45,9 +45,10 @@ RollbackThreshold = Annotated[
 ]
 MaxDraftTokens = Annotated[int | None, typer.Option(help="Longest draft, 1…", rich_help_panel=POLICY)]
 VerifyEnd = Annotated[
-    bool | None,
+    str | None,
     typer.Option(
-        "--verify-end/--no-verify-end", help="Whether large reads a draft that ends the text.", rich_help_panel=POLICY
+        help="Whether large reads a draft that ends the text: no, yes, or only below this confidence, 0…1.",
+        rich_help_panel=POLICY,
     ),
 ]
 
@@ -82,6 +83,22 @@ def load_decoder(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
     )
+
+
+def parse_verify_end(value: str | None) -> bool | float | None:
+    """``yes``, ``no`` or a probability.
+
+    Raises:
+        InputError: anything else.
+    """
+    if value is None or value in ("yes", "no"):
+        return None if value is None else value == "yes"
+    try:
+        return float(value)
+    except ValueError:
+        from bild.errors import InputError
+
+        raise InputError(f"verify-end is {value!r}; allowed are yes, no, or a probability from 0 to 1") from None
 
 
 def choose_policy(decoder: BigLittleDecoder, name: str, **given: float | bool | None) -> Policy:

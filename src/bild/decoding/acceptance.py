@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bild.decoding.choice import Choice
+from bild.decoding.choice import Choice, Greedy
 from bild.decoding.rows import Row
 
 
@@ -77,8 +77,10 @@ class WithinDistance:
         self, logits: Tensor, drafted: Tensor, choice: Choice, rows: Sequence[Row], counts: Sequence[int]
     ) -> Judgement:
         distance = METRICS[self.metric](logits, drafted)
-        keep = (distance <= self.threshold) | (logits.argmax(-1) == drafted)
-        return Judgement(keep, choice(logits, rows, counts), distance)
+        likeliest = logits.argmax(-1)
+        keep = (distance <= self.threshold) | (likeliest == drafted)
+        replacement = likeliest if isinstance(choice, Greedy) else choice(logits, rows, counts)
+        return Judgement(keep, replacement, distance)
 
 
 @dataclass(frozen=True)

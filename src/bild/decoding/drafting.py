@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from bild.decoding.choice import Choice, Greedy
 from bild.decoding.hand_over import HandOver
 from bild.decoding.rows import Row, process
 from bild.decoding.scorer import Draft, Scorer
+from bild.decoding.transfer import to_host
 
 
 class ModelDrafter:
@@ -60,10 +60,9 @@ class ModelDrafter:
         tokens = self.choice(logits, rows, writing).squeeze(-1)
         confidence = self.hand_over.confidence(logits[:, -1])
         if confidence is None:
-            return tokens.tolist(), []
-        # Token ids are exact in float32 up to 2^24, far above any vocabulary.
-        both: list[list[float]] = torch.stack((tokens.to(confidence.dtype), confidence)).tolist()
-        return both[0], both[1]
+            return to_host(tokens)[0], []
+        ids, confidences = to_host(tokens, confidence)
+        return ids, confidences
 
     def _write(self, row: Row, draft: Draft, token: int, confidence: float | None) -> None:
         draft.steps += 1

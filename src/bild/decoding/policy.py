@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from bild.decoding.acceptance import Acceptance, ExactMatch, WithinDistance
 from bild.decoding.hand_over import FixedWindow, HandOver, LowConfidence
+from bild.decoding.scorer import Draft
 
 Writer = Literal["small", "large"]
 
@@ -27,7 +28,8 @@ class Policy:
         acceptance: which prefix of its draft survives.
         max_draft_tokens: longest draft, 1…∞, default 10 as in the paper.
         verify_end: whether a draft that ends the text is read by the large model before it
-            counts. Algorithm 1 does not; a lossless policy must.
+            counts. False, as in Algorithm 1: never. True: always; a lossless policy must. A
+            probability, 0…1: if the small model's confidence in any token of that draft is below.
         alone: one model decodes without the other; the rules are then not used.
 
     Raises:
@@ -37,13 +39,17 @@ class Policy:
     hand_over: HandOver = field(default_factory=lambda: LowConfidence(DEFAULT_FALLBACK_THRESHOLD))
     acceptance: Acceptance = field(default_factory=lambda: WithinDistance(DEFAULT_ROLLBACK_THRESHOLD))
     max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS
-    verify_end: bool = False
+    verify_end: bool | float = False
     alone: Writer | None = None
 
     def __post_init__(self) -> None:
         if self.max_draft_tokens < 1:
             raise ValueError(f"max_draft_tokens is {self.max_draft_tokens}; allowed is 1 or more")
-        if isinstance(self.acceptance, ExactMatch) and not self.verify_end:
+        if not 0 <= self.verify_end <= 1:
+            raise ValueError(f"verify_end is {self.verify_end}; allowed are True, False, or a probability from 0 to 1")
+        if not isinstance(self.verify_end, bool) and isinstance(self.hand_over, FixedWindow):
+            raise ValueError("verify_end as a probability needs a hand-over rule that measures confidence")
+        if isinstance(self.acceptance, ExactMatch) and self.verify_end is not True:
             raise ValueError("exact match is lossless only if the end is verified too: set verify_end=True")
         if self.alone not in (None, "small", "large"):
             raise ValueError(f"alone is {self.alone!r}; allowed are 'small', 'large' and None")
@@ -53,7 +59,13 @@ class Policy:
         """Whether the text has the distribution of the large model's own (greedy: is the same text)."""
         if self.alone is not None:
             return self.alone == "large"
-        return isinstance(self.acceptance, ExactMatch) and self.verify_end
+        return isinstance(self.acceptance, ExactMatch) and self.verify_end is True
+
+    def verifies_end(self, draft: Draft) -> bool:
+        """Whether the large model reads this draft, which ends the text."""
+        if isinstance(self.verify_end, bool):
+            return self.verify_end
+        return min(draft.confidences) < self.verify_end
 
     @classmethod
     def bild(
@@ -62,7 +74,7 @@ class Policy:
         fallback_threshold: float = DEFAULT_FALLBACK_THRESHOLD,
         rollback_threshold: float = DEFAULT_ROLLBACK_THRESHOLD,
         max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS,
-        verify_end: bool = False,
+        verify_end: bool | float = False,
     ) -> Policy:
         """Big Little Decoder (Algorithm 1). Not lossless.
 
@@ -72,7 +84,8 @@ class Policy:
             rollback_threshold: α_RB, nats, 0…∞, default 2; the large model rolls back a token
                 further away than this; lower = slower, nearer to large.
             max_draft_tokens: longest draft, 1…∞, default 10.
-            verify_end: as for the class, default False.
+            verify_end: False (default, as in the paper), True, or a probability: see the class;
+                higher = slower, nearer to large.
         """
         return cls(
             hand_over=LowConfidence(fallback_threshold),

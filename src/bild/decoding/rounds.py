@@ -16,6 +16,7 @@ from bild.decoding.choice import Choice, Greedy
 from bild.decoding.policy import Policy, Writer
 from bild.decoding.rows import FinishReason, Request, Row, process
 from bild.decoding.scorer import Draft, Drafter, HandOverReason, Scorer
+from bild.decoding.transfer import to_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def decode(
         drafts = drafter.draft(rows) if drafter is not None else [Draft() for _ in rows]
 
         # Verify: one large pass reads the drafts; an end may pass unread (Algorithm 1, line 2).
-        read = [b for b, draft in enumerate(drafts) if policy.verify_end or draft.reason != "end"]
+        read = [b for b, draft in enumerate(drafts) if draft.reason != "end" or policy.verifies_end(draft)]
         if len(read) < len(rows):
             yield from (_finish_unread(rows[b], drafts[b]) for b in range(len(rows)) if b not in read)
             rows, drafts = _keep(read, rows, drafts, large, drafter)
@@ -127,14 +128,12 @@ def verify(
     # drafted[b, t] stands where position t of the logits judges it; padding on the left, nothing behind the draft.
     padded = [[0] * (width - count) + draft.tokens + [0] for draft, count in zip(drafts, counts, strict=True)]
     drafted = torch.tensor(padded, device=logits.device)
-    keep, replacement, distance = acceptance.judge(logits, drafted, choice, rows, counts)
-    dtype = distance.dtype
-    keeps, replacements, distances = torch.stack((keep.to(dtype), replacement.to(dtype), distance)).tolist()
+    keeps, replacements, distances = to_host(*acceptance.judge(logits, drafted, choice, rows, counts))
 
     def verdict(b: int) -> Verdict:
         first, drafted_tokens = width - counts[b], counts[b] - 1
         kept = keeps[b][first : width - 1]
-        accepted = kept.index(0.0) if 0.0 in kept else drafted_tokens
+        accepted = kept.index(False) if False in kept else drafted_tokens
         return Verdict(accepted, int(replacements[b][first + accepted]), tuple(distances[b][first : width - 1]))
 
     return [verdict(b) for b in range(len(rows))]

@@ -74,10 +74,11 @@ def process(rows: Sequence[Row], logits: Tensor, counts: Sequence[int]) -> Tenso
     more slowly. The last position scores what follows ``row.tokens``, the one before what follows all but
     the last of them, and so on: processors depend on the prefix.
     """
-    processed = any(row.request.process is not None for row in rows)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=processed)
-    if not processed:
+    if logits.dtype.itemsize < torch.float32.itemsize:
+        logits = logits.float()
+    if all(row.request.process is None for row in rows):
         return logits
+    logits = logits.clone()
     for b, (row, count) in enumerate(zip(rows, counts, strict=True)):
         if row.request.process is not None:
             for back in range(count):

@@ -254,11 +254,12 @@ class BigLittleDecoder:
         start = time.perf_counter()
         rounds: list[list[Commit]] = [[] for _ in jobs]
         first, last = [0.0] * len(jobs), [0.0] * len(jobs)
-        for commit in self._commits(jobs, policy, asked):
-            last[commit.row] = time.perf_counter() - start
-            if not rounds[commit.row]:
-                first[commit.row] = last[commit.row]
-            rounds[commit.row].append(commit)
+        with torch.inference_mode():
+            for commit in self._commits(jobs, policy, asked):
+                last[commit.row] = time.perf_counter() - start
+                if not rounds[commit.row]:
+                    first[commit.row] = last[commit.row]
+                rounds[commit.row].append(commit)
         return [Result.of(row, self.tokenizer, *times) for row, *times in zip(rounds, first, last, strict=True)]
 
     def _commits(self, jobs: Sequence[Job], policy: Policy, asked: GenerationOptions) -> Iterator[Commit]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Commit
@@ -27,7 +28,8 @@ class Stream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with torch.inference_mode():
+            return next(self._pieces)
 
     def _run(self, commits: Iterator[Commit]) -> Iterator[str]:
         text = TextStream(self._tokenizer)

@@ -36,6 +36,8 @@ class EagerModel:
     def __init__(self, network: PreTrainedModel) -> None:
         self.network = network.eval()
         self.config = network.config
+        # Read once: transformers looks through the parameters each time it is asked.
+        self.device, self.dtype = network.device, network.dtype
         self.is_encoder_decoder: bool = bool(self.config.is_encoder_decoder)
         parameters = inspect.signature(network.forward).parameters
         self.takes_position_ids = "position_ids" in parameters
@@ -44,14 +46,6 @@ class EagerModel:
         self._refuse_uncroppable()
         self._batches = self._promises_batches()
         self._probe()
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.network.dtype
 
     @property
     def batches(self) -> bool:
@@ -167,8 +161,14 @@ class EagerScorer:
     def lengths(self) -> list[int]:
         return list(self._lengths)
 
-    @torch.inference_mode()
     def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
+        # Entering the mode costs as much as a small matrix product, so not twice.
+        if torch.is_inference_mode_enabled():
+            return self._extend(tokens, last)
+        with torch.inference_mode():
+            return self._extend(tokens, last)
+
+    def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Tensor:
         counts = [len(row) for row in tokens]
         width = max(counts)
         if not 1 <= last <= width:
