@@ -1,9 +1,9 @@
 """BiLD beside the large model alone, batch 1, sentence by sentence in turn: speedup and BLEU with intervals.
 
     python benchmarks/speed.py --data A/test.jsonl.gz B/test.jsonl.gz [--limit 300] [--policy bild]
-    python benchmarks/speed.py --data A/test.jsonl.gz@0.25,4 B/test.jsonl.gz@0.6,4
+    python benchmarks/speed.py --data A/test.jsonl.gz@0.2,2 B/test.jsonl.gz@0.4,2,0.6
 
-`@FALLBACK,ROLLBACK` gives a file thresholds of its own, as the paper does; otherwise the pair's are used.
+`@FALLBACK,ROLLBACK[,VERIFY_END]` gives a file thresholds of its own, as the paper does; otherwise the pair's are used.
 Each sentence is decoded by both methods, who goes first alternates. Speedup = time of large alone / time of
 the policy, summed over the sentences; its interval and that of the BLEU difference are 95 % paired bootstrap
 intervals over sentences. Ends in one JSON line.
@@ -44,8 +44,9 @@ def main() -> None:
         file, _, thresholds = given.partition("@")
         policy = decoder.resolve_policy(args.policy)
         if thresholds:
-            fallback, rollback = map(float, thresholds.split(","))
-            policy = Policy.bild(fallback_threshold=fallback, rollback_threshold=rollback)
+            fallback, rollback, *end = map(float, thresholds.split(","))
+            verify_end = end[0] if end else False
+            policy = Policy.bild(fallback_threshold=fallback, rollback_threshold=rollback, verify_end=verify_end)
         pairs = measure(decoder, policy, read(Path(file), args.limit))
         name = Path(file).parent.name
         report[name] = {"policy": policy.to_dict(), **summarise(name, pairs)}
