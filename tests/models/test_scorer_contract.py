@@ -356,7 +356,11 @@ def test_any_other_architecture_is_refused_or_right(name):
         with pytest.raises(LoadError, match="cannot verify drafts"):
             EagerModel(network)
         return
-    model = EagerModel(network)
+    try:
+        model = EagerModel(network)
+    except LoadError:
+        assert name == "umt5"  # cached passes of several tokens are wrong in transformers 5.17
+        return
     assert name != "roberta" or not model.batches
     rng = Random(16)
     rows = 2 if model.batches else 1
