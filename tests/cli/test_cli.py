@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -291,3 +292,17 @@ def test_an_interrupt_leaves_what_is_done_on_stdout(bundled):
         out, err = process.communicate(timeout=60)
     assert line == translations(bundled, TWO[0])[0]
     assert (process.returncode, out, err) == (130, b"", b"")
+
+
+def test_a_progress_bar_on_the_terminal_leaves_results_on_stdout(bundled, tmp_path):
+    file = tmp_path / "in.txt"
+    file.write_text("\n".join(TWO), encoding="utf-8")
+    terminal, stderr = pty.openpty()
+    command = [sys.executable, "-c", "from bild.cli import main; main()", "generate", "-i", str(file)]
+    with open(tmp_path / "out.txt", "wb") as out:
+        code = subprocess.call([*command, "--dtype", "float32"], stdout=out, stderr=stderr, stdin=stderr)
+    os.close(stderr)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert code == 0 and "decoding" in shown
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8").splitlines() == translations(bundled, TWO)

@@ -133,6 +133,7 @@ def _progress(console: Console, total: int | None) -> Iterator[Any]:
         return
     from rich.progress import Progress
 
-    with Progress(console=console, transient=True) as bar:
+    # Left alone, rich would send what is printed to the bar's console: results belong to stdout.
+    with Progress(console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task("decoding", total=total)
         yield lambda: bar.advance(task)
