@@ -12,7 +12,6 @@ intervals over sentences. Ends in one JSON line.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
 import random
@@ -39,7 +38,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args()
     decoder = BigLittleDecoder.from_pretrained(args.pair, dtype=args.dtype)
-    gc.freeze()  # as the command line does
     everything: list[Pair] = []
     report: dict[str, object] = {}
     for given in args.data:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -75,7 +74,7 @@ def load_decoder(
     hub_logging.set_verbosity(hub_logging.CRITICAL)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    decoder = BigLittleDecoder.from_pretrained(
+    return BigLittleDecoder.from_pretrained(
         pair,
         large=large,
         small=small,
@@ -84,9 +83,6 @@ def load_decoder(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
     )
-    # What is loaded stays: looking through it for garbage again and again costs 1 to 2 % of a run.
-    gc.freeze()
-    return decoder
 
 
 def parse_verify_end(value: str | None) -> bool | float | None:
