@@ -35,11 +35,9 @@ class ModelDrafter:
     def draft(self, rows: Sequence[Row]) -> list[Draft]:
         """Append a draft to every row's tokens and describe it."""
         drafts = [Draft() for _ in rows]
-        while any(draft.reason is None for draft in drafts):
+        while any(writing := [int(draft.reason is None) for draft in drafts]):
             lengths = self.scorer.lengths
-            unread = [row.tokens[lengths[b] :] if drafts[b].reason is None else [] for b, row in enumerate(rows)]
-            logits = self.scorer.extend(unread)
-            writing = [int(draft.reason is None) for draft in drafts]
+            logits = self.scorer.extend([row.tokens[lengths[b] :] if writing[b] else [] for b, row in enumerate(rows)])
             tokens, confidences = self._read(logits, rows, writing)
             for b, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
                 if writing[b]:

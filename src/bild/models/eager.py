@@ -234,7 +234,8 @@ class EagerScorer:
                 farthest = None if self.model.max_positions is None else self.model.max_positions - 1
                 inputs["position_ids"] = positions.clamp(0, farthest)
         if padding is None:
-            return self._logits(inputs, last)[:, -last:]
+            logits = self._logits(inputs, last)
+            return logits if logits.shape[1] == last else logits[:, -last:]
         # Each row ends in a column of its own; the head is computed for the columns some row asks for.
         wanted = torch.tensor([[max(0, count - last + i) for i in range(last)] for count in counts], device=ids.device)
         kept, index = wanted.unique(return_inverse=True)
@@ -245,7 +246,8 @@ class EagerScorer:
         """One pass; logits of the ``kept`` columns, or of all where the network cannot choose."""
         if self.model.takes_logits_to_keep:
             inputs["logits_to_keep"] = kept
-        return self.model.network(**inputs).logits[..., : self.model.vocab_size]
+        logits: Tensor = self.model.network(**inputs).logits
+        return logits if logits.shape[-1] == self.model.vocab_size else logits[..., : self.model.vocab_size]
 
     def _align(self) -> None:
         """Drop forgotten columns that all rows share, roll the rest around to the masked left."""
