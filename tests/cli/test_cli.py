@@ -268,7 +268,13 @@ def test_version_and_help(run):
 
 def bild(*arguments: str, **options) -> subprocess.Popen:
     command = [sys.executable, "-c", "from bild.cli import main; main()", "generate", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, **options)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, preexec_fn=_hear_interrupts, **pipes, **options)
+
+
+def _hear_interrupts() -> None:
+    """A shell that runs the tests in the background makes its children deaf to them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_reader_that_stops_reading_ends_the_run_quietly():
