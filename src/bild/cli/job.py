@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bild.cli.inputs import Line
@@ -19,6 +19,7 @@ class Decoded:
     """A line and what became of it."""
 
     line: Line
+    ids: list[int] = field(default_factory=list)
     result: Result | None = None
     alone: Result | None = None
     """The large model's own, with --compare."""
@@ -49,7 +50,8 @@ class Job:
             item = Decoded(line, error=line.error)
             try:
                 if item.error is None:
-                    self.decoder.check(prompter.encode(line.text), **self.asked)
+                    item.ids = prompter.encode(line.text)
+                    self.decoder.check(item.ids, **self.asked)
             except InputError as error:
                 item.error = str(error)
             batch.append(item)
@@ -71,8 +73,8 @@ class Job:
         return batch
 
     def _generate(self, items: list[Decoded], policy: str | Policy) -> list[Result]:
-        texts = [item.line.text for item in items]
-        return self.decoder.generate(texts, policy, batch_size=self.batch_size, **self.source, **self.asked)
+        inputs = [item.ids for item in items]
+        return self.decoder.generate(inputs, policy, batch_size=self.batch_size, **self.asked)
 
     def _warm_up(self) -> None:
         """The first passes of a process are slow and would be charged to whoever goes first."""
