@@ -1,0 +1,192 @@
+"""bild evaluate: quality and speed of any set of methods on the same texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bild.cli import pair_options as options
+
+if TYPE_CHECKING:
+    from bild.evaluation import Data, Roster, Setup, Summary
+
+DATA = "Data"
+RUN = "Run"
+CHAT = {"chat": True, "completion": False}
+"""Tasks that settle whether a text is a user's turn."""
+
+
+def evaluate(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help=".jsonl, .csv, .tsv or text file, also .gz, or a Hugging Face dataset NAME[:CONFIG]; may be repeated.",
+            rich_help_panel=DATA,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where a killed one stopped.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="NAME[:key=value]*,…: bild, exact, large, small or a peer; keys are thresholds, runtime and dtype."
+        ),
+    ] = "large,small,bild",
+    target_data: Annotated[
+        list[str] | None,
+        typer.Option(help="References of a text file, line by line; one for each --data.", rich_help_panel=DATA),
+    ] = None,
+    source_column: Annotated[
+        str, typer.Option(help="Dots reach into nested columns.", rich_help_panel=DATA)
+    ] = "source",
+    target_column: Annotated[str, typer.Option(help="A text or a list of texts.", rich_help_panel=DATA)] = "target",
+    split: Annotated[str, typer.Option(help="Of a Hugging Face dataset.", rich_help_panel=DATA)] = "test",
+    limit: Annotated[int | None, typer.Option(help="First examples of each set, 1…", rich_help_panel=DATA)] = None,
+    task: Annotated[
+        str, typer.Option(help="translation, summarization, completion or chat: metrics shown first.")
+    ] = "translation",
+    prefix: Annotated[str, typer.Option(help='Put before every source, as T5\'s "summarize: ".')] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest text, 1…")] = 256,
+    large: options.Large = None,
+    small: options.Small = None,
+    pair: options.PairName = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "static",
+    trust_remote_code: options.TrustRemoteCode = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method to compare with. Default: large, else the first.", rich_help_panel=RUN)
+    ] = None,
+    warm_up: Annotated[
+        int, typer.Option(help="Examples decoded before the clock counts, 0…", rich_help_panel=RUN)
+    ] = 10,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap, 1…", rich_help_panel=RUN)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.", rich_help_panel=RUN)] = 0,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Measure peak memory in fresh processes.", rich_help_panel=RUN)
+    ] = True,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete an earlier run in --out.", rich_help_panel=RUN)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary as one JSON line at the end.")] = False,
+) -> None:
+    """Compare methods on the same texts, decoded in turn: quality, speed, agreement, memory.
+
+    Tables go to stdout, progress to stderr; --out gets outputs.jsonl, summary.json and report.html.
+    """
+    # Read before anything is loaded: a wrong path should not cost the user half a minute.
+    from bild.evaluation import Setup, load_methods, parse_methods
+
+    specs = parse_methods(methods)
+    sets = _read(data, target_data, source_column, target_column, split, limit)
+    setup = Setup(
+        pair=pair,
+        large=large,
+        small=small,
+        dtype=dtype,
+        device=device,
+        runtime=runtime,
+        trust_remote_code=trust_remote_code,
+        max_new_tokens=max_new_tokens,
+        chat=CHAT.get(task),
+    )
+    roster = load_methods(specs, setup, options.load_decoder)
+    run = {"baseline": baseline, "task": task, "prefix": prefix, "warm_up": warm_up}
+    run |= {"resamples": resamples, "seed": seed, "fresh": fresh}
+    summary = _evaluate(roster, sets, setup, out, memory, run)
+    _show(summary, out, as_json)
+
+
+def _read(
+    data: list[str], target_data: list[str] | None, source: str, target: str, split: str, limit: int | None
+) -> dict[str, Data]:
+    """The sets by name."""
+    from bild.errors import InputError
+    from bild.evaluation.data import distinct_names, read_examples
+
+    targets: list[str | None] = [*target_data] if target_data else [None] * len(data)
+    if len(targets) != len(data):
+        raise InputError(f"--data is given {len(data)} times and --target-data {len(targets)} times; give as many")
+    return {
+        name: read_examples(
+            spec, target_data=references, source_column=source, target_column=target, split=split, limit=limit
+        )
+        for name, spec, references in zip(distinct_names(data), data, targets, strict=True)
+    }
+
+
+def _evaluate(
+    roster: Roster, sets: dict[str, Data], setup: Setup, out: Path, memory: bool, run: dict[str, object]
+) -> Summary:
+    from bild.evaluation import evaluate, measure_memory
+
+    notes = [_skipped(name, data) for name, data in sets.items() if data.skipped]
+    for line in [*notes, *(f"{name}: not run: {why}" for name, why in roster.failed.items())]:
+        print(line, file=sys.stderr)
+    try:
+        with _progress(f"decoding by {len(roster.methods)} methods") as progress:
+            return evaluate(
+                roster.methods,
+                {name: data.examples for name, data in sets.items()},
+                out=out,
+                failed=roster.failed,
+                settings=setup.describe(),
+                notes=notes,
+                memory_of=(lambda method, sources: measure_memory(method, setup, sources)) if memory else None,
+                progress=progress,
+                **run,  # type: ignore[arg-type]
+            )
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on where it stopped ({out})", file=sys.stderr)
+        raise
+
+
+def _skipped(name: str, data: Data) -> str:
+    first = "; ".join(data.skipped[:3])
+    return f"{name}: {len(data.skipped)} of {len(data.skipped) + len(data.examples)} rows skipped: {first}"
+
+
+def _show(summary: Summary, out: Path, as_json: bool) -> None:
+    from bild.evaluation.table import print_summary
+
+    print_summary(summary)
+    print(f"report: {out / 'report.html'}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(summary.to_dict(), ensure_ascii=False))
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left on a terminal, else a line each tenth."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: _tenths(title, done, total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    # Left alone, rich would send what is printed to the bar's console: results belong to stdout.
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
+        redirect_stdout=False, redirect_stderr=False, refresh_per_second=1,
+    ) as bar:  # fmt: skip
+        job = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(job, completed=done, total=total)
+
+
+def _tenths(title: str, done: int, total: int) -> None:
+    if 10 * done // total > 10 * (done - 1) // total:
+        print(f"{title}: {done} of {total} texts", file=sys.stderr)

@@ -1,0 +1,172 @@
+"""Examples from local files or the Hugging Face hub: a source text and its references."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from bild.errors import InputError
+from bild.evaluation.files import Row, read_rows
+
+FILE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".txt", ".json", ".gz")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text to decode.
+
+    Args:
+        id: unique in its set; the line number of a file.
+        source: text to decode.
+        references: texts a person would accept; may be empty, as for chat.
+    """
+
+    id: str
+    source: str
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """A set of examples and what was left out of it."""
+
+    name: str
+    examples: list[Example]
+    skipped: list[str] = field(default_factory=list)
+    """Lines that could not be used: where, and why."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the examples, as 16 hexadecimal digits."""
+        text = json.dumps([(e.id, e.source, e.references) for e in self.examples], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_examples(
+    spec: str,
+    *,
+    target_data: str | None = None,
+    source_column: str = "source",
+    target_column: str = "target",
+    split: str = "test",
+    limit: int | None = None,
+) -> Data:
+    """Read one set.
+
+    Args:
+        spec: ``.jsonl``, ``.csv`` or ``.tsv`` file with named columns, a text file with one source a line
+            (all also as ``.gz``), or a Hugging Face dataset as ``NAME`` or ``NAME:CONFIG``.
+        target_data: file with the reference of each line of a text file.
+        source_column: column of the source; dots reach into nested columns (``translation.de``).
+        target_column: column of the reference, or of a list of them; may be missing everywhere.
+        split: of a Hugging Face dataset.
+        limit: usable examples taken from the start, 1…; None: all.
+
+    Raises:
+        InputError: nothing there, or no usable example in it. Single bad lines are in ``skipped``.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; allowed is 1 or more")
+    if _is_file(spec):
+        target = None if target_data is None else Path(target_data)
+        rows = read_rows(Path(spec), target, (source_column, target_column))
+    else:
+        rows = _hub_rows(spec, split, target_data)
+    columns = _columns(rows, source_column, target_column)
+    skipped: list[str] = []
+    examples = list(islice(_usable(columns, skipped), limit))
+    if not examples:
+        why = f"; {skipped[0]}" if skipped else ", it is empty"
+        raise InputError(f"{spec} holds no usable example{why}; allowed are rows with {source_column!r}")
+    return Data(Path(spec).name, examples, skipped)
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """A short name for each data file: its stem, with its folder where two would be the same.
+
+    Raises:
+        InputError: the same file twice.
+    """
+    if len(set(paths)) < len(paths):
+        raise InputError("the same --data is given twice; give each set once")
+    stems = [_stem(path) for path in paths]
+    named = [stem if stems.count(stem) == 1 else f"{Path(path).parent.name}/{stem}"
+             for path, stem in zip(paths, stems, strict=True)]  # fmt: skip
+    return named if len(set(named)) == len(named) else list(paths)
+
+
+def _stem(path: str) -> str:
+    name = Path(path).name
+    for suffix in (".gz", ".jsonl", ".csv", ".tsv", ".txt"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _is_file(spec: str) -> bool:
+    return Path(spec).exists() or Path(spec).suffix in FILE_SUFFIXES or spec.startswith((".", "/", "~"))
+
+
+def _hub_rows(spec: str, split: str, target_data: str | None) -> Iterator[Row]:
+    if target_data is not None:
+        raise InputError(f"--target-data goes with a text file; {spec!r} is no file here")
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            f"{spec!r} is no file here; for a Hugging Face dataset of that name, pip install datasets"
+        ) from None
+    name, _, config = spec.partition(":")
+    try:
+        rows = datasets.load_dataset(name, config if config else None, split=split)
+    except Exception as error:  # datasets and the hub each raise their own
+        first = next(iter(str(error).splitlines()), "")
+        raise InputError(
+            f"{spec!r} is no file here and no dataset to be had ({type(error).__name__}: {first})"
+        ) from None
+    return (Row(f"row {number}", str(number), value) for number, value in enumerate(rows, 1))
+
+
+def _columns(rows: Iterable[Row], source: str, target: str) -> Iterator[tuple[Row, object, object]]:
+    for row in rows:
+        if row.error is not None or row.value is None:
+            yield row, None, None
+        else:
+            yield row, _reach(row.value, source), _reach(row.value, target)
+
+
+def _reach(value: object, column: str) -> object:
+    """The value of a column; dots reach into nested ones, unless a column has that very name."""
+    if isinstance(value, dict) and column in value:
+        return value[column]
+    head, dot, rest = column.partition(".")
+    return _reach(value[head], rest) if dot and isinstance(value, dict) and head in value else None
+
+
+def _usable(columns: Iterable[tuple[Row, object, object]], skipped: list[str]) -> Iterator[Example]:
+    for row, source, target in columns:
+        error = row.error
+        references = _references(target)
+        if error is None and not isinstance(source, str):
+            error = "no source text" if source is None else f"the source is a {type(source).__name__}, not a text"
+        elif error is None and not str(source).strip():
+            error = "the source is empty"
+        elif error is None and references is None:
+            error = f"the target is a {type(target).__name__}, not a text or a list of texts"
+        if error is not None:
+            skipped.append(f"{row.place}: {error}")
+        else:
+            yield Example(row.id, str(source), references or ())
+
+
+def _references(target: object) -> tuple[str, ...] | None:
+    """The references, none where there is no target; None where it is nothing to compare with."""
+    if target is None:
+        return ()
+    texts = [target] if isinstance(target, str) else target
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return None
+    return tuple(text for text in texts if text.strip())

@@ -1,0 +1,88 @@
+"""The folder of a run: what it was asked for, what it has so far, what it came to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bild.errors import InputError
+from bild.evaluation.memory import PeakMemory
+
+CONFIGURATION, OUTPUTS, MEMORY = "run.json", "outputs.jsonl", "memory.json"
+SUMMARY, REPORT = "summary.json", "report.html"
+
+
+class Folder:
+    """Files of one run.
+
+    Args:
+        path: created where it is missing.
+        configuration: everything that texts and times depend on, as plain JSON values.
+        fresh: delete the files of an earlier run first.
+
+    Raises:
+        InputError: the folder holds a run with another configuration, or cannot be written.
+    """
+
+    def __init__(self, path: Path, configuration: dict[str, Any], *, fresh: bool = False) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                for name in (CONFIGURATION, OUTPUTS, MEMORY, SUMMARY, REPORT):
+                    (path / name).unlink(missing_ok=True)
+            self._claim(json.loads(json.dumps(configuration)))
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+    @property
+    def outputs(self) -> Path:
+        """JSON lines, one for each method on each example."""
+        return self.path / OUTPUTS
+
+    def memory(self) -> dict[str, PeakMemory]:
+        """Peak memory measured so far, by method."""
+        try:
+            values = json.loads((self.path / MEMORY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {name: PeakMemory(**peak) for name, peak in values.items()}
+
+    def save_memory(self, peaks: dict[str, PeakMemory]) -> None:
+        """Keep what was measured."""
+        self.save(MEMORY, json.dumps({name: asdict(peak) for name, peak in peaks.items()}, indent=2) + "\n")
+
+    def save(self, name: str, text: str) -> Path:
+        """Write one file."""
+        file = self.path / name
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    def _claim(self, configuration: dict[str, Any]) -> None:
+        file = self.path / CONFIGURATION
+        if not file.exists():
+            if self.outputs.exists():
+                raise InputError(f"{self.outputs} is of no known run; name another --out, or start anew with --fresh")
+            self.save(CONFIGURATION, json.dumps(configuration, indent=2, ensure_ascii=False) + "\n")
+            return
+        try:
+            there = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(f"{file} is damaged; name another --out, or start anew with --fresh") from None
+        different = differences(there, configuration)
+        if different:
+            raise InputError(
+                f"{self.path} holds a run with other settings: {'; '.join(different)}; "
+                "name another --out, or start anew with --fresh"
+            )
+
+
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """Fields that differ between two configurations, nested ones by their path."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [*there, *(key for key in here if key not in there)]
+        inner = [differences(there.get(key), here.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
+        return [line for lines in inner for line in lines]
+    return [] if there == here else [f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"]

@@ -1,0 +1,100 @@
+"""What a run has written so far: one JSON line for each method on each example. A killed run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Key = tuple[str, str]
+"""Set and id of an example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One method on one example."""
+
+    set: str
+    id: str
+    method: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    total_s: float | None = None
+    """Seconds from text in to text out."""
+    ttft_s: float | None = None
+    stats: dict[str, Any] | None = None
+    """Counts of a policy."""
+    error: str | None = None
+    """Why there is no text."""
+
+    @property
+    def key(self) -> Key:
+        """Which example."""
+        return self.set, self.id
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Record | None:
+        """The record of a line, None for one that was cut off."""
+        try:
+            values = json.loads(line)
+            return cls(**{**values, "token_ids": tuple(values["token_ids"])})
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+class Journal:
+    """Records by example and method; on disk where a file is given.
+
+    Only examples with a record of every method count: a half-done one is decoded again as a whole,
+    so that its methods are still timed side by side.
+
+    Args:
+        methods: names that make an example complete.
+        file: JSON lines, appended to; None: in memory only.
+    """
+
+    def __init__(self, methods: Collection[str], file: Path | None = None) -> None:
+        self.methods = tuple(methods)
+        self.records: dict[Key, dict[str, Record]] = {}
+        self._file = None
+        if file is not None:
+            self._resume(file)
+            self._file = file.open("a", encoding="utf-8")
+
+    def done(self, key: Key) -> bool:
+        """Whether every method has this example."""
+        return len(self.records.get(key, {})) == len(self.methods)
+
+    def write(self, record: Record) -> None:
+        """Add a record; on disk when this returns, as far as this program can tell."""
+        self.records.setdefault(record.key, {})[record.method] = record
+        if self._file is not None:
+            self._file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the records stay."""
+        if self._file is not None:
+            self._file.close()
+
+    def _resume(self, file: Path) -> None:
+        lines = file.read_bytes().splitlines() if file.exists() else []
+        read = [record for record in map(Record.from_json, lines) if record is not None]
+        for record in read:
+            if record.method in self.methods:
+                self.records.setdefault(record.key, {})[record.method] = record
+        self.records = {key: methods for key, methods in self.records.items() if self.done(key)}
+        kept = [record for methods in self.records.values() for record in methods.values()]
+        if len(kept) < len(lines):
+            _rewrite(file, kept)
+
+
+def _rewrite(file: Path, records: Iterable[Record]) -> None:
+    """Replace the file in one step, so that a kill leaves the old one or the new one."""
+    new = file.with_suffix(".new")
+    text = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, file)

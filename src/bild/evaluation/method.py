@@ -1,0 +1,101 @@
+"""What can be evaluated: anything that turns a source text into an output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from bild.errors import InputError
+
+if TYPE_CHECKING:
+    from bild.decoding import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a method says of one text."""
+
+    text: str
+    token_ids: list[int]
+    """New tokens, the end token included."""
+    ttft_s: float | None = None
+    """Seconds to the first token; None where the method does not say."""
+    total_s: float | None = None
+    """Seconds as measured by the method itself (a subprocess); None: the runner's clock counts."""
+    stats: Stats | None = None
+    """Counts of a policy; None for peers."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way of decoding, loaded and ready.
+
+    A method may also have ``details``, a dict of plain JSON values (versions, settings) that goes into
+    the summary as it is.
+    """
+
+    name: str
+    """As the user wrote it; unique in a run."""
+    weight_bytes: int | None
+    """Bytes of weights held, None where unknown."""
+
+    def __call__(self, source: str) -> Output:
+        """Decode one source text.
+
+        Raises:
+            BildError: a text this method cannot decode; the run records it and goes on.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the method holds; called once, at the end of the run."""
+        ...
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method as the user names it: ``NAME[:key=value]*``."""
+
+    name: str
+    options: dict[str, str]
+    text: str
+    """As written."""
+
+    @classmethod
+    def parse(cls, text: str) -> MethodSpec:
+        """Read ``NAME[:key=value]*``.
+
+        Raises:
+            InputError: an empty name, an option without a value, or one given twice.
+        """
+        name, *parts = text.strip().split(":")
+        options: dict[str, str] = {}
+        for part in parts:
+            key, equals, value = part.partition("=")
+            if not (key and equals and value):
+                raise InputError(f"method {text!r}: {part!r} is not key=value; write NAME:key=value:key=value")
+            if key in options:
+                raise InputError(f"method {text!r}: {key} is given twice; give it once")
+            options[key] = value
+        if not name:
+            raise InputError(f"method {text!r} has no name; write NAME:key=value:key=value")
+        return cls(name, options, text.strip())
+
+
+@dataclass(frozen=True)
+class PeerContext:
+    """What every peer of a run is told.
+
+    Args:
+        large: folder or name of the large checkpoint.
+        small: folder or name of the small checkpoint.
+        max_new_tokens: longest continuation, tokens, 1…
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
+        threads: threads an engine may use, 1…
+    """
+
+    large: str
+    small: str
+    max_new_tokens: int
+    device: str
+    threads: int

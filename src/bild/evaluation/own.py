@@ -1,0 +1,130 @@
+"""Our own methods: a policy on a loaded pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bild.errors import InputError
+from bild.evaluation.method import MethodSpec, Output
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bild.decoding import Policy
+    from bild.generation import BigLittleDecoder
+
+RUN_OPTIONS = ("runtime", "dtype")
+THRESHOLDS: dict[str, tuple[str, ...]] = {
+    "bild": ("fallback_threshold", "rollback_threshold", "max_draft_tokens", "verify_end"),
+    "exact": ("fallback_threshold", "max_draft_tokens"),
+    "large": (),
+    "small": (),
+}
+"""Presets and the thresholds each takes."""
+VERIFY_END = {"yes": True, "true": True, "no": False, "false": False}
+
+
+class PolicyMethod:
+    """One policy of a decoder as a method.
+
+    Args:
+        name: as the user wrote it.
+        decoder: loaded; may be shared with other methods.
+        policy: how the two models decode together.
+        options: of the decoder's ``generate``.
+        details: for the reader of the report.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        decoder: BigLittleDecoder,
+        policy: Policy,
+        options: dict[str, Any],
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        self.name, self.policy, self.options = name, policy, options
+        self._decoder: BigLittleDecoder | None = decoder
+        self.weight_bytes: int | None = _weight_bytes(decoder, policy)
+        device, dtype = str(decoder.large.device), str(decoder.large.dtype).removeprefix("torch.")
+        given = {} if details is None else details
+        self.details = {"policy": policy.to_dict(), "device": device, "dtype": dtype} | given
+
+    def __call__(self, source: str) -> Output:
+        """Decode one text."""
+        assert self._decoder is not None, "closed"
+        (result,) = self._decoder.generate([source], self.policy, **self.options)
+        return Output(result.text, result.token_ids, ttft_s=result.ttft_s, stats=result.stats)
+
+    def close(self) -> None:
+        """Let go of the decoder."""
+        self._decoder = None
+
+
+def policy_of(spec: MethodSpec, own: Policy) -> Policy:
+    """The policy a method names.
+
+    Args:
+        spec: its preset and thresholds.
+        own: the pair's own policy: what ``bild`` means, and where thresholds not given come from.
+
+    Raises:
+        InputError: an option the preset does not have, or a value out of range.
+    """
+    from bild.decoding import Policy
+
+    allowed = THRESHOLDS[spec.name]
+    for key in spec.options:
+        if key not in (*allowed, *RUN_OPTIONS):
+            raise InputError(
+                f"method {spec.text!r}: unknown option {key}; allowed are {', '.join((*allowed, *RUN_OPTIONS))}"
+            )
+    given = {key: _value(spec, key) for key in allowed if key in spec.options}
+    if spec.name == "bild":
+        if not given:
+            return own
+        given = _thresholds(own) | given
+    try:
+        return Policy.preset(spec.name, **given)
+    except ValueError as error:
+        raise InputError(f"method {spec.text!r}: {error}") from None
+
+
+def _value(spec: MethodSpec, key: str) -> float | bool | int:
+    text = spec.options[key]
+    if key == "verify_end" and text in VERIFY_END:
+        return VERIFY_END[text]
+    kind: Callable[[str], float | int] = int if key == "max_draft_tokens" else float
+    try:
+        return kind(text)
+    except ValueError:
+        allowed = "a whole number" if kind is int else "a number" + (", yes or no" if key == "verify_end" else "")
+        raise InputError(f"method {spec.text!r}: {key} is {text!r}; allowed is {allowed}") from None
+
+
+def _thresholds(own: Policy) -> dict[str, Any]:
+    from bild.decoding.acceptance import WithinDistance
+    from bild.decoding.hand_over import LowConfidence
+
+    values: dict[str, Any] = {"max_draft_tokens": own.max_draft_tokens, "verify_end": own.verify_end}
+    if isinstance(own.hand_over, LowConfidence):
+        values["fallback_threshold"] = own.hand_over.threshold
+    if isinstance(own.acceptance, WithinDistance):
+        values["rollback_threshold"] = own.acceptance.threshold
+    return values
+
+
+def _weight_bytes(decoder: BigLittleDecoder, policy: Policy) -> int:
+    sides = ("large", "small") if policy.alone is None else (policy.alone,)
+    networks = [getattr(decoder, side).network for side in sides]
+    # A quantized layer may hold its weights as buffers.
+    return sum(_tensor_bytes(held) for network in networks for held in (*network.parameters(), *network.buffers()))
+
+
+def _tensor_bytes(tensor: Tensor) -> int:
+    """Bytes held; a quantized weight is made of several tensors and only pretends to its old size."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        inner, _ = tensor.__tensor_flatten__()
+        return sum(_tensor_bytes(getattr(tensor, name)) for name in inner)
+    return int(tensor.numel() * tensor.element_size())

@@ -1,0 +1,182 @@
+"""From what the user names to methods that are loaded and ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bild.errors import InputError, LoadError
+from bild.evaluation.method import Method, MethodSpec, PeerContext
+from bild.evaluation.own import THRESHOLDS, PolicyMethod, policy_of
+
+if TYPE_CHECKING:
+    from bild.decoding import Policy
+    from bild.generation import BigLittleDecoder, Pair
+
+DEFAULT_MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Where methods get their models, and how every text is decoded.
+
+    Args:
+        pair: folder or ``bild.json`` of a pair; None: the bundled one.
+        large: folder or hub name of the accurate model.
+        small: likewise of the cheap one.
+        dtype: of own methods that do not name one.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, …; of all methods.
+        runtime: of own methods that do not name one.
+        trust_remote_code: whether code that comes with a checkpoint may run.
+        max_new_tokens: longest continuation, tokens, 1…, default 256; of all methods.
+        chat: whether a text is a user's turn, for own methods; None: where a decoder-only
+            checkpoint brings a chat template.
+    """
+
+    pair: str | None = None
+    large: str | None = None
+    small: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    runtime: str = "eager"
+    trust_remote_code: bool = False
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    chat: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; allowed is 1 or more")
+
+    def choose_pair(self) -> Pair:
+        """The two checkpoints and their policy."""
+        from bild.generation.pair import choose_pair
+
+        return choose_pair(self.pair, self.large, self.small)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides about texts and times, for :attr:`Configuration`: plain JSON values."""
+        pair = self.choose_pair()
+        names = {"large": pair.large, "small": pair.small, "policy": pair.policy.to_dict()}
+        return {**{key: value for key, value in asdict(self).items() if key != "pair"}, **names}
+
+
+@dataclass
+class Roster:
+    """Methods that are ready, in the user's order, and why the others are not."""
+
+    methods: list[Method] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close every method."""
+        for method in self.methods:
+            method.close()
+
+
+def parse_methods(text: str) -> list[MethodSpec]:
+    """Read ``NAME[:key=value]*,…``.
+
+    Raises:
+        InputError: an unknown name, a method twice, or none.
+    """
+    specs = [MethodSpec.parse(part) for part in text.split(",") if part.strip()]
+    names = [spec.text for spec in specs]
+    if not specs:
+        raise InputError(f"no method is named; allowed are {', '.join(_allowed())}")
+    for spec in specs:
+        if names.count(spec.text) > 1:
+            raise InputError(f"method {spec.text!r} is there twice; give each once")
+        if spec.name not in THRESHOLDS and spec.name not in _peers():
+            raise InputError(f"method is {spec.name!r}; allowed are {', '.join(_allowed())}")
+    return specs
+
+
+def load_methods(
+    specs: Sequence[MethodSpec], setup: Setup, load: Callable[..., BigLittleDecoder] | None = None
+) -> Roster:
+    """Load every method; a peer that cannot run becomes a reason, an own method an error.
+
+    Args:
+        specs: from :func:`parse_methods`.
+        setup: models and options.
+        load: as :meth:`BigLittleDecoder.from_pretrained`, which is the default.
+
+    Raises:
+        InputError: an option a method does not have.
+        LoadError: the pair cannot be loaded.
+    """
+    pair = setup.choose_pair()
+    policies = {spec.text: policy_of(spec, pair.policy) for spec in specs if spec.name in THRESHOLDS}
+    decoders = _Decoders(setup, load)
+    roster = Roster()
+    for spec in specs:
+        try:
+            if spec.text in policies:
+                roster.methods.append(_own(spec, decoders.of(spec), policies[spec.text], setup))
+            else:
+                roster.methods.append(_peers()[spec.name](spec, _context(setup, pair)))
+        except LoadError as error:
+            if spec.text in policies:
+                raise
+            roster.failed[spec.text] = str(error)
+    return roster
+
+
+def _own(spec: MethodSpec, decoder: BigLittleDecoder, policy: Policy, setup: Setup) -> PolicyMethod:
+    options = {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat}
+    details = {"runtime": spec.options.get("runtime", setup.runtime)}
+    dtype = spec.options.get("dtype", setup.dtype)
+    if dtype != "auto":
+        details["dtype"] = dtype
+    return PolicyMethod(spec.text, decoder, policy, options, details)
+
+
+class _Decoders:
+    """One loaded decoder for all methods that share a runtime and a dtype."""
+
+    def __init__(self, setup: Setup, load: Callable[..., BigLittleDecoder] | None) -> None:
+        self.setup, self.load = setup, load
+        self.loaded: dict[tuple[str, str], BigLittleDecoder] = {}
+
+    def of(self, spec: MethodSpec) -> BigLittleDecoder:
+        runtime = spec.options.get("runtime", self.setup.runtime)
+        dtype = spec.options.get("dtype", self.setup.dtype)
+        if (runtime, dtype) not in self.loaded:
+            self.loaded[runtime, dtype] = self._load(runtime, dtype)
+        return self.loaded[runtime, dtype]
+
+    def _load(self, runtime: str, dtype: str) -> BigLittleDecoder:
+        from bild.generation import BigLittleDecoder
+
+        setup = self.setup
+        load = BigLittleDecoder.from_pretrained if self.load is None else self.load
+        names = {"pair": setup.pair, "large": setup.large, "small": setup.small}
+        return load(
+            **names, runtime=runtime, dtype=dtype, device=setup.device, trust_remote_code=setup.trust_remote_code
+        )
+
+
+def _peers() -> dict[str, Callable[[MethodSpec, PeerContext], Method]]:
+    # Peers know other engines; who compares own methods alone need not wait for them.
+    from bild.evaluation.peers import PEERS
+
+    return PEERS
+
+
+def _allowed() -> list[str]:
+    return [*THRESHOLDS, *_peers()]
+
+
+def _context(setup: Setup, pair: Pair) -> PeerContext:
+    import torch
+
+    from bild.models import resolve_device
+
+    return PeerContext(
+        large=pair.large,
+        small=pair.small,
+        max_new_tokens=setup.max_new_tokens,
+        device=str(resolve_device(setup.device)),
+        threads=torch.get_num_threads(),
+    )

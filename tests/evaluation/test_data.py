@@ -1,0 +1,162 @@
+"""Readers of data, and what they make of bad rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from bild.errors import InputError
+from bild.evaluation import Example, read_examples
+from bild.evaluation.data import Data, distinct_names
+
+ROWS = [{"source": "eins", "target": "one"}, {"source": "zwei\u2028drei", "target": ["two", "2"]}]
+EXAMPLES = [Example("1", "eins", ("one",)), Example("2", "zwei\u2028drei", ("two", "2"))]
+
+
+def write(path, data: str | bytes):
+    data = data.encode() if isinstance(data, str) else data
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def lines(rows) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_json_lines(tmp_path, name):
+    data = read_examples(write(tmp_path / name, lines(ROWS)))
+    assert (data.name, data.examples, data.skipped) == (name, EXAMPLES, [])
+
+
+@pytest.mark.parametrize("name", ["a.de", "a.de.gz", "a.txt"])
+def test_parallel_text(tmp_path, name):
+    source = write(tmp_path / name, "\ufeffeins\r\nzwei\u2028drei\n")
+    target = write(tmp_path / "a.en.gz", "one\ntwo\n")
+    expected = [EXAMPLES[0], Example("2", "zwei\u2028drei", ("two",))]
+    assert read_examples(source, target_data=target).examples == expected
+    assert read_examples(source, target_data=target, source_column="x", target_column="y").examples == expected
+    assert [example.references for example in read_examples(source).examples] == [(), ()]
+
+
+@pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.tsv", "\t"), ("a.tsv.gz", "\t")])
+def test_tables(tmp_path, name, comma):
+    text = f'id{comma}de{comma}en\r\n7{comma}"ei\nns"{comma}one\r\n8{comma}zwei\r\n'
+    data = read_examples(write(tmp_path / name, text), source_column="de", target_column="en")
+    assert data.examples == [Example("3", "ei\nns", ("one",)), Example("4", "zwei")]
+
+
+def test_nested_columns(tmp_path):
+    rows = [{"translation": {"de": "eins", "en": "one"}, "a.b": "dotted"}]
+    file = write(tmp_path / "a.jsonl", lines(rows))
+    read = read_examples(file, source_column="translation.de", target_column="translation.en").examples
+    assert read == [EXAMPLES[0]]
+    assert read_examples(file, source_column="a.b", target_column="no").examples == [Example("1", "dotted")]
+
+
+def test_bad_rows_are_told_and_skipped(tmp_path):
+    bad = b'{"source": "eins", "target": "one"}\n\nnot json\n[1]\n{"target": "x"}\n{"source": " "}\n{"source": 5}\n'
+    bad += b'{"source": "x", "target": {"en": "y"}}\n{"source": "\xff"}\n{"source": "ok", "target": ["", "fine"]}'
+    data = read_examples(write(tmp_path / "a.jsonl", bad))
+    assert data.examples == [EXAMPLES[0], Example("10", "ok", ("fine",))]
+    assert data.skipped == [
+        "line 3: not JSON",
+        "line 4: not a JSON object",
+        "line 5: no source text",
+        "line 6: the source is empty",
+        "line 7: the source is a int, not a text",
+        "line 8: the target is a dict, not a text or a list of texts",
+        "line 9: not JSON",
+    ]
+
+
+def test_bad_bytes_in_a_text_file(tmp_path):
+    data = read_examples(write(tmp_path / "a.de", b"eins\n\xff\n\ndrei\n"))
+    assert [example.id for example in data.examples] == ["1", "4"]
+    assert data.skipped == ["line 2: not UTF-8", "line 3: the source is empty"]
+
+
+def test_the_limit_counts_usable_examples(tmp_path):
+    file = write(tmp_path / "a.jsonl", "x\n" + lines(ROWS * 2))
+    assert [example.id for example in read_examples(file, limit=2).examples] == ["2", "3"]
+    with pytest.raises(InputError, match="limit is 0"):
+        read_examples(file, limit=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.jsonl", "", "holds no usable example, it is empty"),
+        ("a.jsonl", lines([{"de": "x"}]), "no usable example; line 1: no source text; allowed are rows with 'source'"),
+        ("a.json", "[]", "give JSON lines"),
+        ("a.jsonl.gz", None, "not a whole gzip file"),
+        ("a.csv", b"source\n\xff\n", "is not UTF-8"),
+    ],
+)
+def test_files_without_an_example(tmp_path, name, data, says):
+    path = tmp_path / name
+    if data is None:
+        path.write_bytes(gzip.compress(lines(ROWS).encode())[:-9])
+    else:
+        write(path, data)
+    with pytest.raises(InputError, match=says):
+        read_examples(str(path))
+
+
+def test_places_that_are_no_data(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*no\.jsonl: No such file"):
+        read_examples(str(tmp_path / "no.jsonl"))
+    with pytest.raises(InputError, match="cannot read"):
+        read_examples(str(tmp_path))
+    source, target = write(tmp_path / "a.de", "eins\nzwei\n"), write(tmp_path / "a.en", "one\n")
+    with pytest.raises(InputError, match=r"a\.de has 2 lines and .*a\.en has 1"):
+        read_examples(source, target_data=target)
+    with pytest.raises(InputError, match="names its own target column"):
+        read_examples(write(tmp_path / "a.jsonl", lines(ROWS)), target_data=target)
+
+
+def test_hugging_face_datasets(monkeypatch):
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        if arguments[0] == "no/such":
+            raise FileNotFoundError("no/such is not there\nlong story")
+        return [{"article": "text", "highlights": "short"}, {"article": None}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    columns = {"source_column": "article", "target_column": "highlights"}
+    data = read_examples("cnn_dailymail:3.0.0", split="validation", **columns)
+    assert (data.examples, data.skipped) == ([Example("1", "text", ("short",))], ["row 2: no source text"])
+    read_examples("someone/texts", **columns)
+    assert asked == [
+        (("cnn_dailymail", "3.0.0"), {"split": "validation"}),
+        (("someone/texts", None), {"split": "test"}),
+    ]
+    with pytest.raises(InputError, match=r"no dataset to be had \(FileNotFoundError: no/such is not there\)"):
+        read_examples("no/such")
+    with pytest.raises(InputError, match="--target-data goes with a text file"):
+        read_examples("someone/texts", target_data="x")
+
+
+def test_datasets_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"'someone/texts' is no file here; .* pip install datasets"):
+        read_examples("someone/texts")
+
+
+def test_the_digest_is_of_the_content():
+    same, other = Data("a", EXAMPLES), Data("b", [EXAMPLES[0], Example("2", "zwei", ("two",))])
+    assert same.digest == Data("c", list(EXAMPLES)).digest != other.digest
+
+
+def test_names_of_sets():
+    assert distinct_names(["x/dev.jsonl.gz", "y/test.tsv"]) == ["dev", "test"]
+    assert distinct_names(["x/test.jsonl", "y/test.jsonl"]) == ["x/test", "y/test"]
+    assert distinct_names(["a/x/test.jsonl", "b/x/test.jsonl"]) == ["a/x/test.jsonl", "b/x/test.jsonl"]
+    with pytest.raises(InputError, match="given twice"):
+        distinct_names(["a", "a"])

@@ -1,0 +1,191 @@
+"""From names to methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bild import BigLittleDecoder, Policy
+from bild.errors import InputError, LoadError
+from bild.evaluation import MethodSpec, Output, Setup, load_methods, measure_memory, parse_methods
+from bild.evaluation.memory import _descendants, peak_bytes
+from bild.evaluation.own import _tensor_bytes, policy_of
+from bild.generation import Pair, bundled_pair
+
+OWN = Policy.bild(fallback_threshold=0.31, rollback_threshold=1.7, max_draft_tokens=9, verify_end=0.5)
+
+
+class FakePeer:
+    weight_bytes = None
+
+    def __init__(self, spec, context):
+        if "broken" in spec.options:
+            raise LoadError("the engine is not installed")
+        self.name, self.context = spec.text, context
+
+    def __call__(self, source):
+        return Output(source, [1])
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def peers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bild.evaluation.peers", SimpleNamespace(PEERS={"engine": FakePeer}))
+
+
+def policy(text: str) -> Policy:
+    return policy_of(MethodSpec.parse(text), OWN)
+
+
+def test_method_specs():
+    assert MethodSpec.parse(" a:x=1:y=b=c ") == MethodSpec("a", {"x": "1", "y": "b=c"}, "a:x=1:y=b=c")
+    for text, says in (("a:x", "'x' is not key=value"), ("a:x=", "not key=value"), (":x=1", "has no name")):
+        with pytest.raises(InputError, match=says):
+            MethodSpec.parse(text)
+    with pytest.raises(InputError, match="x is given twice"):
+        MethodSpec.parse("a:x=1:x=2")
+
+
+def test_thresholds_override_those_of_the_pair():
+    assert policy("bild") is OWN and policy("bild:dtype=float32") is OWN
+    assert policy("bild:fallback_threshold=0.9").hand_over.threshold == 0.9
+    assert policy("bild:rollback_threshold=3") == Policy.bild(
+        fallback_threshold=0.31, rollback_threshold=3.0, max_draft_tokens=9, verify_end=0.5
+    )
+    assert policy("bild:max_draft_tokens=4:verify_end=no") == Policy.bild(
+        fallback_threshold=0.31, rollback_threshold=1.7, max_draft_tokens=4, verify_end=False
+    )
+    assert policy("bild:verify_end=yes").verify_end is True and policy("bild:verify_end=0.7").verify_end == 0.7
+    assert policy("exact:fallback_threshold=0.2:max_draft_tokens=3") == Policy.exact(
+        fallback_threshold=0.2, max_draft_tokens=3
+    )
+    assert (policy("large"), policy("small")) == (Policy.large(), Policy.small())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("bild:gamma=3", "unknown option gamma; allowed are fallback_threshold, .*, runtime, dtype"),
+        ("large:verify_end=yes", "unknown option verify_end; allowed are runtime, dtype"),
+        ("bild:fallback_threshold=two", "fallback_threshold is 'two'; allowed is a number"),
+        ("bild:max_draft_tokens=2.5", "max_draft_tokens is '2.5'; allowed is a whole number"),
+        ("bild:verify_end=maybe", "allowed is a number, yes or no"),
+        ("bild:fallback_threshold=7", "'bild:fallback_threshold=7': fallback_threshold is 7.0; allowed is 0 to 1"),
+    ],
+)
+def test_bad_options(text, says):
+    with pytest.raises(InputError, match=says):
+        policy(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("large,warp", "method is 'warp'; allowed are bild, exact, large, small, engine"),
+        ("large, large", "method 'large' is there twice"),
+        (" , ", "no method is named"),
+    ],
+)
+def test_bad_lists_of_methods(text, says):
+    with pytest.raises(InputError, match=says):
+        parse_methods(text)
+
+
+def test_methods_that_share_runtime_and_dtype_share_a_decoder(bundled):
+    loaded = []
+
+    def load(**options):
+        loaded.append(options)
+        return bundled
+
+    names = "large,bild,small:dtype=bfloat16,exact:dtype=float32,engine:a=1,engine:broken=1"
+    setup = Setup(dtype="float32", device="cpu", max_new_tokens=33)
+    roster = load_methods(parse_methods(names), setup, load)
+    assert [options["dtype"] for options in loaded] == ["float32", "bfloat16"]
+    assert loaded[0] == {
+        "pair": None, "large": None, "small": None, "runtime": "eager", "dtype": "float32", "device": "cpu",
+        "trust_remote_code": False,
+    }  # fmt: skip
+    assert [method.name for method in roster.methods] == names.split(",")[:-1]
+    assert roster.failed == {"engine:broken=1": "the engine is not installed"}
+    context = roster.methods[-1].context
+    pair = Pair.load(bundled_pair())
+    assert (context.large, context.small, context.max_new_tokens) == (pair.large, pair.small, 33)
+    assert (context.device, context.threads) == ("cpu", 1)
+    roster.close()
+
+
+def test_an_own_method_that_cannot_be_loaded_is_an_error():
+    def load(**options):
+        raise LoadError("no such runtime here")
+
+    with pytest.raises(LoadError, match="no such runtime"):
+        load_methods(parse_methods("large"), Setup(), load)
+    with pytest.raises(InputError, match="max_new_tokens is 0"):
+        Setup(max_new_tokens=0)
+
+
+def test_an_own_method_says_what_the_decoder_says(bundled, sentences, monkeypatch):
+    seen = []
+    each = BigLittleDecoder.generate
+    monkeypatch.setattr(BigLittleDecoder, "generate", lambda self, *a, **k: (seen.append(k), each(self, *a, **k))[1])
+    setup = Setup(max_new_tokens=4, chat=False)
+    roster = load_methods(parse_methods("exact,large,small"), setup, lambda **_: bundled)
+    exact, large, small = roster.methods
+    (expected,) = bundled.generate(sentences[0], "exact", max_new_tokens=4)
+    said = exact(sentences[0])
+    assert (said.text, said.token_ids, said.stats) == (expected.text, expected.token_ids, expected.stats)
+    assert len(said.token_ids) == 4 and 0 < said.ttft_s < 5 and said.total_s is None
+    assert seen[-1] == {"max_new_tokens": 4, "chat": False}
+    sizes = [sum(4 * p.numel() for p in side.network.parameters()) for side in (bundled.large, bundled.small)]
+    assert [m.weight_bytes for m in (exact, large, small)] == [sum(sizes), *sizes]
+    assert exact.details == {
+        "policy": Policy.exact().to_dict(), "device": "cpu", "dtype": "float32", "runtime": "eager"
+    }  # fmt: skip
+
+
+def test_the_configuration_names_the_checkpoints_and_the_policy():
+    described = Setup(dtype="float32").describe()
+    assert described["large"].endswith("large") and described["policy"]["verify_end"] == 0.6
+    assert described["dtype"] == "float32" and "pair" not in described
+
+
+def test_peak_memory_of_one_method_in_a_fresh_process(sentences):
+    setup = Setup(dtype="float32", device="cpu", max_new_tokens=2)
+    ballast = bytearray(200_000_000)
+    large = measure_memory("large", setup, sentences[:1])
+    assert peak_bytes() > len(ballast)
+    # The large model has 18 M weights of 4 bytes; what this process holds must not be charged.
+    assert 72e6 < large.above_imports_bytes < large.total_bytes < 1e9
+    assert large.cuda_bytes is None
+    bad = dataclasses.replace(setup, dtype="int3")
+    with pytest.raises(LoadError, match=r"peak memory of 'large' could not be measured \(.*dtype is 'int3'"):
+        measure_memory("large", bad, sentences[:1])
+
+
+def test_memory_of_started_processes_is_found():
+    command = "import sys; held = bytearray(50_000_000); print(1, flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", command], **pipes) as child:
+        child.stdout.readline()
+        assert child.pid in _descendants()
+        assert 50e6 < peak_bytes(child.pid) < 150e6
+        child.stdin.close()
+    assert child.pid not in _descendants() and peak_bytes(child.pid) == 0
+
+
+def test_a_quantized_weight_counts_what_it_holds():
+    class Quantized:
+        values, scales = torch.zeros(10, dtype=torch.int8), torch.zeros(2)
+
+        def __tensor_flatten__(self):
+            return ["values", "scales"], None
+
+    assert _tensor_bytes(Quantized()) == 10 + 2 * 4
