@@ -18,6 +18,15 @@ logging.disable_progress_bar()
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def graph_cache(tmp_path_factory) -> Path:
+    """Where graphs are compiled to: the run's own folder, or $BILD_TEST_CACHE to keep them between runs."""
+    kept = os.environ.get("BILD_TEST_CACHE")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("graphs")
+    os.environ["BILD_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _fixed_random_numbers():
     torch.manual_seed(0)
@@ -28,7 +37,7 @@ def bundled():
     """The bundled pair in float32, where rounding does not decide."""
     from bild import BigLittleDecoder
 
-    return BigLittleDecoder.from_pretrained(dtype="float32")
+    return BigLittleDecoder.from_pretrained(dtype="float32", runtime="eager")
 
 
 @pytest.fixture(scope="session")

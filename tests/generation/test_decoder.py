@@ -140,7 +140,7 @@ def test_positions_are_a_limit():
 
 
 def test_a_runtime_must_exist():
-    with pytest.raises(InputError, match="runtime is 'warp'; allowed are eager"):
+    with pytest.raises(InputError, match="runtime is 'warp'; allowed are auto, eager, static"):
         BigLittleDecoder.from_pretrained(runtime="warp")
 
 

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from bild import __version__
+from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
+from bild.cli.warmup import warmup
 from bild.errors import BildError
 
 app = typer.Typer(
@@ -20,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(evaluate)
 app.command()(info)
+app.command()(warmup)
 
 INTERRUPTED = 128 + signal.SIGINT
 # typer carries its own copy of click since 0.27 and used the real one before; this is the base of either.

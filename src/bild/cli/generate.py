@@ -12,6 +12,9 @@ from bild.cli.job import Job
 from bild.cli.report import Report
 from bild.errors import InputError
 
+LONG_FILE = 500
+"""Lines from which compiling pays, even if it must be done first."""
+
 INPUT = "Input"
 OUTPUT = "Output"
 TEXT = "Text"
@@ -42,7 +45,7 @@ def generate(
     pair: options.PairName = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
-    runtime: options.Runtime = "eager",
+    runtime: options.Runtime = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     policy: Annotated[
         str, typer.Option(help="bild, exact (lossless), large or small.", rich_help_panel=options.POLICY)
@@ -89,6 +92,8 @@ def generate(
     """
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
     lines, total = read_lines(texts, input)
+    if runtime == "auto" and total is not None and total >= LONG_FILE:
+        runtime = "static"
     decoder = options.load_decoder(
         large=large,
         small=small,

@@ -24,7 +24,7 @@ def info(
     pair: options.PairName = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
-    runtime: options.Runtime = "eager",
+    runtime: options.Runtime = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
@@ -55,7 +55,8 @@ def describe(decoder: BigLittleDecoder) -> dict[str, Any]:
         "shared_vocabulary": decoder.large.vocab_size,
         "batches": decoder.batches,
         "policy": decoder.policy.to_dict(),
-        "dtype": str(decoder.large.dtype).removeprefix("torch."),
+        "dtype": decoder.dtype,
+        "runtime": "static" if getattr(decoder.large, "is_compiled", False) else "eager",
         "device": str(decoder.large.device),
     }
 
@@ -104,9 +105,8 @@ def _print_table(facts: dict[str, Any]) -> None:
         table.add_row(key.replace("_", " "), *(_readable(key, value) for value in values))
     console = Console(highlight=False)
     console.print(table)
-    console.print(
-        f"a small step costs {facts['cost_ratio']:.0%} of a large one here ({facts['dtype']}, {facts['device']})"
-    )
+    how = ", ".join(facts[key] for key in ("dtype", "runtime", "device"))
+    console.print(f"a small step costs {facts['cost_ratio']:.0%} of a large one here ({how})")
     console.print(f"shared vocabulary: {facts['shared_vocabulary']} ids agree")
     console.print(f"policy: {json.dumps(facts['policy'])}", markup=False)
 

@@ -25,9 +25,15 @@ PairName = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.", rich_help_panel=MODELS)]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64 or int8.", rich_help_panel=MODELS)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=MODELS)]
-Runtime = Annotated[str, typer.Option(help="How the networks are run: eager.", rich_help_panel=MODELS)]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        help="How the networks are run: eager, static (compiled, see bild warmup), or auto: static where it pays.",
+        rich_help_panel=MODELS,
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.", rich_help_panel=MODELS)
 ]

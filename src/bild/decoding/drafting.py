@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from bild.decoding.choice import Choice, Greedy
-from bild.decoding.hand_over import HandOver
+from bild.decoding.hand_over import HandOver, LowConfidence
 from bild.decoding.rows import Row, process
 from bild.decoding.scorer import Draft, Scorer
 from bild.decoding.transfer import to_host
+
+Propose = Callable[[Sequence[Sequence[int]]], tuple[Tensor, Tensor]]
 
 
 class ModelDrafter:
@@ -31,14 +33,17 @@ class ModelDrafter:
         window = hand_over.window
         self.window = max_draft_tokens if window is None else min(window, max_draft_tokens)
         self.choice = Greedy() if choice is None else choice
+        # A compiled scorer can say both in the same breath as its logits.
+        plain = isinstance(self.choice, Greedy) and isinstance(hand_over, LowConfidence)
+        self._propose: Propose | None = getattr(scorer, "propose", None) if plain else None
 
     def draft(self, rows: Sequence[Row]) -> list[Draft]:
         """Append a draft to every row's tokens and describe it."""
         drafts = [Draft() for _ in rows]
         while any(writing := [int(draft.reason is None) for draft in drafts]):
             lengths = self.scorer.lengths
-            logits = self.scorer.extend([row.tokens[lengths[b] :] if writing[b] else [] for b, row in enumerate(rows)])
-            tokens, confidences = self._read(logits, rows, writing)
+            unread = [row.tokens[lengths[b] :] if writing[b] else [] for b, row in enumerate(rows)]
+            tokens, confidences = self._read(unread, rows, writing)
             for b, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
                 if writing[b]:
                     self._write(row, draft, int(tokens[b]), confidences[b] if confidences else None)
@@ -52,9 +57,14 @@ class ModelDrafter:
         """Go on with these rows only."""
         self.scorer.keep(rows)
 
-    def _read(self, logits: Tensor, rows: Sequence[Row], writing: Sequence[int]) -> tuple[list[float], list[float]]:
+    def _read(
+        self, unread: Sequence[Sequence[int]], rows: Sequence[Row], writing: Sequence[int]
+    ) -> tuple[list[float], list[float]]:
         """Next token and confidence of each row, brought to the host in one transfer."""
-        logits = process(rows, logits, writing)
+        if self._propose is not None and all(row.request.process is None for row in rows):
+            ids, confidences = to_host(*self._propose(unread))
+            return ids, confidences
+        logits = process(rows, self.scorer.extend(unread), writing)
         tokens = self.choice(logits, rows, writing).squeeze(-1)
         confidence = self.hand_over.confidence(logits[:, -1])
         if confidence is None:

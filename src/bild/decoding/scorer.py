@@ -15,7 +15,11 @@ HandOverReason = Literal["unsure", "window", "end"]
 
 
 class Scorer(Protocol):
-    """A model that has read a prefix of each row of a batch."""
+    """A model that has read a prefix of each row of a batch.
+
+    One that can may also offer ``propose(tokens)``: as ``extend``, but the likeliest next token of
+    each row and its probability instead of logits, each ``[B]``.
+    """
 
     @property
     def lengths(self) -> list[int]:

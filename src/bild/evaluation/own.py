@@ -47,7 +47,7 @@ class PolicyMethod:
         self.name, self.policy, self.options = name, policy, options
         self._decoder: BigLittleDecoder | None = decoder
         self.weight_bytes: int | None = _weight_bytes(decoder, policy)
-        device, dtype = str(decoder.large.device), str(decoder.large.dtype).removeprefix("torch.")
+        device, dtype = str(decoder.large.device), decoder.dtype
         given = {} if details is None else details
         self.details = {"policy": policy.to_dict(), "device": device, "dtype": dtype} | given
 

@@ -21,16 +21,22 @@ from bild.generation.prompts import Prompter, as_list, task_prefix
 from bild.generation.result import Result
 from bild.generation.stream import Stream
 from bild.models import (
+    INT8,
     EagerModel,
+    Int8Linear,
+    StaticModel,
     check_shared_vocabulary,
+    is_prepared,
     load_network,
     load_tokenizer,
     resolve_device,
     resolve_dtype,
+    to_int8,
 )
 
 logger = logging.getLogger("bild")
-RUNTIMES = {"eager": EagerModel}
+RUNTIMES: dict[str, type[EagerModel]] = {"eager": EagerModel, "static": StaticModel}
+AUTO = "auto"
 
 
 class BigLittleDecoder:
@@ -42,7 +48,7 @@ class BigLittleDecoder:
         tokenizer: of the pair; None: only token ids can be decoded.
         small_tokenizer: to check that the vocabularies agree; None: only sizes are compared.
         policy: what ``policy="bild"`` means for this pair; default thresholds otherwise.
-        runtime: how the networks are run; ``"eager"``.
+        runtime: how the networks are run; ``"eager"``, ``"static"`` or ``"auto"``, see :meth:`from_pretrained`.
 
     Raises:
         LoadError: an encoder-decoder paired with a decoder-only model, or a model that cannot roll back.
@@ -59,10 +65,12 @@ class BigLittleDecoder:
         policy: Policy | None = None,
         runtime: str = "eager",
     ) -> None:
-        if runtime not in RUNTIMES:
-            raise InputError(f"runtime is {runtime!r}; allowed are {', '.join(RUNTIMES)}")
+        if runtime not in (AUTO, *RUNTIMES):
+            raise InputError(f"runtime is {runtime!r}; allowed are {AUTO}, {', '.join(RUNTIMES)}")
         if large.device != small.device:
             raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
+        if runtime == AUTO:
+            runtime = "static" if is_prepared(large) and is_prepared(small) else "eager"
         self.large, self.small = RUNTIMES[runtime](large), RUNTIMES[runtime](small)
         if self.large.is_encoder_decoder != self.small.is_encoder_decoder:
             kinds = ["encoder-decoder" if m.is_encoder_decoder else "decoder-only" for m in (self.large, self.small)]
@@ -84,7 +92,7 @@ class BigLittleDecoder:
         *,
         large: str | os.PathLike[str] | None = None,
         small: str | os.PathLike[str] | None = None,
-        runtime: str = "eager",
+        runtime: str = AUTO,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         trust_remote_code: bool = False,
@@ -95,9 +103,11 @@ class BigLittleDecoder:
             pair: folder or ``bild.json`` of a pair; ``large`` and ``small`` override its checkpoints.
             large: folder or hub name of the accurate model.
             small: likewise of the cheap one.
-            runtime: ``"eager"``: transformers' modules as they are.
+            runtime: ``"eager"``: transformers' modules as they are. ``"static"``: compiled, several times
+                faster; the first time on a machine this takes a minute or more, the result is kept in
+                ``$BILD_CACHE`` (``~/.cache/bild``). ``"auto"``: static where that has been done, else eager.
             dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``, or ``"auto"``: the
-                fastest that is safe on the machine.
+                fastest that is safe on the machine; ``"int8"``: as auto, the weights of linear layers in 8 bits.
             device: ``"cpu"``, ``"cuda"``, … or ``"auto"``: a GPU where there is one.
             trust_remote_code: whether code that comes with a checkpoint may run.
 
@@ -106,11 +116,13 @@ class BigLittleDecoder:
         """
         chosen = choose_pair(pair, large, small)
         on = resolve_device(device)
-        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on}
         trust = {"trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **trust}
+        networks = [load_network(name, **options) for name in (chosen.large, chosen.small)]
+        if dtype == INT8:
+            networks = [to_int8(network) for network in networks]
         return cls(
-            load_network(chosen.large, **options, **trust),
-            load_network(chosen.small, **options, **trust),
+            *networks,
             load_tokenizer(chosen.large, **trust),
             small_tokenizer=load_tokenizer(chosen.small, **trust),
             policy=chosen.policy,
@@ -118,13 +130,26 @@ class BigLittleDecoder:
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write both checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads."""
+        """Write both checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads.
+
+        Raises:
+            InputError: the weights are int8, which is made when a pair is loaded.
+        """
+        if self.dtype == INT8:
+            raise InputError("dtype is int8, which checkpoints do not hold; load the pair in another dtype to save it")
         for name, model in (("large", self.large), ("small", self.small)):
             place = Path(folder) / name
             model.network.save_pretrained(place)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(place)
         Pair(str(Path(folder) / "large"), str(Path(folder) / "small"), self.policy).save(folder)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights: ``"float32"``, ``"bfloat16"``, …, ``"int8"``."""
+        if any(isinstance(module, Int8Linear) for module in self.large.network.modules()):
+            return INT8
+        return str(self.large.dtype).removeprefix("torch.")
 
     @property
     def batches(self) -> bool:

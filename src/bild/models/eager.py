@@ -76,7 +76,7 @@ class EagerModel:
     def encode(self, sources: Sequence[Sequence[int]]) -> tuple[ModelOutput, Tensor | None]:
         """The encoder's output and its mask ``[B, S]``, None where no row is padded."""
         width = max(len(source) for source in sources)
-        ids = torch.tensor([_pad(source, width) for source in sources], device=self.device)
+        ids = torch.tensor([pad(source, width) for source in sources], device=self.device)
         mask = None
         if any(len(source) < width for source in sources):
             lengths = torch.tensor([len(source) for source in sources], device=self.device)
@@ -115,7 +115,7 @@ class EagerModel:
                 f"{type(self.network).__name__} cannot read several tokens on top of a cache "
                 f"({type(error).__name__}); it cannot verify drafts"
             ) from error
-        if scorer._cache.get_seq_length() != len(tokens) or _disagree(whole, pieces):
+        if scorer._cache.get_seq_length() != len(tokens) or disagree(whole, pieces):
             raise LoadError(
                 f"{type(self.network).__name__} scores tokens differently when it reads several on top of a cache; "
                 "it cannot verify drafts"
@@ -123,10 +123,10 @@ class EagerModel:
         if self._batches:
             batch = self.start([source, source])
             batch.extend([tokens[:1], tokens[:3]])
-            self._batches = not _disagree(whole[1:2], batch.extend([tokens[1:2], []])[0])
+            self._batches = not disagree(whole[1:2], batch.extend([tokens[1:2], []])[0])
 
 
-def _disagree(one: Tensor, other: Tensor) -> bool:
+def disagree(one: Tensor, other: Tensor) -> bool:
     """Whether two computations of the same logits differ by more than rounding in 16 bits."""
     one, other = one.float(), other.float()
     spread = (one - one.mean(-1, keepdim=True)).norm()
@@ -175,7 +175,7 @@ class EagerScorer:
             raise ValueError(f"cannot score {last} positions of {width} new tokens")
         self._align()
         padding = [self._size - length for length in self._lengths]
-        ids = torch.tensor([_pad(row, width) for row in tokens], device=self.model.device)
+        ids = torch.tensor([pad(row, width) for row in tokens], device=self.model.device)
         ragged = any(padding) or min(counts) < width
         logits = self._forward(ids, padding if ragged else None, counts, last)
         self._size += width
@@ -273,6 +273,6 @@ class EagerScorer:
             layer.values = layer.values.take_along_dim(index, dim=2)
 
 
-def _pad(tokens: Sequence[int], width: int) -> list[int]:
+def pad(tokens: Sequence[int], width: int) -> list[int]:
     """``tokens`` filled up to ``width``; the filling is masked or forgotten, so any id will do."""
     return [*tokens, *[0] * (width - len(tokens))]

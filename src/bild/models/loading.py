@@ -27,6 +27,9 @@ from bild.errors import InputError, LoadError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+INT8 = "int8"
+"""Weights of linear layers in eight bits; everything else in the dtype that ``auto`` means."""
+
 REMEMBERED_BIASES = 256
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.spm", "vocab*", "tekken.json")
 
@@ -55,7 +58,8 @@ def resolve_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None
     Args:
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"`` or ``"auto"``: the fastest
             that is safe: bfloat16 where the GPU, or the CPU through AVX512_BF16 or AMX, multiplies
-            it natively, else float16 on a GPU and float32 on a CPU.
+            it natively, else float16 on a GPU and float32 on a CPU. ``"int8"`` means the same:
+            it is what activations, norms and embeddings keep.
         device: where it will run; the CPU by default.
 
     Raises:
@@ -63,12 +67,12 @@ def resolve_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None
     """
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype == "auto":
+    if dtype in ("auto", INT8):
         if device is not None and device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
     if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; allowed are auto, {', '.join(DTYPES)}")
+        raise InputError(f"dtype is {dtype!r}; allowed are auto, {', '.join(DTYPES)}, {INT8}")
     return DTYPES[dtype]
 
 

@@ -1,0 +1,155 @@
+"""Compile a pass once, keep it on disk, load it in a blink.
+
+``torch.export`` traces the module as it is into one full graph, AOTInductor turns that into a shared library
+with the weights packed for this machine. Loading it needs no tracing, no guards and no compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+logger = logging.getLogger("bild")
+
+# Inductor's own GEMM template beats oneDNN two to three times at a few rows: no call overhead, weights
+# packed for AMX or AVX512. Where it has no kernel (float64, older CPUs) the second set of options is used.
+TEMPLATES = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+LIBRARY = {"freezing": True}
+
+compilations = 0
+"""How many graphs this process has compiled; loading one from disk does not count."""
+
+
+def cache_folder() -> Path:
+    """Where compiled graphs are kept: ``$BILD_CACHE``, else ``~/.cache/bild``."""
+    named = os.environ.get("BILD_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "bild"
+
+
+def file_of(name: str) -> Path:
+    """Where a compiled graph is kept."""
+    return cache_folder() / "compiled" / f"{name}.pt2"
+
+
+def announce(name: str) -> None:
+    """Say what is being compiled: the one wait of a pair's life should have a reason."""
+    logger.warning("compiling %s (once; about half a minute, minutes for dozens of layers)", name)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A name for these weights on this machine, with these versions and this many threads."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    config = {key: value for key, value in network.config.to_dict().items() if key != "_name_or_path"}
+    digest.update(json.dumps([config, _circumstances(network)], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def _circumstances(network: nn.Module) -> list[object]:
+    """What a compiled graph depends on besides the weights."""
+    device = next(network.parameters()).device
+    files = [Path(__file__).with_name(name) for name in ("graphs.py", "quantize.py", "compiling.py")]
+    sources = [file.read_text(encoding="utf-8") for file in files]
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    attention = getattr(network.config, "_attn_implementation", None)
+    return [
+        torch.__version__,
+        transformers.__version__,
+        str(hardware),
+        amx,
+        attention,
+        torch.get_num_threads(),
+        sources,
+    ]
+
+
+def compiled(
+    module: nn.Module,
+    inputs: Sequence[Any],
+    dynamic_shapes: Any,
+    *,
+    name: str,
+    progress: Callable[[str], None],
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A compiled module, from disk if it is there.
+
+    Args:
+        module: what to compile, in eval mode; its weights become part of the result.
+        inputs: example arguments; every dimension that varies at least 2.
+        dynamic_shapes: as ``torch.export.export`` takes them.
+        name: of the file; says everything the result depends on.
+        progress: told what is being compiled before it starts.
+
+    Returns:
+        A function of all tensors among the arguments, in order, to a list of tensors.
+
+    Raises:
+        Exception: whatever torch raises when it cannot compile or load.
+    """
+    file = file_of(name)
+    if not file.exists():
+        if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+            raise RuntimeError("there is no C++ compiler on this machine; install g++ or clang++")
+        progress(name)
+        start = time.perf_counter()
+        _compile(module, inputs, dynamic_shapes, file)
+        logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
+    package = torch._inductor.aoti_load_package(str(file))
+    return package.loader.run
+
+
+def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file: Path) -> None:
+    global compilations
+    compilations += 1
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        stack.enter_context(torch.no_grad())
+        program = torch.export.export(module, tuple(inputs), dynamic_shapes=dynamic_shapes, strict=False)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=file.parent))
+        # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
+        unfinished = str(Path(folder) / "graph.pt2")
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=unfinished, inductor_configs=TEMPLATES)
+        except torch._inductor.exc.InductorError:
+            torch._inductor.aoti_compile_and_package(program, package_path=unfinished, inductor_configs=LIBRARY)
+        os.replace(unfinished, file)
+
+
+@contextmanager
+def _quiet():
+    """Tracing and autotuning talk on stderr; what fails raises."""
+    talkative = [logging.getLogger(name) for name in ("torch._inductor", "torch._export", "torch.fx")]
+    levels = [each.level for each in talkative]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for each in talkative:
+            each.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for each, level in zip(talkative, levels, strict=True):
+                each.setLevel(level)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, without the compiler's pages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,214 @@
+"""The two passes of a network that are worth compiling: encode a source, and read new tokens.
+
+Both run transformers' own modules. What makes them compilable is what is handed in: storage of fixed
+place for keys and values, a mask and positions of our own, everything else as plain tensors.
+
+Layout of a batch: token ``t`` of row ``b`` stands in column ``t`` of the row's storage, whatever its
+neighbours have read. A row sees the columns up to its own token, so whatever a rollback or padding left
+behind them is masked until it is overwritten, and forgetting is lowering a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import StaticLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+
+class RowLayer(StaticLayer):
+    """A layer's keys and values ``[B, H, L, D]``; each row writes behind its own tokens.
+
+    Args:
+        keys: storage, written in place.
+        values: likewise.
+        positions: column of each new token ``[B, T]``.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        super().__init__(max_cache_len=keys.shape[2])
+        self.keys, self.values, self.positions = keys, values, positions
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the new tokens' keys and values ``[B, H, T, D]``; return the whole storage."""
+        rows = torch.arange(self.positions.shape[0], device=self.positions.device)[:, None]
+        for storage, states in ((self.keys, key_states), (self.values, value_states)):
+            storage.transpose(1, 2).index_put_((rows, self.positions), states.transpose(1, 2).to(storage.dtype))
+        return self.keys, self.values
+
+    def get_seq_length(self) -> Tensor:  # type: ignore[override]
+        """Tokens read, of the first row: only networks that decode row by row ask."""
+        return self.positions[0, 0]
+
+
+class SourceLayer(StaticLayer):
+    """A layer's keys and values of the source, computed once a request."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__(max_cache_len=keys.shape[2])
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        """Any number above zero: the layer is filled."""
+        return 1
+
+
+class Read(nn.Module):
+    """Read new tokens on top of what each row has read, and score what may follow.
+
+    Args:
+        network: the model.
+        farthest: the last position its embeddings know, None where positions are relative.
+    """
+
+    def __init__(self, network: PreTrainedModel, farthest: int | None) -> None:
+        super().__init__()
+        self.network, self.farthest = network, farthest
+
+    def forward(
+        self,
+        rows: Tensor,
+        last: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        source_keys: Sequence[Tensor],
+        source_values: Sequence[Tensor],
+        source_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[B, K, V]``, at least float32; the likeliest token at each position and its probability ``[B, K]``.
+
+        Args:
+            rows: ``[B, 2 + T]``: how many tokens each row has read, how many are new, and those, padded on the
+                right. One tensor, because making a small one costs as much as a small layer.
+            last: ``0 … K − 1``: each row's last K new tokens are scored; before its first there is no meaning.
+            keys: storage of each decoder layer ``[B, H, L, D]``, written in place; L ≥ tokens read + T.
+            values: likewise.
+            source_keys: of each decoder layer ``[B, H, S, D]``; empty for a decoder-only model.
+            source_values: likewise.
+            source_mask: ``[B, 1, 1, S]``, False where the source is padded; None for a decoder-only model.
+        """
+        lengths, counts, tokens = rows[:, :1], rows[:, 1:2], rows[:, 2:]
+        wanted = (counts - last.shape[0] + last).clamp(min=0)
+        positions = lengths + torch.arange(tokens.shape[1], device=tokens.device)
+        past: Any = _cache([RowLayer(*layer, positions) for layer in zip(keys, values, strict=True)])
+        mask = self._masks(positions, keys[0].shape[2])
+        inputs: dict[str, Any] = {"use_cache": True}
+        if source_mask is not None:
+            layers = [SourceLayer(*layer) for layer in zip(source_keys, source_values, strict=True)]
+            past = EncoderDecoderCache(past, _cache(layers))
+            past.is_updated = dict.fromkeys(range(len(layers)), True)
+            # Its keys and values are in the cache; only its shape is looked at.
+            width = self.network.config.get_text_config(decoder=True).hidden_size
+            states = source_keys[0].new_zeros(1).expand(*source_mask.shape[::3], width)
+            inputs |= {"decoder_input_ids": tokens, "decoder_attention_mask": mask}
+            inputs |= {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": source_mask}
+        else:
+            within = positions if self.farthest is None else positions.clamp(max=self.farthest)
+            inputs |= {"input_ids": tokens, "attention_mask": mask, "position_ids": within}
+        with _head_of(self.network, wanted), _biases_by_row(self.network, positions):
+            logits = self.network(**inputs, past_key_values=past).logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # Here they ride along with the head; as operations of their own they cost as much as a small model's layer.
+        highest = logits.amax(-1, keepdim=True)
+        return logits, logits.argmax(-1), 1 / (logits - highest).exp().sum(-1)
+
+    def _masks(self, positions: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
+        """Which columns each new token sees ``[B, 1, T, L]``, by kind of layer where there are several."""
+        config = self.network.config.get_text_config(decoder=True)
+        column = torch.arange(columns, device=positions.device)
+        seen = (column <= positions[..., None])[:, None]
+        window = getattr(config, "sliding_window", None)
+        if window is None:
+            return seen
+        near = seen & (column > positions[..., None] - window)[:, None]
+        if getattr(config, "layer_types", None) is None:
+            return near
+        return {"full_attention": seen, "sliding_attention": near}
+
+
+class Encode(nn.Module):
+    """Keys and values of the source in every decoder layer."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sources: Tensor, mask: Tensor) -> list[Tensor]:
+        """All keys, then all values, each ``[B, H, S, D]``.
+
+        Args:
+            sources: encoder input ids ``[B, S]``, padded on the right.
+            mask: ``[B, 1, 1, S]``, False where padded.
+        """
+        states = self.network.get_encoder()(input_ids=sources, attention_mask=mask)
+        past = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        # The cross attention of any token leaves them in the cache; all else it computes is not asked for.
+        start = torch.zeros_like(sources[:, :1])
+        self.network(decoder_input_ids=start, encoder_outputs=states, attention_mask=mask, past_key_values=past)
+        layers = past.cross_attention_cache.layers
+        return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
+
+
+def _cache(layers: list[Any]) -> Cache:
+    return Cache(layers=layers)
+
+
+@contextmanager
+def _head_of(network: PreTrainedModel, wanted: Tensor) -> Iterator[None]:
+    """Let the head see only the positions that somebody asked for."""
+    head = network.get_output_embeddings()
+
+    def choose(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0].gather(1, wanted[..., None].expand(-1, -1, inputs[0].shape[-1])),)
+
+    hook = head.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _biases_by_row(network: PreTrainedModel, positions: Tensor) -> Iterator[None]:
+    """T5's relative position biases for rows that stand at positions of their own.
+
+    transformers computes them for one position a batch (``compute_bias``, same formula).
+    """
+    decoder = network.get_decoder() if network.config.is_encoder_decoder else network
+    changed = [
+        module
+        for module in decoder.modules()
+        if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias")
+    ]
+    own = [module.__dict__.get("compute_bias") for module in changed]
+    for module in changed:
+        module.compute_bias = _row_bias(module, positions)
+    try:
+        yield
+    finally:
+        for module, before in zip(changed, own, strict=True):
+            if before is None:
+                del module.compute_bias
+            else:
+                module.compute_bias = before
+
+
+def _row_bias(module: Any, positions: Tensor) -> Any:
+    def compute_bias(query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0) -> Tensor:
+        distance = torch.arange(key_length, device=positions.device) - positions[..., None]
+        bucket = module._relative_position_bucket(
+            distance,
+            bidirectional=False,
+            num_buckets=module.relative_attention_num_buckets,
+            max_distance=module.relative_attention_max_distance,
+        )
+        return module.relative_attention_bias(bucket).permute(0, 3, 1, 2)
+
+    return compute_bias

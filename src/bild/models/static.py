@@ -1,0 +1,245 @@
+"""Any checkpoint behind the Scorer contract, on static caches, compiled.
+
+One graph reads new tokens and one encodes a source; batch, new tokens, columns and source length are
+dynamic in both, so a model is compiled once in its life and holds one packed copy of its weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from bild.models import compiling
+from bild.models.eager import EagerModel, EagerScorer, disagree, pad
+from bild.models.graphs import Encode, Read
+
+logger = logging.getLogger("bild")
+
+COLUMNS = 32
+"""Columns of the first storage; it doubles whenever a text outgrows it."""
+LONGEST_COMPILED = 64
+"""New tokens beyond which a pass is bound by arithmetic and the uncompiled modules do as well."""
+EXAMPLE = (2, 3, COLUMNS, 16)
+"""Rows, new tokens, columns and source tokens that the compiler tunes for; all vary when it runs, and none
+are equal, lest it take two for one."""
+DIMS = {name: Dim(name, min=4 if name == "T" else 2, max=1 << 20) for name in "BTKLS"}
+"""Rows, new tokens (and two columns beside them), scored positions, columns, source tokens. The compiler
+must be told at least two of each; nothing in what it makes depends on that, and ones are tested."""
+
+Graph = Callable[[list[Tensor]], list[Tensor]]
+
+
+def graph_name(network: PreTrainedModel) -> str:
+    """What the compiled graphs of these weights are called on this machine, before ``-encode`` and ``-read``."""
+    return f"{type(network).__name__}-{compiling.fingerprint(network)}"
+
+
+def is_prepared(network: PreTrainedModel) -> bool:
+    """Whether running this network compiled would compile nothing."""
+    return compiling.file_of(f"{graph_name(network)}-read").exists()
+
+
+class StaticModel(EagerModel):
+    """A compiled network that can start reading new texts.
+
+    Args:
+        network: encoder-decoder or decoder-only model with a language-model head, in eval mode.
+        progress: told what is being compiled before it starts, a log line by default; silent where all is on disk.
+
+    Raises:
+        LoadError: as :class:`EagerModel`. What cannot be compiled runs uncompiled, after one warning.
+    """
+
+    def __init__(self, network: PreTrainedModel, progress: Callable[[str], None] = compiling.announce) -> None:
+        self.is_compiled = False
+        super().__init__(network)
+        self.layers = self._layers()
+        farthest = None if self.max_positions is None else self.max_positions - 1
+        self.uncompiled = Read(network, farthest)
+        try:
+            self._read, self._encode = self._compile(progress)
+            self.is_compiled = True
+            self._compare()
+        except Exception as error:  # torch raises whatever it likes; the request must not be lost
+            self.is_compiled = False
+            logger.warning(
+                "%s cannot be compiled and runs uncompiled (%s)", type(network).__name__, compiling.one_line(error)
+            )
+
+    def start(self, sources: Sequence[Sequence[int]]) -> EagerScorer | StaticScorer:  # type: ignore[override]
+        """Begin a batch; see :meth:`EagerModel.start`."""
+        return StaticScorer(self, sources) if self.is_compiled else super().start(sources)
+
+    def read(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Sequence[Tensor]:
+        """One pass of :class:`~bild.models.graphs.Read`, compiled where that pays.
+
+        Args:
+            rows: ``[B, 2 + T]``, as there.
+            last: how many positions to score, 1…T.
+            storage: keys, then values, of every decoder layer.
+            source: keys, then values, of the source in every decoder layer, then its mask; or nothing.
+        """
+        if rows.shape[1] - 2 <= LONGEST_COMPILED:
+            return self._read([rows, self._last(last), *storage, *source])
+        return self.uncompiled(*self._arguments(rows, self._last(last), storage, source))
+
+    def encode_source(self, sources: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Keys, then values, of the sources in every decoder layer, then their mask ``[B, 1, 1, S]``."""
+        width = max(len(source) for source in sources)
+        ids = torch.tensor([pad(source, width) for source in sources], device=self.device)
+        lengths = torch.tensor([len(source) for source in sources], device=self.device)
+        mask = (torch.arange(width, device=self.device) < lengths[:, None])[:, None, None]
+        return [*self._encode([ids, mask]), mask]
+
+    @lru_cache(maxsize=LONGEST_COMPILED)  # noqa: B019 - a model lives as long as its process
+    def _last(self, count: int) -> Tensor:
+        return torch.arange(count, device=self.device)
+
+    def storage(self, rows: int, columns: int) -> list[Tensor]:
+        """Room for this many tokens a row; zeros, because a masked NaN is still a NaN."""
+        return [
+            torch.zeros(rows, heads, columns, size, dtype=self.dtype, device=self.device)
+            for part in (0, 1)
+            for heads, size in (layer[part] for layer in self.layers)
+        ]
+
+    def _layers(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Heads and width of the keys and of the values of every decoder layer."""
+        scorer = super().start([[self.vocab_size // 2] if self.is_encoder_decoder else []])
+        scorer.extend([[self.vocab_size // 2]])
+        shapes = [(layer.keys.shape, layer.values.shape) for layer in scorer._cache.layers]
+        return [((keys[1], keys[3]), (values[1], values[3])) for keys, values in shapes]
+
+    @torch.no_grad()
+    def _compile(self, progress: Callable[[str], None]) -> tuple[Graph, Graph]:
+        """Both graphs, from disk where they are there; a decoder-only model has nothing to encode."""
+        name = graph_name(self.network)
+        rows, tokens, columns, width = EXAMPLE
+        rows = rows if self.batches else 1
+        encode, source = _nothing, []
+        if self.is_encoder_decoder:
+            module = Encode(self.network)
+            ids, mask = self._integers(rows, width), self._integers(rows, 1, 1, width) == 0
+            varying = (self._varying({1: "S"}), self._varying({3: "S"}))
+            encode = compiling.compiled(module, (ids, mask), varying, name=f"{name}-encode", progress=progress)
+            source = [*module(ids, mask), mask]
+        storage = self.storage(rows, columns)
+        varying = (self._varying({1: "T"}), {0: DIMS["K"]})
+        varying += tuple([self._varying({2: "L"})] * len(self.layers) for _ in range(2))
+        varying += tuple([self._varying({2: "S"})] * (len(source) // 2) for _ in range(2))
+        varying += (self._varying({3: "S"}) if source else None,)
+        arguments = self._arguments(self._integers(rows, 2 + tokens), self._last(tokens + 1), storage, source)
+        read = compiling.compiled(self.uncompiled, arguments, varying, name=f"{name}-read", progress=progress)
+        return read, encode
+
+    def _varying(self, dims: dict[int, str]) -> dict[int, Any]:
+        """The dimensions of a tensor that vary, the first being the rows where the model takes several."""
+        names = {0: "B", **dims} if self.batches else dims
+        return {dim: DIMS[name] for dim, name in names.items()}
+
+    def _integers(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.long, device=self.device)
+
+    @staticmethod
+    def _arguments(rows: Tensor, last: Tensor, storage: list[Tensor], source: list[Tensor]) -> Any:
+        """As :class:`~bild.models.graphs.Read` takes them."""
+        return (rows, last, *_halves(storage), *_halves(source[:-1]), source[-1] if source else None)
+
+    def _compare(self) -> None:
+        """The compiled network must say what the uncompiled one says, or rounding apart from it."""
+        tokens = [self.vocab_size // 2 + i % max(1, self.vocab_size // 2) for i in range(5)]
+        sources = [tokens[:3] if self.is_encoder_decoder else []]
+        expected = super().start(sources).extend([tokens], last=5)
+        scorer = StaticScorer(self, sources)
+        scorer.extend([tokens[:2] + tokens[:1]])
+        scorer.truncate([2])
+        found = scorer.extend([tokens[2:]], last=3)
+        if disagree(expected[0, 2:], found[0]):
+            raise RuntimeError("its compiled graph scores tokens differently")
+
+
+class StaticScorer:
+    """One batch being read by a :class:`StaticModel`; see :class:`bild.decoding.Scorer`."""
+
+    def __init__(self, model: StaticModel, sources: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self._sources = list(sources)
+        self._source: list[Tensor] | None = None if model.is_encoder_decoder else []
+        self._lengths = [0] * len(sources)
+        self._columns = COLUMNS
+        self._storage = model.storage(len(sources), COLUMNS)
+
+    @property
+    def lengths(self) -> list[int]:
+        return list(self._lengths)
+
+    def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
+        return self._extend(tokens, last)[0]
+
+    def propose(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Read new tokens; the likeliest next token of each row and its probability, each ``[B]``."""
+        logits, likeliest, probability = self._extend(tokens, 1)
+        if likeliest is None:
+            probability, likeliest = logits.softmax(-1).max(-1)
+        return likeliest[:, -1], probability[:, -1]
+
+    def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        # Entering the mode costs as much as a small layer, so not twice.
+        if torch.is_inference_mode_enabled():
+            return self._pass(tokens, last)
+        with torch.inference_mode():
+            return self._pass(tokens, last)
+
+    def _pass(self, tokens: Sequence[Sequence[int]], last: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        model, lengths = self.model, self._lengths
+        counts = [len(row) for row in tokens]
+        width = max(counts)
+        if not 1 <= last <= width:
+            raise ValueError(f"cannot score {last} positions of {width} new tokens")
+        if max(lengths) + width > self._columns:
+            self._grow(max(lengths) + width)
+        if self._source is None:
+            # Only now: a text the small model ends unread never costs the large model's encoder.
+            self._source = model.encode_source(self._sources)
+        rows = [[*numbers, *pad(row, width)] for *numbers, row in zip(lengths, counts, tokens, strict=True)]
+        logits, *summary = model.read(torch.tensor(rows, device=model.device), last, self._storage, self._source)
+        self._lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
+        if logits.shape[-1] == model.vocab_size:
+            return logits, *summary
+        # Ids beyond the shared vocabulary took part in the summary.
+        return logits[..., : model.vocab_size], None, None
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        self._lengths = [min(own, length) for own, length in zip(self._lengths, lengths, strict=True)]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        index = torch.tensor(rows, device=self.model.device)
+        self._sources = [self._sources[b] for b in rows]
+        self._lengths = [self._lengths[b] for b in rows]
+        self._storage = [tensor[index] for tensor in self._storage]
+        if self._source:
+            self._source = [tensor[index] for tensor in self._source]
+
+    def _grow(self, needed: int) -> None:
+        """Make room: the next power of two, so that a long text is moved a few times only."""
+        self._columns = 1 << (needed - 1).bit_length()
+        larger = self.model.storage(len(self._lengths), self._columns)
+        for old, new in zip(self._storage, larger, strict=True):
+            new[:, :, : old.shape[2]] = old
+        self._storage = larger
+
+
+def _halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    middle = len(tensors) // 2
+    return tensors[:middle], tensors[middle:]
+
+
+def _nothing(_: list[Tensor]) -> list[Tensor]:
+    return []

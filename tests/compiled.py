@@ -1,0 +1,64 @@
+"""Tiny networks that are compiled once a test run, one of every architecture."""
+
+from __future__ import annotations
+
+from functools import cache
+from unittest.mock import patch
+
+import torch
+from transformers import PreTrainedModel
+
+from bild import BigLittleDecoder
+from bild.models import StaticModel, compiling
+from tests.networks import build
+
+TEMPLATED = ("gpt2",)
+"""Compiled as for a user, with Inductor's own matrix products, like the bundled pair. They cost ten seconds a
+graph, so the rest is compiled as for a machine that has none."""
+
+
+@cache
+def network_of(name: str, seed: int = 1) -> PreTrainedModel:
+    """A float32 network that is built once; nobody may change it."""
+    # Two layers of the decoder: in one, keys and values would not depend on the prefix.
+    sizes = {"t5": {"layers": 1}, "mt5": {"layers": 1}, "bart": {"encoder_layers": 1}, "marian": {"encoder_layers": 1}}
+    return build(name, seed=seed, dtype=torch.float32, **sizes.get(name, {}))
+
+
+def compile_anew(name: str) -> StaticModel:
+    """A static model of :func:`network_of`; its graphs come from disk from the second time on."""
+    network = network_of(name)
+    model = StaticModel(network) if name in TEMPLATED else without_templates(network)
+    assert model.is_compiled
+    return model
+
+
+def without_templates(network: PreTrainedModel) -> StaticModel:
+    """A static model as a machine compiles it that has no templates."""
+    with patch.object(compiling, "TEMPLATES", compiling.LIBRARY):
+        return StaticModel(network)
+
+
+def must_compile(network: PreTrainedModel) -> StaticModel:
+    """A static model that may not fall back to the uncompiled modules."""
+    model = StaticModel(network)
+    assert model.is_compiled
+    return model
+
+
+@cache
+def static_model(name: str) -> StaticModel:
+    """One static model an architecture; nobody may change it."""
+    return compile_anew(name)
+
+
+@cache
+def pair_of(large: str, small: str, runtime: str) -> BigLittleDecoder:
+    """Two of the networks as a pair."""
+    if runtime == "static":
+        for name in (large, small):
+            static_model(name)
+    pair = BigLittleDecoder(network_of(large), network_of(small), runtime=runtime)
+    if runtime == "static":
+        assert pair.large.is_compiled and pair.small.is_compiled
+    return pair

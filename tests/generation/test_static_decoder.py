@@ -1,0 +1,131 @@
+"""The static runtime writes what the eager one writes, token for token."""
+
+from __future__ import annotations
+
+from functools import cache
+from random import Random
+
+import pytest
+
+from bild import BigLittleDecoder, Policy, Result, Stats
+from tests.compiled import pair_of
+from tests.networks import BATCHING, random_tokens
+
+LENGTH = 24
+POLICIES = {
+    "bild": Policy.bild(fallback_threshold=0.3, rollback_threshold=4.0),
+    "exact": Policy.exact(fallback_threshold=0.3, max_draft_tokens=6),
+    "large": Policy.large(),
+    "small": Policy.small(),
+}
+# Each architecture once as the large and once as the small model, so that none is compiled twice.
+PAIRS = (
+    ("t5", "mt5"),
+    ("mt5", "t5"),
+    ("bart", "marian"),
+    ("marian", "bart"),
+    ("gpt2", "llama"),
+    ("llama", "qwen2"),
+    ("qwen2", "mistral"),
+    ("mistral", "gpt2"),
+)
+
+every_pair = pytest.mark.parametrize(("large", "small"), PAIRS)
+every_policy = pytest.mark.parametrize("policy", POLICIES)
+
+
+def inputs_of(count: int) -> list[list[int]]:
+    rng = Random(0)
+    return [random_tokens(rng, rng.randint(1, 12)) for _ in range(count)]
+
+
+def facts(result: Result) -> tuple:
+    rounds = [(c.tokens, c.writers, c.draft, c.accepted, c.reason, c.verified, c.doubtful) for c in result.rounds]
+    return result.token_ids, result.finish_reason, rounds
+
+
+def run(pair: BigLittleDecoder, policy: Policy, **options) -> list[Result]:
+    return pair.generate(inputs_of(8), policy, max_new_tokens=LENGTH, **options)
+
+
+@cache
+def by_eager(large: str, small: str, policy: str) -> list[Result]:
+    return run(pair_of(large, small, "eager"), POLICIES[policy])
+
+
+@every_pair
+@every_policy
+def test_static_writes_what_eager_writes(large, small, policy):
+    expected = by_eager(large, small, policy)
+    found = run(pair_of(large, small, "static"), POLICIES[policy])
+    assert [facts(result) for result in found] == [facts(result) for result in expected]
+
+
+@every_pair
+def test_the_pairs_draft_accept_and_roll_back(large, small):
+    total = Stats.total(result.stats for result in by_eager(large, small, "bild"))
+    assert total.num_rollbacks > 0 and 0 < total.num_accepted_tokens < total.num_draft_tokens
+    assert Stats.total(result.stats for result in by_eager(large, small, "exact")).num_rollbacks > 0
+
+
+@every_pair
+@every_policy
+def test_a_batch_of_four_writes_what_single_rows_write(large, small, policy):
+    pair = pair_of(large, small, "static")
+    assert pair.batches is (large in BATCHING and small in BATCHING)
+    expected = by_eager(large, small, policy)
+    found = run(pair, POLICIES[policy], batch_size=4)
+    assert [facts(result) for result in found] == [facts(result) for result in expected]
+
+
+@every_pair
+def test_the_end_token_ends_both_alike(large, small):
+    """Ends are rare in random text, so a token that the large model does write is made one."""
+    end = by_eager(large, small, "large")[0].token_ids[LENGTH // 2]
+    options = {"eos_token_id": [1, end]}
+    for policy in POLICIES.values():
+        expected = run(pair_of(large, small, "eager"), policy, **options)
+        found = run(pair_of(large, small, "static"), policy, **options)
+        assert [facts(result) for result in found] == [facts(result) for result in expected]
+
+
+@pytest.mark.parametrize(("large", "small"), [("t5", "mt5"), ("llama", "qwen2")])
+def test_sampling_draws_the_same(large, small):
+    options = {"do_sample": True, "temperature": 0.7, "seed": 3}
+    expected = run(pair_of(large, small, "eager"), POLICIES["bild"], **options)
+    found = run(pair_of(large, small, "static"), POLICIES["bild"], **options)
+    assert [facts(result) for result in found] == [facts(result) for result in expected]
+    assert [result.token_ids for result in found] != [r.token_ids for r in by_eager(large, small, "bild")]
+
+
+@pytest.mark.parametrize(("large", "small"), PAIRS[:2])
+def test_texts_that_outgrow_the_first_storage(large, small):
+    options = {"max_new_tokens": 90, "eos_token_id": []}
+    for policy in ("bild", "exact"):
+        inputs = inputs_of(3)
+        expected = pair_of(large, small, "eager").generate(inputs, POLICIES[policy], **options)
+        for size in (1, 3):
+            found = pair_of(large, small, "static").generate(inputs, POLICIES[policy], batch_size=size, **options)
+            assert [facts(result) for result in found] == [facts(result) for result in expected]
+        assert {len(result.token_ids) for result in expected} == {90}
+
+
+@pytest.fixture(scope="module")
+def compiled_pair() -> BigLittleDecoder:
+    """The bundled pair as a user compiles it, in float32, where rounding does not decide."""
+    pair = BigLittleDecoder.from_pretrained(dtype="float32", runtime="static")
+    assert pair.large.is_compiled and pair.small.is_compiled
+    return pair
+
+
+@pytest.mark.parametrize("policy", ["bild", "exact", "large", "small"])
+def test_the_bundled_pair_writes_what_it_writes_uncompiled(policy, bundled, compiled_pair, sentences):
+    expected = [facts(result) for result in bundled.generate(sentences, policy)]
+    assert [facts(result) for result in compiled_pair.generate(sentences, policy)] == expected
+    if policy in ("bild", "exact"):
+        assert [facts(result) for result in compiled_pair.generate(sentences, policy, batch_size=4)] == expected
+
+
+def test_the_bundled_pair_streams(compiled_pair, sentences):
+    (result,) = compiled_pair.generate(sentences[22], "bild")
+    assert "".join(compiled_pair.stream(sentences[22], "bild")) == result.text != ""

@@ -1,0 +1,104 @@
+"""Scorers of one row and of several, each beside what checks every answer it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+import torch
+from transformers import PreTrainedModel
+
+from bild.models import EagerModel
+from tests.compiled import compile_anew, network_of, static_model
+from tests.networks import VOCAB_SIZE, forward, random_source, shared
+
+
+@cache
+def _eager_model(name: str) -> EagerModel:
+    return EagerModel(shared(name))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An architecture and what runs it: eager in float64, where rounding hides nothing, static in float32."""
+
+    name: str
+    runtime: str
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.runtime}"
+
+    @property
+    def network(self) -> PreTrainedModel:
+        return shared(self.name) if self.runtime == "eager" else network_of(self.name)
+
+    @property
+    def model(self) -> EagerModel:
+        """One a run; nobody may change it."""
+        return _eager_model(self.name) if self.runtime == "eager" else static_model(self.name)
+
+    def load(self) -> EagerModel:
+        """Another one, to be changed."""
+        return EagerModel(self.network) if self.runtime == "eager" else compile_anew(self.name)
+
+    @property
+    def tolerance(self) -> dict[str, float]:
+        return {"rtol": 0.0, "atol": 1e-9 if self.runtime == "eager" else 1e-4}
+
+
+class SingleRow:
+    """A scorer of one row beside the tokens it should have read; checks every answer it gives."""
+
+    def __init__(self, kind: Kind, rng: Random) -> None:
+        self.kind, self.network = kind, kind.network
+        self.source = random_source(rng, self.network)
+        self.scorer = kind.model.start([self.source])
+        self.tokens: list[int] = []
+
+    def extend(self, new: list[int], last: int = 1) -> None:
+        logits = self.scorer.extend([new], last=last)
+        self.tokens += new
+        assert self.scorer.lengths == [len(self.tokens)]
+        torch.testing.assert_close(
+            logits[0], forward(self.network, self.source, self.tokens)[-last:], **self.kind.tolerance
+        )
+
+    def truncate(self, length: int) -> None:
+        self.scorer.truncate([length])
+        del self.tokens[length:]
+        assert self.scorer.lengths == [len(self.tokens)]
+
+
+class Ragged:
+    """A batch beside single-row scorers that are fed the same; checks that they agree."""
+
+    def __init__(self, kind: Kind, rng: Random, rows: int) -> None:
+        self.kind, model = kind, kind.model
+        sources = [random_source(rng, model.network) for _ in range(rows)]
+        self.scorer = model.start(sources)
+        self.singles = [model.start([source]) for source in sources]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [single.lengths[0] for single in self.singles]
+
+    def extend(self, tokens: list[list[int]], last: int = 1) -> None:
+        logits = self.scorer.extend(tokens, last=last)
+        assert logits.shape == (len(tokens), last, VOCAB_SIZE)
+        for row, new, single in zip(logits, tokens, self.singles, strict=True):
+            if new:
+                common = min(last, len(new))
+                torch.testing.assert_close(row[-common:], single.extend([new], last=common)[0], **self.kind.tolerance)
+        assert self.scorer.lengths == self.lengths
+
+    def truncate(self, lengths: list[int]) -> None:
+        self.scorer.truncate(lengths)
+        for length, single in zip(lengths, self.singles, strict=True):
+            single.truncate([length])
+        assert self.scorer.lengths == self.lengths
+
+    def keep(self, rows: list[int]) -> None:
+        self.scorer.keep(rows)
+        self.singles = [self.singles[b] for b in rows]
+        assert self.scorer.lengths == self.lengths

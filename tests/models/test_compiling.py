@@ -1,0 +1,252 @@
+"""A graph is compiled once in its life; what happens where it cannot be kept, found or read."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from bild.models import StaticModel, compiling
+from tests.compiled import network_of, static_model
+from tests.networks import build, forward, random_tokens
+
+NAME = "gpt2"
+
+
+@pytest.fixture
+def own_cache(graph_cache, tmp_path, monkeypatch) -> Path:
+    """A cache folder of the test's own, with the graph of :data:`NAME` in it."""
+    static_model(NAME)
+    (file,) = graph_cache.glob(f"compiled/*-{compiling.fingerprint(network_of(NAME))}-read.pt2")
+    (tmp_path / "compiled").mkdir()
+    shutil.copy(file, tmp_path / "compiled")
+    monkeypatch.setenv("BILD_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def no_compiler(monkeypatch) -> list[str]:
+    """Grows by the name of every graph that would be compiled; none is."""
+    asked: list[str] = []
+
+    def refuse(module, inputs, dynamic_shapes, file):
+        asked.append(file.stem)
+        raise RuntimeError("not now")
+
+    monkeypatch.setattr(compiling, "_compile", refuse)
+    return asked
+
+
+def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with one thread, as the tests do."""
+    code = f"import torch; torch.set_num_threads(1)\n{code}"
+    root, environment = Path(__file__).parents[2], {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=environment)
+
+
+def warning_of(caplog) -> str:
+    """The one thing bild warned of, besides saying what it compiles."""
+    records = [record for record in caplog.records if record.name == "bild" and record.levelname == "WARNING"]
+    (warning,) = [text for record in records if not (text := record.getMessage()).startswith("compiling ")]
+    return warning
+
+
+def graph_of(folder: Path) -> Path:
+    (file,) = folder.glob("compiled/*.pt2")
+    return file
+
+
+def assert_right(model: StaticModel) -> None:
+    tokens = random_tokens(Random(0), 5)
+    logits = model.start([[]]).extend([tokens], last=5)[0]
+    torch.testing.assert_close(logits, forward(network_of(NAME), [], tokens), rtol=0.0, atol=1e-4)
+
+
+def test_a_second_model_of_the_same_weights_compiles_nothing(own_cache, no_compiler):
+    told: list[str] = []
+    before = compiling.compilations
+    model = StaticModel(copy.deepcopy(network_of(NAME)), progress=told.append)
+    assert model.is_compiled
+    assert (no_compiler, told, compiling.compilations) == ([], [], before)
+    assert_right(model)
+
+
+def test_another_process_compiles_nothing(own_cache):
+    code = """
+from tests.models.test_compiling import NAME, StaticModel, assert_right, compiling, network_of
+model = StaticModel(network_of(NAME))
+assert_right(model)
+print(model.is_compiled, compiling.compilations)
+"""
+    done = in_a_process(code)
+    assert (done.stdout, done.stderr, done.returncode) == ("True 0\n", "", 0)
+
+
+def test_compiling_once_what_no_template_is_for(tmp_path, monkeypatch, caplog):
+    """Float64, where nothing hides behind rounding: counted, told, kept, and nothing else left behind."""
+    monkeypatch.setenv("BILD_CACHE", str(tmp_path))
+    caplog.set_level(logging.INFO, "bild")
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch._export", "torch.fx")]
+    levels, filters = [each.level for each in loggers], list(warnings.filters)
+    network, told, before = build(NAME, seed=1), [], compiling.compilations
+    model = StaticModel(network, progress=told.append)
+    assert model.is_compiled and compiling.compilations == before + 1
+    file = graph_of(tmp_path)
+    assert told == [file.stem] and f"compiled {file.stem} in " in caplog.text
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
+    assert ([each.level for each in loggers], list(warnings.filters)) == (levels, filters)
+    tokens = random_tokens(Random(1), 40)
+    for again in (model, StaticModel(network, progress=told.append)):
+        scorer, at = again.start([[]]), 0
+        for count in (5, 1, 11, 1, 20, 2):
+            logits = scorer.extend([tokens[at : at + count]], last=count)[0]
+            expected = forward(network, [], tokens[: at + count])[-count:]
+            torch.testing.assert_close(logits, expected, rtol=0.0, atol=1e-9)
+            at += count
+    assert len(told) == 1 and compiling.compilations == before + 1
+
+
+def changed(network):
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[7] += 1e-3
+    return other
+
+
+def unscaled(network):
+    other = copy.deepcopy(network)
+    other.config.scale_attn_weights = False
+    return other
+
+
+OTHERS = {
+    "one weight": lambda: changed(network_of(NAME)),
+    "all weights": lambda: build(NAME, seed=2, dtype=torch.float32),
+    "dtype": lambda: build(NAME, seed=1, dtype=torch.float64),
+    "layers": lambda: build(NAME, seed=1, dtype=torch.float32, layers=1),
+    "config": lambda: unscaled(network_of(NAME)),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_whatever_else_is_computed_is_compiled_anew(other, own_cache, no_compiler):
+    assert not StaticModel(OTHERS[other]()).is_compiled
+    assert [name.split("-")[0] for name in no_compiler] == ["GPT2LMHeadModel"]
+    assert no_compiler[0] != graph_of(own_cache).stem
+
+
+def test_another_number_of_threads_is_compiled_anew(own_cache, no_compiler):
+    torch.set_num_threads(2)
+    try:
+        assert not StaticModel(network_of(NAME)).is_compiled
+    finally:
+        torch.set_num_threads(1)
+    assert len(no_compiler) == 1
+
+
+def test_a_place_on_disk_makes_no_difference(tmp_path):
+    copy.deepcopy(network_of(NAME)).save_pretrained(tmp_path / "here")  # saving changes the configuration
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    here, there = (type(network_of(NAME)).from_pretrained(tmp_path / place) for place in ("here", "there"))
+    assert here.config._name_or_path != there.config._name_or_path
+    assert compiling.fingerprint(here) == compiling.fingerprint(there)
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "no archive": lambda data: b"nothing of the kind",
+    "half": lambda data: data[: len(data) // 2],
+    "library": lambda data: data.replace(b"ELF", b"FLE"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_graph_is_compiled_anew(damage, own_cache, monkeypatch, caplog):
+    file = graph_of(own_cache)
+    whole = file.read_bytes()
+    file.write_bytes(DAMAGES[damage](whole))
+    compiled: list[str] = []
+
+    def restore(module, inputs, dynamic_shapes, file):
+        compiled.append(file.stem)
+        file.write_bytes(whole)
+
+    monkeypatch.setattr(compiling, "_compile", restore)
+    model = StaticModel(network_of(NAME))
+    assert model.is_compiled and compiled == [file.stem]
+    assert "cannot be compiled" not in caplog.text
+    assert_right(model)
+
+
+def test_a_graph_that_stays_damaged_costs_speed_only(own_cache, monkeypatch, caplog):
+    monkeypatch.setattr(compiling, "_compile", lambda module, inputs, shapes, file: file.write_bytes(b"again"))
+    graph_of(own_cache).write_bytes(b"damaged")
+    model = StaticModel(network_of(NAME))
+    assert warning_of(caplog).startswith("GPT2LMHeadModel cannot be compiled and runs uncompiled (")
+    assert not model.is_compiled
+    assert_right(model)
+
+
+def test_what_a_killed_compilation_left_behind_is_not_read(own_cache, no_compiler):
+    file = graph_of(own_cache)
+    unfinished = file.parent / "tmpabc"
+    unfinished.mkdir()
+    file.rename(unfinished / "graph.pt2")
+    assert not StaticModel(network_of(NAME)).is_compiled
+    assert no_compiler == [file.stem]
+
+
+def test_a_folder_that_cannot_be_written_costs_speed_only(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("BILD_CACHE", str(tmp_path / "file"))
+    model = StaticModel(network_of(NAME))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(
+        "GPT2LMHeadModel cannot be compiled and runs uncompiled (NotADirectoryError: "
+    )
+    assert_right(model)
+
+
+def test_a_machine_without_a_compiler_costs_speed_only(tmp_path):
+    # In a process of its own: torch remembers for good what it found out about the compiler.
+    code = """
+import logging; logging.basicConfig(format="%(message)s")
+from tests.models.test_compiling import NAME, StaticModel, assert_right, network_of
+assert_right(StaticModel(network_of(NAME)))
+"""
+    done = in_a_process(code, BILD_CACHE=str(tmp_path), PATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (
+        "GPT2LMHeadModel cannot be compiled and runs uncompiled "
+        "(RuntimeError: there is no C++ compiler on this machine; install g++ or clang++)\n"
+    )
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("BILD_CACHE", str(tmp_path))
+    assert compiling.cache_folder() == tmp_path
+    monkeypatch.delenv("BILD_CACHE")
+    assert compiling.cache_folder() == Path.home() / ".cache" / "bild"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("first\nsecond"), "ValueError: first"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError("\n  \n"), "RuntimeError"),
+    ],
+)
+def test_an_error_in_one_line(error, line):
+    assert compiling.one_line(error) == line

@@ -1,0 +1,136 @@
+"""What holds for the eager runtime alone: its caches, its attention, and what it refuses."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+
+from bild.errors import LoadError
+from bild.models import EagerModel, EagerScorer
+from tests.models.rows import Kind, Ragged
+from tests.networks import (
+    ARCHITECTURES,
+    BATCHING,
+    ENCODER_DECODERS,
+    OTHERS,
+    VOCAB_SIZE,
+    build,
+    build_other,
+    forward,
+    random_source,
+    random_tokens,
+    shared,
+)
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_batching = pytest.mark.parametrize("name", BATCHING)
+
+
+def columns(scorer: EagerScorer) -> int:
+    (count,) = {layer.keys.shape[2] for layer in scorer._cache.layers}
+    return count
+
+
+def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one - other).abs().max().item() > 1e-6
+
+
+@every_architecture
+def test_the_networks_tell_prefixes_and_seeds_apart(name):
+    network, rng = shared(name), Random(0)
+    source, tokens = random_source(rng, network), random_tokens(rng, 12)
+    last = forward(network, source, tokens)[-1]
+    assert last.softmax(-1).max() > 2 / VOCAB_SIZE
+    assert differ(last, forward(shared(name, seed=1), source, tokens)[-1])
+    # Two layers with a window of 4 see 2 × 3 tokens back.
+    reach = 7 if name == "mistral" else 12
+    for at in range(12):
+        changed = [*tokens[:at], tokens[at] % (VOCAB_SIZE - 2) + 2, *tokens[at + 1 :]]
+        assert differ(last, forward(network, source, changed)[-1]) == (at >= 12 - reach), at
+    if source:
+        assert differ(last, forward(network, [*source, 5], tokens)[-1])
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_encodes_once_and_not_before_the_first_token(name):
+    model, passes = Kind(name, "eager").model, []
+    hook = model.network.get_encoder().register_forward_hook(lambda *_: passes.append(1))
+    scorer = model.start([[5, 6, 7]])
+    scorer.truncate([0])
+    assert not passes
+    for token in (3, 4, 5):
+        scorer.extend([[token]])
+        scorer.truncate([1])
+    hook.remove()
+    assert len(passes) == 1
+
+
+@every_batching
+def test_the_cache_does_not_grow_by_rollbacks(name):
+    rng = Random(13)
+    scorer = Kind(name, "eager").model.start([random_source(rng, Kind(name, "eager").model.network) for _ in range(4)])
+    read, widest = 0, 0
+    for _ in range(60):
+        counts = [rng.randint(0, 5) for _ in range(3)] + [5]
+        scorer.extend([random_tokens(rng, count) for count in counts])
+        read += max(counts)
+        widest = max(widest, columns(scorer))
+        assert columns(scorer) <= max(scorer.lengths) + max(counts)
+        scorer.truncate([min(20, max(0, length - rng.randint(0, 5))) for length in scorer.lengths])
+    assert read == 300
+    assert widest <= 30
+
+
+@every_batching
+def test_the_cache_shrinks_with_its_longest_row(name):
+    rng = Random(14)
+    batch = Ragged(Kind(name, "eager"), rng, rows=2)
+    batch.extend([random_tokens(rng, 40), random_tokens(rng, 3)])
+    batch.keep([1])
+    batch.extend([random_tokens(rng, 2)])
+    assert columns(batch.scorer) == 5
+
+
+@every_batching
+def test_eager_attention_in_a_batch(name):
+    model = EagerModel(build(name, attn_implementation="eager"))
+    rng = Random(15)
+    sources = [random_source(rng, model.network) for _ in range(2)]
+    prompts = [random_tokens(rng, 2), random_tokens(rng, 9)]
+    logits = model.start(sources).extend(prompts)
+    for row, source, prompt in zip(logits, sources, prompts, strict=True):
+        # Eager attention takes its softmax in float32, whatever the dtype.
+        torch.testing.assert_close(row[-1], forward(model.network, source, prompt)[-1], rtol=0, atol=1e-4)
+
+
+REFUSED = ("openai-gpt", "xlnet", "fsmt", "prophetnet")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_architecture_is_refused_or_right(name):
+    network = build_other(name)
+    if name in REFUSED:
+        with pytest.raises(LoadError, match="cannot verify drafts"):
+            EagerModel(network)
+        return
+    try:
+        model = EagerModel(network)
+    except LoadError:
+        assert name == "umt5"  # cached passes of several tokens are wrong in transformers 5.17
+        return
+    assert name != "roberta" or not model.batches
+    rng = Random(16)
+    rows = 2 if model.batches else 1
+    sources = [random_source(rng, network) for _ in range(rows)]
+    scorer = model.start(sources)
+    tokens: list[list[int]] = [[] for _ in range(rows)]
+    for counts in ((3, 7), (4, 1), (2, 3)):
+        new = [random_tokens(rng, count) for count in counts[:rows]]
+        logits = scorer.extend(new)
+        for row, written, more, source in zip(logits, tokens, new, sources, strict=True):
+            written += more
+            torch.testing.assert_close(row[-1], forward(network, source, written)[-1], rtol=0, atol=1e-3)
+            del written[-1:]
+        scorer.truncate([len(written) for written in tokens])

@@ -1,0 +1,301 @@
+"""The static runtime where it differs from the contract: storage, long passes, and what cannot be compiled."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+
+from bild.models import EagerModel, StaticModel, compiling, static
+from tests.compiled import compile_anew, must_compile, network_of, static_model, without_templates
+from tests.models.rows import Kind, Ragged, SingleRow
+from tests.networks import (
+    ARCHITECTURES,
+    BATCHING,
+    ENCODER_DECODERS,
+    POSITIONS,
+    build,
+    build_other,
+    forward,
+    random_source,
+    random_tokens,
+)
+
+BESIDE = 2
+"""Numbers that stand beside the new tokens of a row."""
+CLOSE = {"rtol": 0.0, "atol": 1e-4}
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_batching = pytest.mark.parametrize("name", BATCHING)
+
+
+def kind(name: str) -> Kind:
+    return Kind(name, "static")
+
+
+def widths_of(monkeypatch, owner, name: str) -> list[int]:
+    """Grows at every call by the width of the first tensor."""
+    widths: list[int] = []
+    original = getattr(owner, name)
+
+    def counting(*arguments):
+        first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
+        widths.append(first.shape[1])
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, counting)
+    return widths
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_encodes_once_and_not_before_the_first_token(name, monkeypatch):
+    model = static_model(name)
+    passes = widths_of(monkeypatch, model, "_encode")
+    scorer = model.start([[5, 6, 7]])
+    scorer.truncate([0])
+    assert not passes
+    for token in (3, 4, 5):
+        scorer.extend([[token]])
+        scorer.truncate([1])
+    assert passes == [3]
+
+
+@every_batching
+def test_the_storage_does_not_grow_by_rollbacks(name):
+    rng, model = Random(13), static_model(name)
+    scorer = model.start([random_source(rng, model.network) for _ in range(4)])
+    before = [tensor.data_ptr() for tensor in scorer._storage]
+    read = 0
+    for _ in range(60):
+        counts = [rng.randint(0, 5) for _ in range(3)] + [5]
+        scorer.extend([random_tokens(rng, count) for count in counts])
+        read += max(counts)
+        scorer.truncate([min(20, max(0, length - rng.randint(0, 5))) for length in scorer.lengths])
+    assert read == 300
+    assert [tensor.data_ptr() for tensor in scorer._storage] == before
+
+
+def test_the_storage_doubles_whenever_a_text_outgrows_it():
+    rng = Random(0)
+    row, widths = SingleRow(kind("t5"), rng), set()
+    while len(row.tokens) < 150:
+        row.extend(random_tokens(rng, count := rng.randint(1, 9)), last=count)
+        widths.add(row.scorer._columns)
+        assert {tensor.shape[2] for tensor in row.scorer._storage} == {row.scorer._columns}
+    assert widths == {32, 64, 128, 256}
+    for length in (140, 70, 33, 32, 31, 3):
+        row.truncate(length)
+        row.extend(random_tokens(rng, 4), last=4)
+
+
+@pytest.mark.parametrize("name", ["mt5", "gpt2", "mistral"])
+def test_one_long_row_makes_the_storage_of_all_grow(name):
+    rng = Random(1)
+    batch = Ragged(kind(name), rng, rows=3)
+    batch.extend([random_tokens(rng, count) for count in (30, 1, 8)])
+    assert batch.scorer._columns == 32
+    batch.extend([random_tokens(rng, count) for count in (3, 2, 0)], last=3)
+    assert batch.scorer._columns == 64
+    batch.truncate([31, 3, 5])
+    batch.extend([random_tokens(rng, count) for count in (2, 2, 2)], last=2)
+    batch.keep([1, 2])
+    batch.extend([random_tokens(rng, count) for count in (40, 1)], last=2)
+
+
+def test_a_text_may_be_given_that_outgrows_the_first_storage_at_once():
+    for count in (32, 33, 100):
+        row = SingleRow(kind("t5"), Random(2))
+        row.extend(random_tokens(Random(3), count), last=count)
+        row.extend([7, 8], last=2)
+
+
+@pytest.mark.parametrize(("count", "compiled"), [(64, True), (65, False)])
+def test_a_long_pass_runs_uncompiled(count, compiled, monkeypatch):
+    assert count == static.LONGEST_COMPILED + (not compiled)
+    widths = widths_of(monkeypatch, static_model("t5"), "_read")
+    row = SingleRow(kind("t5"), Random(4))
+    row.extend(random_tokens(Random(5), count), last=9)
+    row.extend([5, 6], last=2)
+    assert widths == ([BESIDE + count, BESIDE + 2] if compiled else [BESIDE + 2])
+
+
+@every_architecture
+def test_compiled_and_uncompiled_passes_read_what_the_other_wrote(name, monkeypatch):
+    monkeypatch.setattr(static, "LONGEST_COMPILED", 3)
+    rng, model = Random(6), static_model(name)
+    compiled = widths_of(monkeypatch, model, "_read")
+    uncompiled = widths_of(monkeypatch, model.uncompiled, "forward")
+    row = SingleRow(kind(name), rng)
+    while len(row.tokens) < 50:
+        row.extend(random_tokens(rng, count := rng.randint(1, 8)), last=count)
+        row.truncate(len(row.tokens) - rng.randint(0, 2))
+    assert compiled and max(compiled) <= BESIDE + 3 < min(uncompiled)
+
+
+@every_batching
+def test_uncompiled_passes_of_a_ragged_batch(name, monkeypatch):
+    monkeypatch.setattr(static, "LONGEST_COMPILED", 3)
+    rng = Random(7)
+    batch = Ragged(kind(name), rng, rows=3)
+    batch.extend([random_tokens(rng, count) for count in (9, 1, 4)], last=9)
+    batch.extend([random_tokens(rng, count) for count in (1, 3, 0)], last=2)
+    batch.truncate([4, 4, 1])
+    batch.extend([random_tokens(rng, count) for count in (0, 6, 2)], last=6)
+
+
+@every_batching
+def test_a_row_knows_nothing_of_its_neighbours(name):
+    rng, model = Random(8), static_model(name)
+    source, tokens = random_source(rng, model.network), random_tokens(rng, 6)
+    expected = forward(model.network, source, tokens)[-2:]
+    for _ in range(5):
+        sources = [random_source(rng, model.network) for _ in range(3)]
+        place = rng.randrange(4)
+        scorer = model.start([*sources[:place], source, *sources[place:]])
+        for own in (tokens[:1], tokens[1:4], tokens[4:]):
+            new = [random_tokens(rng, rng.randint(0, 9)) for _ in range(3)]
+            logits = scorer.extend([*new[:place], own, *new[place:]], last=len(own))
+        torch.testing.assert_close(logits[place], expected, **CLOSE)
+
+
+@every_architecture
+def test_what_stands_behind_a_rows_tokens_does_not_matter(name):
+    rng = Random(9)
+    row = SingleRow(kind(name), rng)
+    row.extend(random_tokens(rng, 9))
+    row.truncate(4)
+    with torch.inference_mode():
+        for tensor in row.scorer._storage:
+            tensor[:, :, 4:] = 1e4
+    row.extend(random_tokens(rng, 3), last=3)
+
+
+@every_architecture
+def test_the_last_position_can_be_read(name):
+    rng = Random(10)
+    row = SingleRow(kind(name), rng)
+    row.extend(random_tokens(rng, POSITIONS - 2))
+    row.extend(random_tokens(rng, 2), last=2)
+    row.truncate(POSITIONS - 1)
+    row.extend(random_tokens(rng, 1))
+
+
+def test_both_graphs_take_long_sources():
+    rng = Random(11)
+    for length in (1, 2, 63, 200):
+        network = network_of("t5")
+        source, tokens = random_tokens(rng, length), random_tokens(rng, 3)
+        logits = static_model("t5").start([source]).extend([tokens], last=3)[0]
+        torch.testing.assert_close(logits, forward(network, source, tokens), **CLOSE)
+
+
+def check_proposal(scorer, single, tokens: list[list[int]]) -> None:
+    """Two scorers are fed the same, one proposes what the other's logits say."""
+    likeliest, probability = scorer.propose(tokens)
+    logits = single.extend(tokens)[:, -1]
+    wrote = [b for b, row in enumerate(tokens) if row]
+    torch.testing.assert_close(probability[wrote], logits.softmax(-1).amax(-1)[wrote], rtol=0.0, atol=1e-4)
+    assert likeliest[wrote].tolist() == logits.argmax(-1)[wrote].tolist()
+    assert scorer.lengths == single.lengths
+
+
+@every_architecture
+def test_proposes_the_likeliest_token_and_says_how_likely(name):
+    model, rng = static_model(name), Random(17)
+    rows = 3 if model.batches else 1
+    sources = [random_source(rng, model.network) for _ in range(rows)]
+    scorer, other = model.start(sources), model.start(sources)
+    for counts in ((3, 1, 7), (1, 2, 0), (1, 1, 1), (40, 0, 1)):
+        check_proposal(scorer, other, [random_tokens(rng, count) for count in counts[:rows]])
+        for each in (scorer, other):
+            each.truncate([length - 1 for length in each.lengths])
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_proposes_from_the_shared_vocabulary_only(name):
+    model, rng = compile_anew(name), Random(18)
+    model.vocab_size, beyond = 9, 0
+    source = random_source(rng, model.network)
+    for _ in range(10):
+        tokens = random_tokens(rng, 4)
+        (likeliest,), (probability,) = model.start([source]).propose([tokens])
+        exact = forward(model.network, source, tokens)[-1]
+        beyond += int(exact.argmax() >= 9)
+        assert likeliest == exact[:9].argmax()
+        torch.testing.assert_close(probability, exact[:9].softmax(-1).max(), **CLOSE)
+    assert beyond > 3
+
+
+def test_proposes_after_a_long_prompt_too(monkeypatch):
+    monkeypatch.setattr(static, "LONGEST_COMPILED", 3)
+    model, rng = static_model("llama"), Random(19)
+    scorer, other = model.start([[], []]), model.start([[], []])
+    for counts in ((9, 2), (1, 1), (0, 5)):
+        check_proposal(scorer, other, [random_tokens(rng, count) for count in counts])
+
+
+def test_bfloat16_differs_by_rounding():
+    network, rng = build("gpt2", seed=1, dtype=torch.bfloat16), Random(13)
+    tokens = random_tokens(rng, 30)
+    expected = EagerModel(network).start([[]]).extend([tokens], last=30).float()
+    scorer = must_compile(network).start([[]])
+    found = torch.cat([scorer.extend([tokens[at : at + 5]], last=5) for at in range(0, 30, 5)], 1).float()
+    exact = forward(build("gpt2", seed=1, dtype=torch.float32), [], tokens)
+    assert (found - exact).abs().mean() <= 1.5 * (expected - exact).abs().mean()
+
+
+def warnings_of(caplog) -> list[str]:
+    """What bild warned of; it also says what it compiles."""
+    return [record.getMessage() for record in caplog.records if "cannot be compiled" in record.getMessage()]
+
+
+def failing(*_, **__):
+    raise RuntimeError("no compiler here\nand a page about it")
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "llama"])
+def test_what_cannot_be_compiled_runs_uncompiled_after_one_warning(name, monkeypatch, caplog):
+    monkeypatch.setattr(compiling, "compiled", failing)
+    network, rng = network_of(name), Random(14)
+    model = StaticModel(network)
+    warning = f"{type(network).__name__} cannot be compiled and runs uncompiled (RuntimeError: no compiler here)"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", warning)]
+    assert not model.is_compiled and model.batches is (name != "bart")
+    source, tokens = random_source(rng, network), random_tokens(rng, 5)
+    torch.testing.assert_close(
+        model.start([source]).extend([tokens], last=5)[0], forward(network, source, tokens), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_a_graph_that_scores_differently_is_not_used(name, monkeypatch, caplog):
+    static_model(name)
+    load = compiling.compiled
+
+    def wrong(*arguments, **options):
+        graph = load(*arguments, **options)
+        return lambda tensors: [out.flip(-1) if options["name"].endswith("read") else out for out in graph(tensors)]
+
+    monkeypatch.setattr(compiling, "compiled", wrong)
+    model = StaticModel(network_of(name))
+    assert not model.is_compiled
+    assert warnings_of(caplog) == [
+        f"{type(model.network).__name__} cannot be compiled and runs uncompiled "
+        "(RuntimeError: its compiled graph scores tokens differently)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "opt", "bloom"])
+def test_any_other_architecture_is_right_compiled_or_not(name, caplog):
+    network, rng = build_other(name), Random(16)
+    model = without_templates(network)
+    assert len(warnings_of(caplog)) == (not model.is_compiled)
+    assert model.is_compiled or name != "opt"
+    source, tokens = random_source(rng, network), random_tokens(rng, 12)
+    expected = forward(network, source, tokens)
+    scorer, at = model.start([source]), 0
+    for count in (3, 1, 6, 2):
+        logits = scorer.extend([tokens[at : at + count]], last=count)[0]
+        torch.testing.assert_close(logits, expected[at : at + count], rtol=0, atol=1e-3)
+        at += count
