@@ -12,10 +12,6 @@ from bild import BigLittleDecoder
 from bild.models import StaticModel, compiling
 from tests.networks import build
 
-TEMPLATED = ("gpt2",)
-"""Compiled as for a user, with Inductor's own matrix products, like the bundled pair. They cost ten seconds a
-graph, so the rest is compiled as for a machine that has none."""
-
 
 @cache
 def network_of(name: str, seed: int = 1) -> PreTrainedModel:
@@ -27,14 +23,16 @@ def network_of(name: str, seed: int = 1) -> PreTrainedModel:
 
 def compile_anew(name: str) -> StaticModel:
     """A static model of :func:`network_of`; its graphs come from disk from the second time on."""
-    network = network_of(name)
-    model = StaticModel(network) if name in TEMPLATED else without_templates(network)
+    model = without_templates(network_of(name))
     assert model.is_compiled
     return model
 
 
 def without_templates(network: PreTrainedModel) -> StaticModel:
-    """A static model as a machine compiles it that has no templates."""
+    """A static model as a machine compiles it for which Inductor has no matrix products of its own.
+
+    They cost ten seconds a graph, so few tests compile them.
+    """
     with patch.object(compiling, "TEMPLATES", compiling.LIBRARY):
         return StaticModel(network)
 

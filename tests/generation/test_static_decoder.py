@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from bild import BigLittleDecoder, Policy, Result, Stats
-from tests.compiled import pair_of
+from bild.models import EagerModel, StaticModel, compiling
+from tests.compiled import network_of, pair_of, static_model, without_templates
 from tests.networks import BATCHING, random_tokens
 
 LENGTH = 24
@@ -110,9 +111,18 @@ def test_texts_that_outgrow_the_first_storage(large, small):
         assert {len(result.token_ids) for result in expected} == {90}
 
 
+@pytest.mark.parametrize(("large", "small", "kind"), [(1, 1, StaticModel), (1, 2, EagerModel), (2, 1, EagerModel)])
+def test_auto_is_static_where_both_have_been_compiled(large, small, kind):
+    static_model("gpt2")
+    before = compiling.compilations
+    pair = BigLittleDecoder(network_of("gpt2", large), network_of("gpt2", small), runtime="auto")
+    assert (type(pair.large), type(pair.small), compiling.compilations) == (kind, kind, before)
+
+
 @pytest.fixture(scope="module")
-def compiled_pair() -> BigLittleDecoder:
-    """The bundled pair as a user compiles it, in float32, where rounding does not decide."""
+def compiled_pair(bundled) -> BigLittleDecoder:
+    """The bundled pair in float32, where rounding does not decide; the small model as a user compiles it."""
+    assert without_templates(bundled.large.network).is_compiled
     pair = BigLittleDecoder.from_pretrained(dtype="float32", runtime="static")
     assert pair.large.is_compiled and pair.small.is_compiled
     return pair

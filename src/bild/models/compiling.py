@@ -104,15 +104,23 @@ def compiled(
         Exception: whatever torch raises when it cannot compile or load.
     """
     file = file_of(name)
-    if not file.exists():
-        if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-            raise RuntimeError("there is no C++ compiler on this machine; install g++ or clang++")
-        progress(name)
-        start = time.perf_counter()
-        _compile(module, inputs, dynamic_shapes, file)
-        logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
-    package = torch._inductor.aoti_load_package(str(file))
-    return package.loader.run
+    if file.exists():
+        try:
+            return _load(file)
+        except Exception as error:  # whatever a damaged file makes of the loader
+            logger.info("%s cannot be read and is compiled anew (%s)", file, one_line(error))
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        raise RuntimeError("there is no C++ compiler on this machine; install g++ or clang++")
+    progress(name)
+    start = time.perf_counter()
+    _compile(module, inputs, dynamic_shapes, file)
+    logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
+    return _load(file)
+
+
+def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(file)).loader.run
+    return run
 
 
 def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file: Path) -> None:
