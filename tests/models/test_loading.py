@@ -257,7 +257,9 @@ def test_dtype_by_name():
 
 @pytest.mark.parametrize("dtype", ["int4", "fp32", ""])
 def test_unknown_dtype(dtype):
-    with pytest.raises(InputError, match=f"dtype is {dtype!r}; allowed are auto, float32, bfloat16, float16, float64, int8"):
+    with pytest.raises(
+        InputError, match=f"dtype is {dtype!r}; allowed are auto, float32, bfloat16, float16, float64, int8"
+    ):
         resolve_dtype(dtype)
 
 

@@ -56,7 +56,9 @@ def linear_layers(network) -> dict[str, nn.Module]:
 def test_every_linear_layer_and_the_head_become_int8_and_nothing_else(name):
     network = build(name, width=64, dtype=torch.float32)
     before = linear_layers(network)
-    others = {key: value.dtype for key, value in network.named_parameters() if "norm" in key or "embed" in key or "ln_" in key}
+    others = {
+        key: value.dtype for key, value in network.named_parameters() if "norm" in key or "embed" in key or "ln_" in key
+    }
     expected = EagerModel(build(name, width=64, dtype=torch.float32)).start(
         [[5, 6]] if name in ("t5", "bart") else [[]]
     )

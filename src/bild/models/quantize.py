@@ -45,7 +45,7 @@ class Int8Linear(nn.Module):
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``weight`` ``[out, in]`` as int8 and a scale ``[out]`` in its own dtype: scale = max |row| / 127."""
-    wide = weight.detach().float()
+    wide = weight.detach().float().contiguous()
     # Divided by what is stored, so that rounding the scale costs nothing.
     scale = (wide.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(weight.dtype)
     rounded = (wide / scale.float()[:, None]).round().clamp(-127, 127)
