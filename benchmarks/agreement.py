@@ -9,9 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from data import read
-
 from bild import BigLittleDecoder, Stats
+from bild.evaluation import read_examples
 
 
 def main() -> None:
@@ -23,7 +22,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     decoder = BigLittleDecoder.from_pretrained(args.pair, dtype=args.dtype)
-    sources = [example["source"] for example in read(args.data, args.limit)]
+    sources = [example.source for example in read_examples(str(args.data), limit=args.limit).examples]
     results = decoder.generate(sources, "exact")
     batched = decoder.generate(sources, "exact", batch_size=16)
     equal = sum(result.token_ids == greedy(decoder, text) for result, text in zip(results, sources, strict=True))

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=15)
     args = parser.parse_args()
     texts = args.input.read_text(encoding="utf-8").splitlines()
-    decoder = BigLittleDecoder.from_pretrained(args.pair, dtype=args.dtype)
+    decoder = BigLittleDecoder.from_pretrained(args.pair, dtype=args.dtype, runtime="eager")
     clock = ForwardClock(decoder)
     shares = {}
     for policy in ("bild", "exact", "large", "small"):

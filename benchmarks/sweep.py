@@ -16,11 +16,11 @@ from pathlib import Path
 
 import sacrebleu
 import torch
-from data import read
 from torch import Tensor
 
 from bild import BigLittleDecoder, Policy, Stats
 from bild.decoding import ModelDrafter, Request, Scorer, decode
+from bild.evaluation import read_examples
 
 
 class Memo:
@@ -87,11 +87,11 @@ def main() -> None:
 
 def sweep(decoder: BigLittleDecoder, policies: dict[str, Policy], path: Path, args: argparse.Namespace) -> None:
     """All policies over one data file, sentence by sentence."""
-    examples = read(path, args.limit)
+    examples = read_examples(str(path), limit=args.limit).examples
     texts: dict[str, list[str]] = {name: [] for name in policies}
     stats: dict[str, list[Stats]] = {name: [] for name in policies}
     for number, example in enumerate(examples, 1):
-        source = decoder.prompter().encode(example["source"])
+        source = decoder.prompter().encode(example.source)
         large, small = (Memo(model.start([source])) for model in (decoder.large, decoder.small))
         for name, policy in policies.items():
             commits = run(decoder, policy, large, small)
@@ -100,7 +100,7 @@ def sweep(decoder: BigLittleDecoder, policies: dict[str, Policy], path: Path, ar
             stats[name].append(Stats.of(commits))
         if number % 100 == 0:
             print(path.parent.name, number, flush=True)
-    targets = [[example["target"] for example in examples]]
+    targets = [[example.references[0] for example in examples]]
     with args.out.open("a") as out:
         for name in policies:
             bleu = sacrebleu.corpus_bleu(texts[name], targets).score

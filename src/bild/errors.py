@@ -23,3 +23,9 @@ class LoadError(BildError):
 
 class VocabularyError(BildError, ValueError):
     """Two checkpoints that do not share a vocabulary."""
+
+
+def one_line(error: BaseException) -> str:
+    """What some other library raised, without its pages: kind and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

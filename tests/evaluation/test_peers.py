@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -361,11 +361,7 @@ def test_a_checkpoint_transformers_cannot_load_is_a_row_that_says_why(tmp_path):
 
 @pytest.fixture(scope="module")
 def driver():
-    file = Path(__file__).parents[2] / "benchmarks" / "peers.py"
-    described = importlib.util.spec_from_file_location("benchmarks_peers", file)
-    module = importlib.util.module_from_spec(described)
-    described.loader.exec_module(module)
-    return module
+    return importlib.import_module("peers")
 
 
 def summary(*sets: dict[str, tuple[float, float]]) -> SimpleNamespace:

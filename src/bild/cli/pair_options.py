@@ -114,21 +114,12 @@ def choose_policy(decoder: BigLittleDecoder, name: str, **given: float | bool | 
         InputError: an unknown name, a value out of range, or one the policy does not use.
     """
     from bild.decoding import Policy
-    from bild.decoding.acceptance import WithinDistance
-    from bild.decoding.hand_over import LowConfidence
     from bild.errors import InputError
 
     thresholds = {key: value for key, value in given.items() if value is not None}
     try:
-        if name != "bild" or not thresholds:
-            return decoder.resolve_policy(name) if not thresholds else Policy.preset(name, **thresholds)
-        own = decoder.policy
-        if isinstance(own.hand_over, LowConfidence):
-            thresholds.setdefault("fallback_threshold", own.hand_over.threshold)
-        if isinstance(own.acceptance, WithinDistance):
-            thresholds.setdefault("rollback_threshold", own.acceptance.threshold)
-        thresholds.setdefault("max_draft_tokens", own.max_draft_tokens)
-        thresholds.setdefault("verify_end", own.verify_end)
-        return Policy.bild(**thresholds)  # type: ignore[arg-type]
+        if not thresholds:
+            return decoder.resolve_policy(name)
+        return decoder.policy.with_thresholds(**thresholds) if name == "bild" else Policy.preset(name, **thresholds)
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -139,6 +139,19 @@ class Policy:
         except TypeError:
             raise ValueError(f"policy {name!r} does not take all of: {', '.join(sorted(thresholds))}") from None
 
+    def with_thresholds(self, **thresholds: Any) -> Policy:
+        """The ``bild`` preset with these thresholds; those not given are this policy's, where it has them.
+
+        Raises:
+            ValueError: a threshold out of range, or one that the preset does not have.
+        """
+        own: dict[str, Any] = {"max_draft_tokens": self.max_draft_tokens, "verify_end": self.verify_end}
+        if isinstance(self.hand_over, LowConfidence):
+            own["fallback_threshold"] = self.hand_over.threshold
+        if isinstance(self.acceptance, WithinDistance):
+            own["rollback_threshold"] = self.acceptance.threshold
+        return Policy.preset("bild", **own | thresholds)
+
     def to_dict(self) -> dict[str, Any]:
         """This policy as plain JSON values; :meth:`from_dict` reads it back."""
         if self.alone is not None:

@@ -81,12 +81,10 @@ def policy_of(spec: MethodSpec, own: Policy) -> Policy:
                 f"method {spec.text!r}: unknown option {key}; allowed are {', '.join((*allowed, *RUN_OPTIONS))}"
             )
     given = {key: _value(spec, key) for key in allowed if key in spec.options}
-    if spec.name == "bild":
-        if not given:
-            return own
-        given = _thresholds(own) | given
+    if spec.name == "bild" and not given:
+        return own
     try:
-        return Policy.preset(spec.name, **given)
+        return own.with_thresholds(**given) if spec.name == "bild" else Policy.preset(spec.name, **given)
     except ValueError as error:
         raise InputError(f"method {spec.text!r}: {error}") from None
 
@@ -101,18 +99,6 @@ def _value(spec: MethodSpec, key: str) -> float | bool | int:
     except ValueError:
         allowed = "a whole number" if kind is int else "a number" + (", yes or no" if key == "verify_end" else "")
         raise InputError(f"method {spec.text!r}: {key} is {text!r}; allowed is {allowed}") from None
-
-
-def _thresholds(own: Policy) -> dict[str, Any]:
-    from bild.decoding.acceptance import WithinDistance
-    from bild.decoding.hand_over import LowConfidence
-
-    values: dict[str, Any] = {"max_draft_tokens": own.max_draft_tokens, "verify_end": own.verify_end}
-    if isinstance(own.hand_over, LowConfidence):
-        values["fallback_threshold"] = own.hand_over.threshold
-    if isinstance(own.acceptance, WithinDistance):
-        values["rollback_threshold"] = own.acceptance.threshold
-    return values
 
 
 def _weight_bytes(decoder: BigLittleDecoder, policy: Policy) -> int:

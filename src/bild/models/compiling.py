@@ -23,6 +23,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from bild.errors import one_line
+
 logger = logging.getLogger("bild")
 
 # Inductor's own GEMM template beats oneDNN two to three times at a few rows: no call overhead, weights
@@ -155,9 +157,3 @@ def _quiet():
         finally:
             for each, level in zip(talkative, levels, strict=True):
                 each.setLevel(level)
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong, without the compiler's pages."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

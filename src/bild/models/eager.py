@@ -98,14 +98,18 @@ class EagerModel:
             return hasattr(self.config, "relative_attention_num_buckets")
         return self.takes_position_ids
 
+    def _probe_tokens(self) -> tuple[list[int], list[int]]:
+        """A source and five tokens to try a network with."""
+        tokens = [self.vocab_size // 2 + i % max(1, self.vocab_size // 2) for i in range(5)]
+        return tokens[:3] if self.is_encoder_decoder else [], tokens
+
     def _probe(self) -> None:
         """Read a few tokens in one piece, in two and in a batch: the three must agree.
 
         Some architectures have no cache, take one token at a time or lose causality when they take
         several; better refused here than wrong in the middle of a text.
         """
-        tokens = [self.vocab_size // 2 + i % max(1, self.vocab_size // 2) for i in range(5)]
-        source = tokens[:3] if self.is_encoder_decoder else []
+        source, tokens = self._probe_tokens()
         try:
             whole = self.start([source]).extend([tokens], last=5)[0]
             scorer = self.start([source])

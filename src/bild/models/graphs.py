@@ -20,6 +20,8 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from bild.models.loading import relative_bias_modules
+
 
 class RowLayer(StaticLayer):
     """A layer's keys and values ``[B, H, L, D]``; each row writes behind its own tokens.
@@ -97,12 +99,12 @@ class Read(nn.Module):
         lengths, counts, tokens = rows[:, :1], rows[:, 1:2], rows[:, 2:]
         wanted = (counts - last.shape[0] + last).clamp(min=0)
         positions = lengths + torch.arange(tokens.shape[1], device=tokens.device)
-        past: Any = _cache([RowLayer(*layer, positions) for layer in zip(keys, values, strict=True)])
+        past: Any = Cache(layers=[RowLayer(*layer, positions) for layer in zip(keys, values, strict=True)])
         mask = self._masks(positions, keys[0].shape[2])
         inputs: dict[str, Any] = {"use_cache": True}
         if source_mask is not None:
             layers = [SourceLayer(*layer) for layer in zip(source_keys, source_values, strict=True)]
-            past = EncoderDecoderCache(past, _cache(layers))
+            past = EncoderDecoderCache(past, Cache(layers=layers))
             past.is_updated = dict.fromkeys(range(len(layers)), True)
             # Its keys and values are in the cache; only its shape is looked at.
             width = self.network.config.get_text_config(decoder=True).hidden_size
@@ -156,10 +158,6 @@ class Encode(nn.Module):
         return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
 
 
-def _cache(layers: list[Any]) -> Cache:
-    return Cache(layers=layers)
-
-
 @contextmanager
 def _head_of(network: PreTrainedModel, wanted: Tensor) -> Iterator[None]:
     """Let the head see only the positions that somebody asked for."""
@@ -181,12 +179,7 @@ def _biases_by_row(network: PreTrainedModel, positions: Tensor) -> Iterator[None
 
     transformers computes them for one position a batch (``compute_bias``, same formula).
     """
-    decoder = network.get_decoder() if network.config.is_encoder_decoder else network
-    changed = [
-        module
-        for module in decoder.modules()
-        if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias")
-    ]
+    changed = relative_bias_modules(network)
     own = [module.__dict__.get("compute_bias") for module in changed]
     for module in changed:
         module.compute_bias = _row_bias(module, positions)

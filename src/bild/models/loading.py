@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from bild.errors import InputError, LoadError
+from bild.errors import InputError, LoadError, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -46,9 +46,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device is {str(device)!r}, which this machine does not have ({_first_line(error)})"
-        ) from None
+        raise InputError(f"device is {str(device)!r}, which this machine does not have ({one_line(error)})") from None
     return resolved
 
 
@@ -126,10 +124,18 @@ def _remember_position_biases(network: PreTrainedModel) -> None:
     It depends on the lengths and the (now fixed) weights alone, and its fifteen small operations are
     4 % of a step of a one-layer decoder. Encoders are left alone: theirs is needed once a text and large.
     """
+    for module in relative_bias_modules(network):
+        module.compute_bias = lru_cache(maxsize=REMEMBERED_BIASES)(module.compute_bias)
+
+
+def relative_bias_modules(network: PreTrainedModel) -> list[Any]:
+    """The decoder's attention layers that compute T5's relative position bias."""
     decoder = network.get_decoder() if network.config.is_encoder_decoder else network
-    for module in decoder.modules():
-        if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias"):
-            module.compute_bias = lru_cache(maxsize=REMEMBERED_BIASES)(module.compute_bias)
+    return [
+        module
+        for module in decoder.modules()
+        if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias")
+    ]
 
 
 def load_tokenizer(name: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
@@ -182,11 +188,6 @@ def _load(kind: Any, path: str, name: object, **options: Any) -> Any:
     except Exception as error:  # transformers, safetensors and the hub each raise their own
         if not Path(path).exists():
             raise LoadError(
-                f"{name}: no such folder here, and not to be had from the hub ({_first_line(error)})"
+                f"{name}: no such folder here, and not to be had from the hub ({one_line(error)})"
             ) from error
-        raise LoadError(f"{name}: cannot be loaded ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise LoadError(f"{name}: cannot be loaded ({one_line(error)})") from error

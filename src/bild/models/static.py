@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.export import Dim
 from transformers import PreTrainedModel
 
+from bild.errors import one_line
 from bild.models import compiling
 from bild.models.eager import EagerModel, EagerScorer, disagree, pad
 from bild.models.graphs import Encode, Read
@@ -69,9 +70,7 @@ class StaticModel(EagerModel):
             self._compare()
         except Exception as error:  # torch raises whatever it likes; the request must not be lost
             self.is_compiled = False
-            logger.warning(
-                "%s cannot be compiled and runs uncompiled (%s)", type(network).__name__, compiling.one_line(error)
-            )
+            logger.warning("%s cannot be compiled and runs uncompiled (%s)", type(network).__name__, one_line(error))
 
     def start(self, sources: Sequence[Sequence[int]]) -> EagerScorer | StaticScorer:  # type: ignore[override]
         """Begin a batch; see :meth:`EagerModel.start`."""
@@ -154,10 +153,9 @@ class StaticModel(EagerModel):
 
     def _compare(self) -> None:
         """The compiled network must say what the uncompiled one says, or rounding apart from it."""
-        tokens = [self.vocab_size // 2 + i % max(1, self.vocab_size // 2) for i in range(5)]
-        sources = [tokens[:3] if self.is_encoder_decoder else []]
-        expected = super().start(sources).extend([tokens], last=5)
-        scorer = StaticScorer(self, sources)
+        source, tokens = self._probe_tokens()
+        expected = super().start([source]).extend([tokens], last=5)
+        scorer = StaticScorer(self, [source])
         scorer.extend([tokens[:2] + tokens[:1]])
         scorer.truncate([2])
         found = scorer.extend([tokens[2:]], last=3)

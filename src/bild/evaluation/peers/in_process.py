@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 from transformers.utils import is_sklearn_available
 
-from bild.errors import LoadError
+from bild.errors import LoadError, one_line
 from bild.evaluation.method import MethodSpec, Output, PeerContext
 from bild.evaluation.peers.options import one_of, probability, read_options, whole_number
 from bild.generation.prompts import Prompter
@@ -142,15 +142,10 @@ def _network(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             network = kind.from_pretrained(name, dtype=dtype, use_safetensors=True).to(device).eval()
         except Exception as error:  # transformers, safetensors and the hub each raise their own
-            raise LoadError(f"{name}: transformers cannot load it ({_first_line(error)})") from error
+            raise LoadError(f"{name}: transformers cannot load it ({one_line(error)})") from error
         _LOADED[key] = network
     return network
 
 
 def _prompter(context: PeerContext, large: PreTrainedModel) -> Prompter:
     return Prompter(load_tokenizer(context.large), large.config)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
