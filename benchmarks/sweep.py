@@ -121,7 +121,7 @@ def run(decoder: BigLittleDecoder, policy: Policy, large: Memo, small: Memo) -> 
     small.truncate([0])
     if policy.alone is not None:
         return list(decode([request], policy, large=large if policy.alone == "large" else small))
-    drafter = ModelDrafter(small, policy.hand_over, policy.max_draft_tokens)
+    drafter = ModelDrafter(small, policy)
     return list(decode([request], policy, large=large, drafter=drafter))
 
 

@@ -193,12 +193,15 @@ def test_a_rolled_back_draft_is_shown_struck_through(bundled):
     ("arguments", "says"),
     [
         (["generate", " "], "text 1: the text is empty"),
-        (["generate", "x", "--policy", "fast"], "policy is 'fast'; allowed are bild, exact, large, small"),
+        (["generate", "x", "--policy", "fast"], "policy is 'fast'; allowed are bild, exact, speculative_sampling, "),
         (["generate", "x", "--fallback-threshold", "-0.1"], "fallback_threshold is -0.1; allowed is 0 to 1"),
         (["generate", "x", "--rollback-threshold", "-1"], "rollback_threshold is -1.0; allowed is 0 or more"),
         (["generate", "x", "--max-draft-tokens", "0"], "max_draft_tokens is 0"),
-        (["generate", "x", "--policy", "large", "--verify-end", "yes"], "does not take all of: verify_end"),
-        (["generate", "x", "--verify-end", "maybe"], "verify-end is 'maybe'; allowed are yes, no, or a probability"),
+        (
+            ["generate", "x", "--policy", "large", "--verify-end", "yes"],
+            "policy 'large' has no option verify_end; it takes none",
+        ),
+        (["generate", "x", "--verify-end", "maybe"], "verify_end is 'maybe'; allowed is a number, yes or no"),
         (["generate", "x", "--verify-end", "2"], "verify_end is 2.0"),
         (["generate", "x", "--max-new-tokens", "0"], "max_new_tokens is 0; allowed is 1 or more"),
         (["generate", "x", "--batch-size", "0"], "batch_size is 0"),

@@ -6,11 +6,19 @@ import json
 import math
 
 import pytest
-import torch
 
-from bild.decoding import ExactMatch, FixedWindow, Greedy, LowConfidence, Policy, WithinDistance
-
-LOGITS = torch.tensor([[[2.0, 0.0, -1.0, 1.0], [0.5, 3.0, 0.0, 0.0]]], dtype=torch.float64)
+from bild.decoding import (
+    PRESETS,
+    AdaptiveConfidence,
+    ExactMatch,
+    FixedWindow,
+    LowConfidence,
+    Policy,
+    RejectionSampling,
+    TypicalAcceptance,
+    WithinDistance,
+    preset_options,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,14 +31,22 @@ LOGITS = torch.tensor([[[2.0, 0.0, -1.0, 1.0], [0.5, 3.0, 0.0, 0.0]]], dtype=tor
         (lambda: Policy.bild(rollback_threshold=math.nan), "rollback_threshold is nan"),
         (lambda: Policy.bild(max_draft_tokens=0), "max_draft_tokens is 0; allowed is 1 or more"),
         (lambda: FixedWindow(0), "window is 0; allowed is 1 or more"),
-        (lambda: WithinDistance(1.0, "cosine"), "metric is 'cosine'; allowed are nll"),
+        (lambda: Policy.bild(metric="cosine"), "metric is 'cosine'; allowed are nll"),
+        (lambda: Policy.bild(measure="whim"), "measure is 'whim'; allowed are max_probability"),
+        (lambda: Policy(hand_over=FixedWindow(20)), "window is 20, above max_draft_tokens, which is 10"),
+        (lambda: Policy(acceptance=RejectionSampling()), "verify_end=True"),
         (lambda: Policy(acceptance=ExactMatch()), "verify_end=True"),
         (lambda: Policy.bild(verify_end=1.5), "verify_end is 1.5; allowed are True, False, or a probability"),
         (lambda: Policy(hand_over=FixedWindow(2), verify_end=0.5), "needs a hand-over rule that measures confidence"),
         (lambda: Policy(acceptance=ExactMatch(), verify_end=0.9), "verify_end=True"),
         (lambda: Policy(alone="medium"), "alone is 'medium'"),
-        (lambda: Policy.preset("bild2"), "policy is 'bild2'; allowed are bild, exact, large, small"),
-        (lambda: Policy.preset("large", fallback_threshold=0.5), "does not take all of: fallback_threshold"),
+        (lambda: Policy.preset("bild2"), "policy is 'bild2'; allowed are bild, exact, speculative_sampling"),
+        (lambda: Policy.preset("large", window=5), "policy 'large' has no option window; it takes none"),
+        (lambda: Policy.preset("exact", window=5), "has no option window; allowed are fallback_threshold, max_draft"),
+        (lambda: OWN.parse("bild:window=5"), "policy 'bild' has no option window"),
+        (lambda: OWN.parse("bild:fallback_threshold"), "is not key=value"),
+        (lambda: OWN.parse("no_fallback:window=2.5"), "window is '2.5'; allowed is a whole number"),
+        (lambda: OWN.parse("bild:verify_end=maybe"), "verify_end is 'maybe'; allowed is a number, yes or no"),
         (lambda: Policy.from_dict({"windows": 3}), "not a policy"),
         (lambda: Policy.from_dict({"hand_over": {"rule": "whim"}}), "rule is 'whim'"),
     ],
@@ -49,6 +65,11 @@ def test_meaningless_values_are_refused(make, says):
         Policy.large(),
         Policy.small(),
         Policy(hand_over=FixedWindow(4), acceptance=WithinDistance(math.inf)),
+        Policy(hand_over=FixedWindow(), acceptance=TypicalAcceptance(0.2, 0.4), max_draft_tokens=4),
+        Policy(hand_over=AdaptiveConfidence(0.3, "margin", prior=2.5)),
+        Policy.adaptive(),
+        Policy.ensemble(weight=0.6, window=3),
+        Policy.bild(metric="kl", measure="entropy"),
     ],
 )
 def test_survives_json(policy):
@@ -60,30 +81,46 @@ def test_knows_whether_it_is_lossless():
         Policy.exact(),
         Policy.large(),
         Policy(hand_over=FixedWindow(3), acceptance=ExactMatch(), verify_end=True),
+        Policy(acceptance=RejectionSampling(), verify_end=True),
+        Policy.speculative_sampling(),
+        Policy.ensemble(weight=1),
     ]
     lossy = [Policy.bild(), Policy.bild(rollback_threshold=0, verify_end=True), Policy.small()]
-    assert [p.lossless for p in lossless + lossy] == [True] * 3 + [False] * 3
+    lossy += [Policy.ensemble(), Policy.typical(), Policy.adaptive(), Policy.no_rollback(), Policy.no_fallback()]
+    assert [p.lossless for p in lossless + lossy] == [True] * len(lossless) + [False] * len(lossy)
 
 
-def test_confidence_is_the_largest_probability_and_the_threshold_is_strict():
-    rule = LowConfidence(0.5)
-    p = LOGITS[:, 0].exp() / LOGITS[:, 0].exp().sum()
-    assert rule.confidence(LOGITS[:, 0]).item() == pytest.approx(p.max().item())
-    assert rule.unsure(0.4999) and not rule.unsure(0.5)
-    assert FixedWindow(2).confidence(LOGITS[:, 0]) is None and not FixedWindow(2).unsure(0.0)
+OWN = Policy.bild(fallback_threshold=0.4, rollback_threshold=1.5, max_draft_tokens=7, verify_end=0.6)
 
 
-def test_distance_is_the_negative_log_likelihood_and_the_threshold_is_strict():
-    drafted = torch.tensor([[3, 1]])
-    p = LOGITS.exp() / LOGITS.exp().sum(-1, keepdim=True)
-    d = [-math.log(p[0, 0, 3]), -math.log(p[0, 1, 1])]
-    for threshold, keep in ((d[0] * 1.001, True), (d[0] * 0.999, False)):
-        judged = WithinDistance(threshold).judge(LOGITS, drafted, Greedy(), [], [])
-        assert judged.distance[0].tolist() == pytest.approx(d)
-        assert judged.keep[0].tolist() == [keep, True]
-        assert judged.replacement[0].tolist() == [0, 1]
+def test_bild_means_this_policy_with_options_in_place_of_its_own():
+    assert OWN.parse("bild") is OWN
+    assert OWN.parse("bild:rollback_threshold=3:verify_end=no") == Policy.bild(
+        fallback_threshold=0.4, rollback_threshold=3, max_draft_tokens=7
+    )
+    assert OWN.parse("exact") == Policy.exact()
+    assert OWN.parse("no_fallback:window=4:metric=rank") == Policy.no_fallback(window=4, metric="rank")
 
 
-def test_exact_match_keeps_what_large_chooses():
-    judged = ExactMatch().judge(LOGITS, torch.tensor([[3, 1]]), Greedy(), [], [])
-    assert judged.keep[0].tolist() == [False, True]
+def test_a_threshold_is_not_carried_over_to_another_metric():
+    other = OWN.parse("bild:metric=js:measure=entropy")
+    assert other.acceptance == WithinDistance(0.5, "js") and other.hand_over == LowConfidence(0.3, "entropy")
+    assert (other.max_draft_tokens, other.verify_end) == (7, 0.6)
+    assert other.parse("bild:max_draft_tokens=3").acceptance == WithinDistance(0.5, "js")
+    assert OWN.parse("bild:metric=nll").acceptance == WithinDistance(1.5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_option_of_a_preset_reaches_its_policy(name):
+    values = {"measure": "margin", "metric": "tv", "max_draft_tokens": 3, "window": 4, "verify_end": True}
+    values |= {"fallback_threshold": 0.11, "rollback_threshold": 0.12, "weight": 0.13, "epsilon": 0.14, "delta": 0.15}
+    values |= {"prior": 0.16}
+    default = Policy.preset(name)
+    for option in preset_options(name):
+        value = (not default.verify_end) if option == "verify_end" else values[option]
+        changed = Policy.preset(name, **{option: value})
+        assert changed != default and json.dumps(value) in json.dumps(changed.to_dict())
+        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        assert default.parse(f"{name}:{option}={text}") == (
+            changed if name != "bild" else default.named(name, **{option: value})
+        )

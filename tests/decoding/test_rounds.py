@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bild.decoding import Commit, Greedy, ModelDrafter, Policy, Request, Sampling, Stats, decode
+from bild.decoding import PRESETS, Commit, Greedy, ModelDrafter, Policy, Request, decode
 from tests.decoding import brute
 from tests.toy import ToyModel, ToyScorer
 
@@ -23,7 +23,7 @@ def run(small: ToyModel, large: ToyModel, policy: Policy, requests: list[Request
         scorer = ToyScorer(large if policy.alone == "large" else small, len(requests))
         commits = decode(requests, policy, large=scorer, choice=choice)
     else:
-        drafter = ModelDrafter(ToyScorer(small, len(requests)), policy.hand_over, policy.max_draft_tokens, choice)
+        drafter = ModelDrafter(ToyScorer(small, len(requests)), policy, choice)
         commits = decode(requests, policy, large=ToyScorer(large, len(requests)), drafter=drafter, choice=choice)
     rows: list[list[Commit]] = [[] for _ in requests]
     for commit in commits:
@@ -111,6 +111,7 @@ def test_large_models_greedy_text_at_the_lossless_ends(case):
         Policy.bild(fallback_threshold=1.01, rollback_threshold=case["rollback"], **window),
         Policy.bild(fallback_threshold=case["fallback"], rollback_threshold=0, verify_end=True, **window),
         Policy.exact(fallback_threshold=case["fallback"], **window),
+        Policy.speculative_sampling(window=case["window"]),
         Policy.large(),
     ):
         assert text(run(small, large, policy, [request])[0]) == expected
@@ -118,6 +119,16 @@ def test_large_models_greedy_text_at_the_lossless_ends(case):
     assert text(run(small, large, Policy.small(), [request])[0]) == brute.greedy(
         small, PROMPT, case["limit"], case["eos"]
     )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_rows_of_every_preset_go_their_own_way(name):
+    small, large, policy = ToyModel(1, blend=0.8), ToyModel(2, blend=0.8), Policy.preset(name)
+    requests = [Request(prompt=[b, 1], max_new_tokens=9 + b, eos_token_ids=[6]) for b in range(6)]
+    together = run(small, large, policy, requests)
+    for row, request in zip(together, requests, strict=True):
+        (alone,) = run(small, large, policy, [request])
+        assert [(c.tokens, c.draft, c.accepted) for c in row] == [(c.tokens, c.draft, c.accepted) for c in alone]
 
 
 class Script(ToyModel):
@@ -250,38 +261,3 @@ def test_processors_see_the_prefix_position_by_position():
         expected.append(int(never_twice(expected, large.logits(expected)).argmax()))
     assert text(row) == expected[1:]
     assert any(commit.accepted > 1 for commit in row) and any(commit.rolled_back for commit in row)
-
-
-def generators(seeds: list[int]) -> list[Request]:
-    return [
-        Request(prompt=[0], max_new_tokens=12, eos_token_ids=[6], generator=torch.Generator().manual_seed(seed))
-        for seed in seeds
-    ]
-
-
-def test_a_sampled_row_does_not_depend_on_its_batch():
-    small, large = ToyModel(1), ToyModel(2)
-    for policy in (Policy.bild(fallback_threshold=0.4), Policy.exact(fallback_threshold=0.3), Policy.large()):
-        together = [text(row) for row in run(small, large, policy, generators([1, 2, 3, 4]), Sampling())]
-        alone = [text(run(small, large, policy, generators([seed]), Sampling())[0]) for seed in (1, 2, 3, 4)]
-        assert together == alone
-        assert len({tuple(row) for row in together}) > 1
-
-
-def test_exact_match_samples_from_the_large_model():
-    """Chi-square of the second token's distribution against the large model's own."""
-    small, large = ToyModel(5, 4), ToyModel(6, 4)
-    draws = 4000
-    requests = [
-        Request(prompt=[0], max_new_tokens=2, generator=torch.Generator().manual_seed(seed)) for seed in range(draws)
-    ]
-    rows = run(small, large, Policy.exact(fallback_threshold=0.0), requests, Sampling())
-    first = large.logits([0]).softmax(-1)
-    expected = torch.stack([first[t] * large.logits([0, t]).softmax(-1) for t in range(4)]).flatten() * draws
-    seen = torch.zeros(16, dtype=torch.float64)
-    for row in rows:
-        a, b = text(row)
-        seen[4 * a + b] += 1
-    chi_square = ((seen - expected) ** 2 / expected).sum()
-    assert chi_square < 37.7  # p = 0.001 at 15 degrees of freedom
-    assert 0 < Stats.total(Stats.of(row) for row in rows).acceptance_rate < 1

@@ -101,7 +101,7 @@ def test_prefix_and_task(bundled):
         ([[[1, 9000]]], {}, "token id 9000 is outside the vocabulary; allowed is 0 to 7999"),
         ([[[]]], {}, "no tokens"),
         ([7], {}, "cannot decode a int"),
-        (["x", "fast"], {}, "policy is 'fast'; allowed are bild, exact, large, small"),
+        (["x", "fast"], {}, "policy is 'fast'; allowed are bild, exact, speculative_sampling, "),
         (["x"], {"batch_size": 0}, "batch_size is 0"),
         (["x"], {"max_new_token": 5}, "unknown option 'max_new_token'; did you mean max_new_tokens"),
         (["x"], {"max_new_tokens": 0}, "max_new_tokens is 0; allowed is 1 or more"),

@@ -48,7 +48,12 @@ def generate(
     runtime: options.Runtime = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     policy: Annotated[
-        str, typer.Option(help="bild, exact (lossless), large or small.", rich_help_panel=options.POLICY)
+        str,
+        typer.Option(
+            help="A preset: bild, exact and speculative_sampling (lossless), ensemble, typical, no_rollback, "
+            "no_fallback, adaptive, large, small; with options as in bild:metric=js:rollback_threshold=0.4.",
+            rich_help_panel=options.POLICY,
+        ),
     ] = "bild",
     fallback_threshold: options.FallbackThreshold = None,
     rollback_threshold: options.RollbackThreshold = None,
@@ -109,7 +114,7 @@ def generate(
         fallback_threshold=fallback_threshold,
         rollback_threshold=rollback_threshold,
         max_draft_tokens=max_draft_tokens,
-        verify_end=options.parse_verify_end(verify_end),
+        verify_end=verify_end,
     )
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")

@@ -91,35 +91,19 @@ def load_decoder(
     )
 
 
-def parse_verify_end(value: str | None) -> bool | float | None:
-    """``yes``, ``no`` or a probability.
+def choose_policy(decoder: BigLittleDecoder, text: str, **given: float | str | None) -> Policy:
+    """The policy of ``NAME[:option=value]*`` with the options given one by one in place of its own.
 
     Raises:
-        InputError: anything else.
+        InputError: an unknown name, a value out of range, or an option the policy does not have.
     """
-    if value is None or value in ("yes", "no"):
-        return None if value is None else value == "yes"
-    try:
-        return float(value)
-    except ValueError:
-        from bild.errors import InputError
-
-        raise InputError(f"verify-end is {value!r}; allowed are yes, no, or a probability from 0 to 1") from None
-
-
-def choose_policy(decoder: BigLittleDecoder, name: str, **given: float | bool | None) -> Policy:
-    """The named policy with the thresholds given on the command line in place of its own.
-
-    Raises:
-        InputError: an unknown name, a value out of range, or one the policy does not use.
-    """
-    from bild.decoding import Policy
+    from bild.decoding import parse_option, split_options
     from bild.errors import InputError
 
-    thresholds = {key: value for key, value in given.items() if value is not None}
     try:
-        if not thresholds:
-            return decoder.resolve_policy(name)
-        return decoder.policy.with_thresholds(**thresholds) if name == "bild" else Policy.preset(name, **thresholds)
+        name, options = split_options(text)
+        asked: dict[str, float | str] = {**options, **{key: value for key, value in given.items() if value is not None}}
+        values = {key: parse_option(key, value) if isinstance(value, str) else value for key, value in asked.items()}
+        return decoder.policy.named(name, **values)
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -5,20 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from bild.decoding.choice import Choice, Greedy
-from bild.decoding.rows import Row
+from bild.decoding.choice import Choice, Greedy, draw
+from bild.decoding.distances import METRICS, MetricName, negative_log_likelihood
+from bild.decoding.hand_over import entropy
+from bild.decoding.rows import Row, Use, uniforms
+
+
+class Reading(NamedTuple):
+    """A batch of drafts and what the large model made of them.
+
+    Tensors are right-aligned: row ``b`` uses its last ``counts[b]`` positions, the last of which follows
+    the whole draft: there is nothing to keep there, only a bonus to write.
+    """
+
+    logits: Tensor
+    """The large model's ``[B, T, V]``."""
+    drafted: Tensor
+    """Draft tokens ``[B, T]``; ``drafted[b, -1]`` holds no meaning."""
+    draft_logits: Tensor | None
+    """The small model's ``[B, T, V]``, if the rule needs them."""
+    rows: Sequence[Row]
+    counts: Sequence[int]
+    choice: Choice
+    """How the large model picks its tokens."""
+
+    def own(self) -> Tensor:
+        """The tokens ``[B, T]`` the large model itself picks."""
+        return self.choice(self.logits, self.rows, self.counts)
+
+    def uniforms(self, use: Use) -> Tensor:
+        """A random number for every position ``[B, T]``."""
+        return uniforms(self.rows, self.counts, self.logits.shape[1], use).to(self.logits.device)
 
 
 class Judgement(NamedTuple):
-    """What the large model says of a draft; every field ``[B, T]``, position by position.
-
-    The last position follows the whole draft: there is nothing to keep there, only a bonus.
-    """
+    """What the large model says of a draft; every field ``[B, T]``, position by position."""
 
     keep: Tensor
     """Whether the drafted token may stay if all before it do."""
@@ -31,41 +57,36 @@ class Judgement(NamedTuple):
 class Acceptance(Protocol):
     """Judges all positions of a draft at once, without looking at the host."""
 
-    def judge(
-        self, logits: Tensor, drafted: Tensor, choice: Choice, rows: Sequence[Row], counts: Sequence[int]
-    ) -> Judgement:
-        """Judge ``drafted`` ``[B, T]`` by the large model's ``logits`` ``[B, T, V]``.
+    @property
+    def lossless(self) -> bool:
+        """Whether the text has the large model's own distribution, if the end of a text is judged too."""
 
-        Both are right-aligned; row ``b`` uses its last ``counts[b]`` positions, the last of which
-        follows the draft (``drafted[b, -1]`` is ignored).
-        """
+    @property
+    def needs_draft_logits(self) -> bool:
+        """Whether it reads the small model's distribution, not only its tokens."""
 
-
-def negative_log_likelihood(logits: Tensor, drafted: Tensor) -> Tensor:
-    """``d = −log p_L(draft token)``, nats, 0…∞ (sections 3.4 and 7.1.2)."""
-    return -logits.log_softmax(-1).gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
-
-
-METRICS = {"nll": negative_log_likelihood}
-Metric = Literal["nll"]
+    def judge(self, reading: Reading) -> Judgement:
+        """Judge every position of the drafts."""
 
 
 @dataclass(frozen=True)
 class WithinDistance:
-    """BiLD's rollback policy: roll back the first token with ``d > threshold`` (section 3.4).
+    """BiLD's rollback policy: roll back the first token with ``d(p_S, p_L) > threshold`` (section 3.4).
 
-    A token the large model would itself choose is never rolled back, whatever its distance.
+    A token the large model would itself choose is never rolled back, whatever its distance. Not lossless.
 
     Args:
-        threshold: nats for the default metric, 0…∞; lower rolls back more: slower, nearer to large.
-        metric: ``"nll"``, the negative log likelihood of the drafted token under the large model.
+        threshold: in the unit of the metric, 0…∞; lower rolls back more: slower, nearer to large.
+        metric: of :mod:`bild.decoding.distances`. Of the drafted token under the large model: ``"nll"``
+            (the paper's; nats, 0…∞), ``"margin"`` (0…1), ``"rank"`` (0…V − 1). Of both distributions:
+            ``"kl"`` (nats, 0…∞), ``"js"`` (0…1), ``"tv"`` (0…1).
 
     Raises:
         ValueError: threshold out of range or unknown metric.
     """
 
     threshold: float
-    metric: Metric = "nll"
+    metric: MetricName = "nll"
 
     def __post_init__(self) -> None:
         if math.isnan(self.threshold) or self.threshold < 0:
@@ -73,22 +94,147 @@ class WithinDistance:
         if self.metric not in METRICS:
             raise ValueError(f"metric is {self.metric!r}; allowed are {', '.join(METRICS)}")
 
-    def judge(
-        self, logits: Tensor, drafted: Tensor, choice: Choice, rows: Sequence[Row], counts: Sequence[int]
-    ) -> Judgement:
-        distance = METRICS[self.metric](logits, drafted)
-        likeliest = logits.argmax(-1)
-        keep = (distance <= self.threshold) | (likeliest == drafted)
-        replacement = likeliest if isinstance(choice, Greedy) else choice(logits, rows, counts)
-        return Judgement(keep, replacement, distance)
+    @property
+    def lossless(self) -> bool:
+        return False
+
+    @property
+    def needs_draft_logits(self) -> bool:
+        return METRICS[self.metric].needs_draft_logits
+
+    def judge(self, reading: Reading) -> Judgement:
+        logits, drafted, draft_logits, *_ = reading
+        distance = METRICS[self.metric].of(logits, drafted, logits if draft_logits is None else draft_logits)
+        return keep_near(reading, distance, self.limit(reading))
+
+    def limit(self, reading: Reading) -> float | Tensor:
+        """The largest distance that is kept: one number, or one a row ``[B, 1]``."""
+        return self.threshold
+
+
+@dataclass(frozen=True)
+class TypicalAcceptance:
+    """Keep what is typical of the large model: ``p_L(x) ≥ min(ε, δ exp(−H(p_L)))``.
+
+    The less certain the large model is, the less likely a token may be (Medusa, Cai et al. 2024, section
+    3.3.1; Hewitt et al. 2022). The distance reported is ``−log p_L(x)``. Not lossless.
+
+    Args:
+        epsilon: a token at least this likely is always kept, 0…1; higher rolls back more.
+        delta: share of ``exp(−H)``, 0…1; higher rolls back more.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    epsilon: float = 0.09
+    delta: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "delta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 0 to 1")
+
+    @property
+    def lossless(self) -> bool:
+        return False
+
+    @property
+    def needs_draft_logits(self) -> bool:
+        return False
+
+    def judge(self, reading: Reading) -> Judgement:
+        least = (self.delta * (-entropy(reading.logits)).exp()).clamp(max=self.epsilon)
+        return keep_near(reading, negative_log_likelihood(reading.logits, reading.drafted), -least.log())
 
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """Keep what the large model would itself have written; lossless for greedy decoding."""
+    """Keep what the large model would itself have written. Lossless.
 
-    def judge(
-        self, logits: Tensor, drafted: Tensor, choice: Choice, rows: Sequence[Row], counts: Sequence[int]
-    ) -> Judgement:
-        own = choice(logits, rows, counts)
-        return Judgement(own == drafted, own, torch.zeros_like(own, dtype=torch.float32))
+    Greedy: the text is the large model's own. Sampling: both models draw with the random number of the
+    position, so it is what the large model alone draws with the same seed.
+    """
+
+    @property
+    def lossless(self) -> bool:
+        return True
+
+    @property
+    def needs_draft_logits(self) -> bool:
+        return False
+
+    def judge(self, reading: Reading) -> Judgement:
+        own = reading.own()
+        return Judgement(own == reading.drafted, own, torch.zeros_like(own, dtype=torch.float32))
+
+
+@dataclass(frozen=True)
+class RejectionSampling:
+    """Speculative sampling: keep ``x`` with probability ``min(1, p_L(x) / p_S(x))``, else draw from the residual.
+
+    The residual is ``max(0, p_L − p_S)``, normalised; both distributions are those the models draw from
+    (after temperature, top-k, top-p), so the text has exactly the large model's distribution (Leviathan et al.
+    2023, algorithm 1; Chen et al. 2023). With greedy decoding it is exact match.
+
+    Args:
+        weight: of the large model in a blend of both, 0…1. 1: lossless. Below, the text follows
+            ``v = w p_L + (1 − w) p_S``: more is kept, the small model's tastes show. A token is kept with
+            probability ``min(1, v(x) / p_S(x))``; greedy: if it is the likeliest under ``v`` (transformers'
+            ``assistant_ensemble_weight``).
+
+    Raises:
+        ValueError: weight out of range.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight is {self.weight}; allowed is 0 to 1")
+
+    @property
+    def lossless(self) -> bool:
+        return self.weight == 1
+
+    @property
+    def needs_draft_logits(self) -> bool:
+        return True
+
+    def judge(self, reading: Reading) -> Judgement:
+        greedy = isinstance(reading.choice, Greedy)
+        keep, replacement = self._match(reading) if greedy else self._draw(reading)
+        return Judgement(keep, replacement, torch.zeros_like(keep, dtype=torch.float32))
+
+    def _match(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        p, q = reading.logits.softmax(-1), _small(reading).softmax(-1)
+        blend = self.weight * p + (1 - self.weight) * q
+        # Nothing was drafted behind the draft: the bonus is the large model's own.
+        blend[:, -1] = p[:, -1]
+        own = blend.argmax(-1)
+        return own == reading.drafted, own
+
+    def _draw(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        p = reading.choice.probabilities(reading.logits)
+        q = reading.choice.probabilities(_small(reading))
+        q[:, -1] = 0
+        drafted = reading.drafted.unsqueeze(-1)
+        ratio = (p.gather(-1, drafted) / q.gather(-1, drafted)).squeeze(-1)
+        keep = reading.uniforms(Use.ACCEPT) < 1 - self.weight + self.weight * ratio
+        residual = (p - q).clamp(min=0)
+        # Equal distributions leave no residual but rounding, and nothing to replace.
+        empty = residual.sum(-1, keepdim=True) <= torch.finfo(residual.dtype).tiny
+        return keep, draw(torch.where(empty, p, residual), reading.uniforms(Use.REPLACE))
+
+
+def keep_near(reading: Reading, distance: Tensor, limit: float | Tensor) -> Judgement:
+    """Keep what is within a distance, and what the large model would itself choose."""
+    likeliest = reading.logits.argmax(-1)
+    own = likeliest if isinstance(reading.choice, Greedy) else reading.own()
+    keep = (distance <= limit) | (likeliest == reading.drafted) | (own == reading.drafted)
+    return Judgement(keep, own, distance)
+
+
+def _small(reading: Reading) -> Tensor:
+    assert reading.draft_logits is not None, "the drafter must record its logits"
+    return reading.draft_logits

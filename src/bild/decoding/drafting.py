@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from bild.decoding.choice import Choice, Greedy
-from bild.decoding.hand_over import HandOver, LowConfidence
+from bild.decoding.hand_over import LowConfidence
+from bild.decoding.policy import Policy
 from bild.decoding.rows import Row, process
 from bild.decoding.scorer import Draft, Scorer
 from bild.decoding.transfer import to_host
@@ -20,21 +21,21 @@ class ModelDrafter:
 
     Args:
         scorer: the small model.
-        hand_over: when it gives up the turn.
-        max_draft_tokens: longest draft; the smaller of this and the rule's own window counts.
-        choice: how it picks a token.
+        policy: its hand-over rule and ``max_draft_tokens``; the smaller of this and the rule's own window
+            is the longest draft. Logits are recorded if its acceptance rule reads them.
+        choice: how the small model picks a token.
     """
 
-    def __init__(
-        self, scorer: Scorer, hand_over: HandOver, max_draft_tokens: int, choice: Choice | None = None
-    ) -> None:
+    def __init__(self, scorer: Scorer, policy: Policy, choice: Choice | None = None) -> None:
         self.scorer = scorer
-        self.hand_over = hand_over
+        self.hand_over = hand_over = policy.hand_over
         window = hand_over.window
-        self.window = max_draft_tokens if window is None else min(window, max_draft_tokens)
+        self.window = policy.max_draft_tokens if window is None else min(window, policy.max_draft_tokens)
+        self.records_logits = policy.acceptance.needs_draft_logits
         self.choice = Greedy() if choice is None else choice
-        # A compiled scorer can say both in the same breath as its logits.
-        plain = isinstance(self.choice, Greedy) and isinstance(hand_over, LowConfidence)
+        # A compiled scorer can say the likeliest token and its probability in the same breath as its logits.
+        likeliest = isinstance(hand_over, LowConfidence) and hand_over.measure == "max_probability"
+        plain = isinstance(self.choice, Greedy) and likeliest and not self.records_logits
         self._propose: Propose | None = getattr(scorer, "propose", None) if plain else None
 
     def draft(self, rows: Sequence[Row]) -> list[Draft]:
@@ -43,10 +44,12 @@ class ModelDrafter:
         while any(writing := [int(draft.reason is None) for draft in drafts]):
             lengths = self.scorer.lengths
             unread = [row.tokens[lengths[b] :] if writing[b] else [] for b, row in enumerate(rows)]
-            tokens, confidences = self._read(unread, rows, writing)
+            tokens, confidences, logits = self._read(unread, rows, writing)
             for b, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
                 if writing[b]:
                     self._write(row, draft, int(tokens[b]), confidences[b] if confidences else None)
+                    if logits is not None and len(draft.logits) < len(draft.tokens):
+                        draft.logits.append(logits[b, -1])
         return drafts
 
     def truncate(self, lengths: Sequence[int]) -> None:
@@ -59,22 +62,23 @@ class ModelDrafter:
 
     def _read(
         self, unread: Sequence[Sequence[int]], rows: Sequence[Row], writing: Sequence[int]
-    ) -> tuple[list[float], list[float]]:
-        """Next token and confidence of each row, brought to the host in one transfer."""
+    ) -> tuple[list[float], list[float], Tensor | None]:
+        """Each row's next token and confidence, brought to the host in one transfer; logits if they are recorded."""
         if self._propose is not None and all(row.request.process is None for row in rows):
             ids, confidences = to_host(*self._propose(unread))
-            return ids, confidences
+            return ids, confidences, None
         logits = process(rows, self.scorer.extend(unread), writing)
         tokens = self.choice(logits, rows, writing).squeeze(-1)
         confidence = self.hand_over.confidence(logits[:, -1])
+        wanted = logits if self.records_logits else None
         if confidence is None:
-            return to_host(tokens)[0], []
+            return to_host(tokens)[0], [], wanted
         ids, confidences = to_host(tokens, confidence)
-        return ids, confidences
+        return ids, confidences, wanted
 
     def _write(self, row: Row, draft: Draft, token: int, confidence: float | None) -> None:
         draft.steps += 1
-        unsure = confidence is not None and self.hand_over.unsure(confidence)
+        unsure = confidence is not None and self.hand_over.unsure(confidence, row)
         if confidence is not None:
             draft.confidences.append(confidence)
         if unsure and not self.hand_over.keeps_doubtful:

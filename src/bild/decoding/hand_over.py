@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from bild.decoding.rows import Row
+
 ALWAYS_HAND_OVER = 2.0
-"""Largest fallback threshold; a probability never exceeds 1, so anything above 1 hands over every token."""
+"""Largest fallback threshold; a confidence never exceeds 1, so anything above 1 hands over every token."""
 
 
 class HandOver(Protocol):
-    """Decides after each token of the small model whether the large model takes the turn."""
+    """Decides after each token of the small model whether the large model takes the turn.
+
+    Every rule looks at the small model's distribution alone, never at the token drawn from it, so none
+    of them keeps a lossless acceptance rule from being lossless.
+    """
 
     @property
     def window(self) -> int | None:
@@ -25,8 +32,8 @@ class HandOver(Protocol):
     def confidence(self, logits: Tensor) -> Tensor | None:
         """Confidence ``[B]`` in the next token from ``logits`` ``[B, V]``, or None if this rule needs none."""
 
-    def unsure(self, confidence: float) -> bool:
-        """Whether a token of this confidence makes the small model hand over."""
+    def unsure(self, confidence: float, row: Row) -> bool:
+        """Whether a token of this confidence makes the small model hand over in this row."""
 
 
 def max_probability(logits: Tensor) -> Tensor:
@@ -34,21 +41,62 @@ def max_probability(logits: Tensor) -> Tensor:
     return logits.softmax(-1).amax(-1)
 
 
+def margin(logits: Tensor) -> Tensor:
+    """``p(first) − p(second)`` of the two likeliest tokens, 0…1; 1 where there is one token only."""
+    if logits.shape[-1] == 1:
+        return logits.new_ones(logits.shape[:-1])
+    first, second = logits.softmax(-1).topk(2, dim=-1).values.unbind(-1)
+    return first - second
+
+
+def inverse_perplexity(logits: Tensor) -> Tensor:
+    """``exp(−H(p))``, ``H`` the entropy in nats, 0…1: one over the number of tokens it is torn between."""
+    return (-entropy(logits)).exp()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """``H(p) = −Σ_y p(y) log p(y)`` of ``logits`` ``[…, V]``, nats, 0…log V; forbidden tokens add nothing."""
+    logs = logits.log_softmax(-1)
+    return -(logs.exp() * logs).nan_to_num(0.0).sum(-1)
+
+
+class Measure(NamedTuple):
+    """A measure of confidence."""
+
+    of: Callable[[Tensor], Tensor]
+    default: float
+    """Threshold where none is given."""
+
+
+MEASURES = {
+    "max_probability": Measure(max_probability, 0.5),
+    "margin": Measure(margin, 0.3),
+    "entropy": Measure(inverse_perplexity, 0.3),
+}
+MeasureName = Literal["max_probability", "margin", "entropy"]
+
+
 @dataclass(frozen=True)
 class LowConfidence:
-    """BiLD's fallback policy: hand over when ``max_y p_S(y) < threshold`` (section 3.3).
+    """BiLD's fallback policy: hand over when the confidence is below a threshold (section 3.3).
 
     The doubtful token is dropped; the large model writes that position.
 
     Args:
-        threshold: probability, 0…1; higher hands over more often: slower, nearer to large.
-            Above 1 (up to 2) every token is handed over.
+        threshold: 0…1; higher hands over more often: slower, nearer to large. Above 1 (up to 2) every
+            token is handed over.
+        measure: of confidence, each 0…1. ``"max_probability"``, the paper's: ``max_y p_S(y)``.
+            ``"margin"``: between the two likeliest tokens. ``"entropy"``: ``exp(−H(p_S))``, so that
+            0.5 hands over at the entropy of two equally likely tokens.
+        window: longest draft, 1…; None: no limit of its own.
+        keeps_doubtful: whether the doubtful token stays in the draft.
 
     Raises:
-        ValueError: threshold out of range.
+        ValueError: a value out of range or an unknown measure.
     """
 
     threshold: float
+    measure: MeasureName = "max_probability"
     window: int | None = None
     keeps_doubtful: bool = False
 
@@ -58,27 +106,30 @@ class LowConfidence:
                 f"fallback_threshold is {self.threshold}; allowed is 0 to 1, or up to "
                 f"{ALWAYS_HAND_OVER:g} to hand over every token"
             )
+        if self.measure not in MEASURES:
+            raise ValueError(f"measure is {self.measure!r}; allowed are {', '.join(MEASURES)}")
         _check_window(self.window)
 
     def confidence(self, logits: Tensor) -> Tensor:
-        return max_probability(logits)
+        return MEASURES[self.measure].of(logits)
 
-    def unsure(self, confidence: float) -> bool:
+    def unsure(self, confidence: float, row: Row) -> bool:
         return confidence < self.threshold
 
 
 @dataclass(frozen=True)
 class FixedWindow:
-    """Speculative decoding's rule: always draft ``window`` tokens and keep them all.
+    """Speculative decoding's rule: draft a fixed number of tokens and keep them all.
 
     Args:
-        window: tokens a draft, at least 1.
+        window: tokens a draft, at least 1; None: hand over only when the policy's ``max_draft_tokens``
+            are written or the text ends.
 
     Raises:
         ValueError: window below 1.
     """
 
-    window: int
+    window: int | None = None
     keeps_doubtful: bool = True
 
     def __post_init__(self) -> None:
@@ -87,7 +138,7 @@ class FixedWindow:
     def confidence(self, logits: Tensor) -> None:
         return None
 
-    def unsure(self, confidence: float) -> bool:
+    def unsure(self, confidence: float, row: Row) -> bool:
         return False
 
 

@@ -5,22 +5,31 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from bild.decoding.acceptance import Acceptance, ExactMatch, WithinDistance
-from bild.decoding.hand_over import FixedWindow, HandOver, LowConfidence
+from bild.decoding.acceptance import Acceptance, ExactMatch, RejectionSampling, TypicalAcceptance, WithinDistance
+from bild.decoding.adaptive import Adaptive, AdaptiveConfidence, AdaptiveDistance
+from bild.decoding.distances import METRICS
+from bild.decoding.hand_over import MEASURES, FixedWindow, HandOver, LowConfidence
+from bild.decoding.presets import DEFAULT_MAX_DRAFT_TOKENS, Presets, parse_option, split_options
 from bild.decoding.scorer import Draft
 
 Writer = Literal["small", "large"]
 
-DEFAULT_FALLBACK_THRESHOLD = 0.5
-DEFAULT_ROLLBACK_THRESHOLD = 2.0
-DEFAULT_MAX_DRAFT_TOKENS = 10
-
-HAND_OVER_RULES: dict[str, type[Any]] = {"low_confidence": LowConfidence, "fixed_window": FixedWindow}
-ACCEPTANCE_RULES: dict[str, type[Any]] = {"within_distance": WithinDistance, "exact_match": ExactMatch}
+HAND_OVER_RULES: dict[str, type[Any]] = {
+    "low_confidence": LowConfidence,
+    "adaptive_confidence": AdaptiveConfidence,
+    "fixed_window": FixedWindow,
+}
+ACCEPTANCE_RULES: dict[str, type[Any]] = {
+    "within_distance": WithinDistance,
+    "adaptive_distance": AdaptiveDistance,
+    "typical": TypicalAcceptance,
+    "exact_match": ExactMatch,
+    "rejection_sampling": RejectionSampling,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class Policy(Presets):
     """A hand-over rule, an acceptance rule and a few flags.
 
     Args:
@@ -33,11 +42,11 @@ class Policy:
         alone: one model decodes without the other; the rules are then not used.
 
     Raises:
-        ValueError: a value out of range, or a lossless acceptance rule without ``verify_end``.
+        ValueError: a value out of range, or rules and flags that do not go together.
     """
 
-    hand_over: HandOver = field(default_factory=lambda: LowConfidence(DEFAULT_FALLBACK_THRESHOLD))
-    acceptance: Acceptance = field(default_factory=lambda: WithinDistance(DEFAULT_ROLLBACK_THRESHOLD))
+    hand_over: HandOver = field(default_factory=lambda: LowConfidence(MEASURES["max_probability"].default))
+    acceptance: Acceptance = field(default_factory=lambda: WithinDistance(METRICS["nll"].default))
     max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS
     verify_end: bool | float = False
     alone: Writer | None = None
@@ -49,8 +58,13 @@ class Policy:
             raise ValueError(f"verify_end is {self.verify_end}; allowed are True, False, or a probability from 0 to 1")
         if not isinstance(self.verify_end, bool) and isinstance(self.hand_over, FixedWindow):
             raise ValueError("verify_end as a probability needs a hand-over rule that measures confidence")
-        if isinstance(self.acceptance, ExactMatch) and self.verify_end is not True:
-            raise ValueError("exact match is lossless only if the end is verified too: set verify_end=True")
+        if self.acceptance.lossless and self.verify_end is not True:
+            raise ValueError("a lossless acceptance rule is so only if the end is verified too: set verify_end=True")
+        window = self.hand_over.window
+        if window is not None and window > self.max_draft_tokens:
+            raise ValueError(
+                f"window is {window}, above max_draft_tokens, which is {self.max_draft_tokens}; make them agree"
+            )
         if self.alone not in (None, "small", "large"):
             raise ValueError(f"alone is {self.alone!r}; allowed are 'small', 'large' and None")
 
@@ -59,7 +73,12 @@ class Policy:
         """Whether the text has the distribution of the large model's own (greedy: is the same text)."""
         if self.alone is not None:
             return self.alone == "large"
-        return isinstance(self.acceptance, ExactMatch) and self.verify_end is True
+        return self.acceptance.lossless and self.verify_end is True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a rule learns while a text is written."""
+        return isinstance(self.hand_over, Adaptive) or isinstance(self.acceptance, Adaptive)
 
     def verifies_end(self, draft: Draft) -> bool:
         """Whether the large model reads this draft, which ends the text."""
@@ -67,90 +86,39 @@ class Policy:
             return self.verify_end
         return min(draft.confidences) < self.verify_end
 
-    @classmethod
-    def bild(
-        cls,
-        *,
-        fallback_threshold: float = DEFAULT_FALLBACK_THRESHOLD,
-        rollback_threshold: float = DEFAULT_ROLLBACK_THRESHOLD,
-        max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS,
-        verify_end: bool | float = False,
-    ) -> Policy:
-        """Big Little Decoder (Algorithm 1). Not lossless.
+    def named(self, name: str, **options: Any) -> Policy:
+        """The preset of this name; ``"bild"`` is this policy, with the options given in place of its own.
 
         Args:
-            fallback_threshold: α_FB, probability, 0…1, default 0.5; the small model hands over
-                when its confidence is below; higher = slower, nearer to large.
-            rollback_threshold: α_RB, nats, 0…∞, default 2; the large model rolls back a token
-                further away than this; lower = slower, nearer to large.
-            max_draft_tokens: longest draft, 1…∞, default 10.
-            verify_end: False (default, as in the paper), True, or a probability: see the class;
-                higher = slower, nearer to large.
-        """
-        return cls(
-            hand_over=LowConfidence(fallback_threshold),
-            acceptance=WithinDistance(rollback_threshold),
-            max_draft_tokens=max_draft_tokens,
-            verify_end=verify_end,
-        )
-
-    @classmethod
-    def exact(
-        cls,
-        *,
-        fallback_threshold: float = DEFAULT_FALLBACK_THRESHOLD,
-        max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS,
-    ) -> Policy:
-        """The large model's own text, faster: a draft token stays only if large would write it. Lossless.
-
-        Args:
-            fallback_threshold: as in :meth:`bild`; here it changes the speed only.
-            max_draft_tokens: longest draft, 1…∞, default 10.
-        """
-        return cls(
-            hand_over=LowConfidence(fallback_threshold),
-            acceptance=ExactMatch(),
-            max_draft_tokens=max_draft_tokens,
-            verify_end=True,
-        )
-
-    @classmethod
-    def large(cls) -> Policy:
-        """Plain decoding by the large model alone."""
-        return cls(alone="large")
-
-    @classmethod
-    def small(cls) -> Policy:
-        """Plain decoding by the small model alone."""
-        return cls(alone="small")
-
-    @classmethod
-    def preset(cls, name: str, **thresholds: Any) -> Policy:
-        """The preset of this name: ``bild``, ``exact``, ``large`` or ``small``.
+            name: ``"bild"``, or another of :data:`~bild.decoding.PRESETS`.
+            options: arguments of the preset.
 
         Raises:
-            ValueError: an unknown name, or a threshold that the preset does not have.
+            ValueError: an unknown name, an option that the preset does not have, or a value out of range.
         """
-        presets = {"bild": cls.bild, "exact": cls.exact, "large": cls.large, "small": cls.small}
-        if name not in presets:
-            raise ValueError(f"policy is {name!r}; allowed are {', '.join(presets)}")
-        try:
-            return presets[name](**thresholds)
-        except TypeError:
-            raise ValueError(f"policy {name!r} does not take all of: {', '.join(sorted(thresholds))}") from None
+        if name != "bild":
+            return Policy.preset(name, **options)
+        return Policy.preset("bild", **self._own_options(options) | options) if options else self
 
-    def with_thresholds(self, **thresholds: Any) -> Policy:
-        """The ``bild`` preset with these thresholds; those not given are this policy's, where it has them.
+    def parse(self, text: str) -> Policy:
+        """As :meth:`named`, from ``NAME[:option=value]*``: ``"typical"``, ``"bild:metric=js:rollback_threshold=0.4"``.
 
         Raises:
-            ValueError: a threshold out of range, or one that the preset does not have.
+            ValueError: as :meth:`named`, or text of another form.
         """
+        name, options = split_options(text)
+        return self.named(name, **{key: parse_option(key, value) for key, value in options.items()})
+
+    def _own_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the ``bild`` preset that this policy answers to; a threshold goes with its measure or metric."""
         own: dict[str, Any] = {"max_draft_tokens": self.max_draft_tokens, "verify_end": self.verify_end}
-        if isinstance(self.hand_over, LowConfidence):
-            own["fallback_threshold"] = self.hand_over.threshold
-        if isinstance(self.acceptance, WithinDistance):
-            own["rollback_threshold"] = self.acceptance.threshold
-        return Policy.preset("bild", **own | thresholds)
+        for rule, kind, unit, threshold in (
+            (self.hand_over, LowConfidence, "measure", "fallback_threshold"),
+            (self.acceptance, WithinDistance, "metric", "rollback_threshold"),
+        ):
+            if isinstance(rule, kind) and given.get(unit, getattr(rule, unit)) == getattr(rule, unit):
+                own |= {unit: getattr(rule, unit), threshold: rule.threshold}
+        return own
 
     def to_dict(self) -> dict[str, Any]:
         """This policy as plain JSON values; :meth:`from_dict` reads it back."""

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from bild.decoding.acceptance import Acceptance, ExactMatch
+from bild.decoding.acceptance import Acceptance, ExactMatch, Reading
+from bild.decoding.adaptive import Adaptive
 from bild.decoding.choice import Choice, Greedy
 from bild.decoding.policy import Policy, Writer
 from bild.decoding.rows import FinishReason, Request, Row, process
@@ -61,6 +63,8 @@ class Verdict:
     accepted: int
     next_token: int
     distances: tuple[float, ...]
+    own: tuple[int, ...]
+    """The large model's own token for each draft position."""
 
 
 def decode(
@@ -99,6 +103,9 @@ def decode(
             if not rows:
                 return
         verdicts = verify(large, rows, drafts, acceptance, choice)
+        if policy.adapts:
+            for row, draft, verdict in zip(rows, drafts, verdicts, strict=True):
+                learn(policy, row, draft, verdict)
 
         # Accept: up to the first token the large model finds too unlikely; it writes the next one.
         writer: Writer = policy.alone or "large"
@@ -128,15 +135,38 @@ def verify(
     # drafted[b, t] stands where position t of the logits judges it; padding on the left, nothing behind the draft.
     padded = [[0] * (width - count) + draft.tokens + [0] for draft, count in zip(drafts, counts, strict=True)]
     drafted = torch.tensor(padded, device=logits.device)
-    keeps, replacements, distances = to_host(*acceptance.judge(logits, drafted, choice, rows, counts))
+    draft_logits = _stack(drafts, logits) if acceptance.needs_draft_logits else None
+    reading = Reading(logits, drafted, draft_logits, rows, counts, choice)
+    keeps, replacements, distances = to_host(*acceptance.judge(reading))
 
     def verdict(b: int) -> Verdict:
         first, drafted_tokens = width - counts[b], counts[b] - 1
         kept = keeps[b][first : width - 1]
         accepted = kept.index(False) if False in kept else drafted_tokens
-        return Verdict(accepted, int(replacements[b][first + accepted]), tuple(distances[b][first : width - 1]))
+        own = [int(token) for token in replacements[b][first:]]
+        return Verdict(accepted, own[accepted], tuple(distances[b][first : width - 1]), tuple(own[:-1]))
 
     return [verdict(b) for b in range(len(rows))]
+
+
+def _stack(drafts: Sequence[Draft], like: Tensor) -> Tensor:
+    """What the small model picked each draft token from, laid out as the large model's logits; zero elsewhere."""
+    stacked = torch.zeros_like(like)
+    for b, draft in enumerate(drafts):
+        if draft.logits:
+            stacked[b, -1 - len(draft.logits) : -1] = torch.stack(draft.logits)
+    return stacked
+
+
+def learn(policy: Policy, row: Row, draft: Draft, verdict: Verdict) -> None:
+    """Tell adaptive rules which tokens of a round the large model would have written too."""
+    agreed = [token == own for token, own in zip(draft.tokens, verdict.own, strict=True)]
+    if isinstance(policy.acceptance, Adaptive):
+        policy.acceptance.learn(row, verdict.distances, agreed)
+    if isinstance(policy.hand_over, Adaptive):
+        if draft.doubtful is not None and verdict.accepted == len(draft.tokens):
+            agreed.append(draft.doubtful == verdict.next_token)
+        policy.hand_over.learn(row, draft.confidences[: len(agreed)], agreed)
 
 
 def _commit(row: Row, draft: Draft, verdict: Verdict, writer: Writer) -> Commit:

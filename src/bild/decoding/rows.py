@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 FinishReason = Literal["eos", "stop", "length"]
+BLOCK = 32
+"""Positions whose random numbers are drawn at once."""
+
+
+class Use(IntEnum):
+    """What a random number of a position decides."""
+
+    TOKEN = 0
+    """Which token a model draws."""
+    ACCEPT = 1
+    """Whether rejection sampling keeps the draft token."""
+    REPLACE = 2
+    """What it writes instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +39,7 @@ class Request:
         process: ``(prefix tokens, logits [V]) -> logits [V]``: changes the scores of the token
             after a prefix, for both models (forbidden, forced and penalised tokens).
         generator: source of random numbers when sampling, one a row, so that a row's text does
-            not depend on its neighbours.
+            not depend on its neighbours; None: torch's global one.
     """
 
     prompt: Sequence[int]
@@ -50,6 +64,9 @@ class Row:
     request: Request
     tokens: list[int] = field(init=False)
     committed: int = field(init=False)
+    boundaries: dict[object, Boundary] = field(default_factory=dict)
+    """What adaptive rules have learnt from this row, by rule."""
+    _uniforms: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
@@ -65,6 +82,54 @@ class Row:
         if len(self.tokens) - len(request.prompt) >= request.max_new_tokens:
             return "length"
         return None
+
+    def uniform(self, position: int, use: Use) -> float:
+        """The random number of a position, 0…1; the same however often and in whatever order it is asked for."""
+        place = position - len(self.request.prompt)
+        while place >= len(self._uniforms):
+            block = torch.rand(BLOCK, len(Use), generator=self.request.generator, dtype=torch.float64)
+            self._uniforms += block.tolist()
+        return self._uniforms[place][use]
+
+
+@dataclass(slots=True)
+class Boundary:
+    """Where the numbers of tokens both models agree on part from those of tokens they differ on.
+
+    Args:
+        start: the boundary before anything is known.
+        prior: how many tokens of either kind the start counts for, above 0.
+    """
+
+    start: float
+    prior: float
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    counts: list[int] = field(default_factory=lambda: [0, 0])
+
+    def add(self, number: float, agreed: bool) -> None:
+        """Take one more token's number into account."""
+        self.sums[agreed] += number
+        self.counts[agreed] += 1
+
+    @property
+    def middle(self) -> float:
+        """Half way between the two running means, each begun with ``prior`` tokens at ``start``."""
+        means = [
+            (self.prior * self.start + total) / (self.prior + count)
+            for total, count in zip(self.sums, self.counts, strict=True)
+        ]
+        return sum(means) / 2
+
+
+def uniforms(rows: Sequence[Row], counts: Sequence[int], width: int, use: Use) -> Tensor:
+    """Random numbers ``[B, width]``, 0…1: of the last ``counts[b]`` positions; the last follows the tokens."""
+    return torch.tensor(
+        [
+            [0.0] * (width - count) + [row.uniform(len(row.tokens) - back, use) for back in reversed(range(count))]
+            for row, count in zip(rows, counts, strict=True)
+        ],
+        dtype=torch.float64,
+    )
 
 
 def process(rows: Sequence[Row], logits: Tensor, counts: Sequence[int]) -> Tensor:

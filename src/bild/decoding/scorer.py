@@ -52,6 +52,8 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     """Confidence of each kept token, then of the dropped one if there is one; empty where not measured."""
+    logits: list[Tensor] = field(default_factory=list)
+    """What each kept token was picked from ``[V]``; empty where the acceptance rule does not ask."""
     reason: HandOverReason | None = None
     """Why the turn was handed over; None when there is no drafter."""
     doubtful: int | None = None

@@ -68,18 +68,12 @@ class MethodSpec:
         Raises:
             InputError: an empty name, an option without a value, or one given twice.
         """
-        name, *parts = text.strip().split(":")
-        options: dict[str, str] = {}
-        for part in parts:
-            key, equals, value = part.partition("=")
-            if not (key and equals and value):
-                raise InputError(f"method {text!r}: {part!r} is not key=value; write NAME:key=value:key=value")
-            if key in options:
-                raise InputError(f"method {text!r}: {key} is given twice; give it once")
-            options[key] = value
-        if not name:
-            raise InputError(f"method {text!r} has no name; write NAME:key=value:key=value")
-        return cls(name, options, text.strip())
+        from bild.decoding import split_options
+
+        try:
+            return cls(*split_options(text), text.strip())
+        except ValueError as error:
+            raise InputError(f"method {error}") from None
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bild.decoding import parse_option, preset_options
 from bild.errors import InputError
 from bild.evaluation.method import MethodSpec, Output
 
@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
 
 RUN_OPTIONS = ("runtime", "dtype")
-THRESHOLDS: dict[str, tuple[str, ...]] = {
-    "bild": ("fallback_threshold", "rollback_threshold", "max_draft_tokens", "verify_end"),
-    "exact": ("fallback_threshold", "max_draft_tokens"),
-    "large": (),
-    "small": (),
-}
-"""Presets and the thresholds each takes."""
-VERIFY_END = {"yes": True, "true": True, "no": False, "false": False}
 
 
 class PolicyMethod:
@@ -72,33 +64,18 @@ def policy_of(spec: MethodSpec, own: Policy) -> Policy:
     Raises:
         InputError: an option the preset does not have, or a value out of range.
     """
-    from bild.decoding import Policy
-
-    allowed = THRESHOLDS[spec.name]
+    allowed = preset_options(spec.name)
     for key in spec.options:
         if key not in (*allowed, *RUN_OPTIONS):
             raise InputError(
                 f"method {spec.text!r}: unknown option {key}; allowed are {', '.join((*allowed, *RUN_OPTIONS))}"
             )
-    given = {key: _value(spec, key) for key in allowed if key in spec.options}
-    if spec.name == "bild" and not given:
-        return own
     try:
-        return own.with_thresholds(**given) if spec.name == "bild" else Policy.preset(spec.name, **given)
+        return own.named(
+            spec.name, **{key: parse_option(key, spec.options[key]) for key in allowed if key in spec.options}
+        )
     except ValueError as error:
         raise InputError(f"method {spec.text!r}: {error}") from None
-
-
-def _value(spec: MethodSpec, key: str) -> float | bool | int:
-    text = spec.options[key]
-    if key == "verify_end" and text in VERIFY_END:
-        return VERIFY_END[text]
-    kind: Callable[[str], float | int] = int if key == "max_draft_tokens" else float
-    try:
-        return kind(text)
-    except ValueError:
-        allowed = "a whole number" if kind is int else "a number" + (", yes or no" if key == "verify_end" else "")
-        raise InputError(f"method {spec.text!r}: {key} is {text!r}; allowed is {allowed}") from None
 
 
 def _weight_bytes(decoder: BigLittleDecoder, policy: Policy) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
 from bild.evaluation.method import Method, MethodSpec, PeerContext
-from bild.evaluation.own import THRESHOLDS, PolicyMethod, policy_of
+from bild.evaluation.own import PolicyMethod, policy_of
 
 if TYPE_CHECKING:
     from bild.decoding import Policy
@@ -87,7 +88,7 @@ def parse_methods(text: str) -> list[MethodSpec]:
     for spec in specs:
         if names.count(spec.text) > 1:
             raise InputError(f"method {spec.text!r} is there twice; give each once")
-        if spec.name not in THRESHOLDS and spec.name not in _peers():
+        if spec.name not in PRESETS and spec.name not in _peers():
             raise InputError(f"method is {spec.name!r}; allowed are {', '.join(_allowed())}")
     return specs
 
@@ -107,7 +108,7 @@ def load_methods(
         LoadError: the pair cannot be loaded.
     """
     pair = setup.choose_pair()
-    policies = {spec.text: policy_of(spec, pair.policy) for spec in specs if spec.name in THRESHOLDS}
+    policies = {spec.text: policy_of(spec, pair.policy) for spec in specs if spec.name in PRESETS}
     decoders = _Decoders(setup, load)
     roster = Roster()
     for spec in specs:
@@ -165,7 +166,7 @@ def _peers() -> dict[str, Callable[[MethodSpec, PeerContext], Method]]:
 
 
 def _allowed() -> list[str]:
-    return [*THRESHOLDS, *_peers()]
+    return [*PRESETS, *_peers()]
 
 
 def _context(setup: Setup, pair: Pair) -> PeerContext:

@@ -162,8 +162,8 @@ class BigLittleDecoder:
         Args:
             inputs: a text, a list of texts, conversations (``[{"role": …, "content": …}]``) or token
                 id lists, a tensor ``[B, T]``, or what the tokenizer returns.
-            policy: ``"bild"`` (the default; the pair's own thresholds), ``"exact"``, ``"large"``,
-                ``"small"``, or a :class:`~bild.Policy`.
+            policy: a :class:`~bild.Policy`, or the name of a preset with options as in
+                ``"speculative_sampling:window=4"``. ``"bild"``, the default, has the pair's own thresholds.
             options: those of :meth:`generate_each`.
 
         Returns:
@@ -254,20 +254,15 @@ class BigLittleDecoder:
         self._prepare(ids, GenerationOptions.over(self.generation_config, options), 0)
 
     def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
-        """The policy a name stands for; ``"bild"`` and None mean the pair's own.
+        """The policy that ``NAME[:option=value]*`` stands for; ``"bild"`` and None mean the pair's own.
 
         Raises:
-            InputError: an unknown name, or ``lossless`` with a policy that is not.
+            InputError: an unknown name or option, or ``lossless`` with a policy that is not.
         """
-        if policy is None or policy == "bild":
-            resolved = self.policy
-        elif isinstance(policy, Policy):
-            resolved = policy
-        else:
-            try:
-                resolved = Policy.preset(policy)
-            except (ValueError, TypeError) as error:
-                raise InputError(str(error)) from None
+        try:
+            resolved = policy if isinstance(policy, Policy) else self.policy.parse("bild" if policy is None else policy)
+        except ValueError as error:
+            raise InputError(str(error)) from None
         if lossless and not resolved.lossless:
             raise InputError("this policy does not give the large model's own text; use policy='exact' with lossless")
         return resolved
@@ -295,5 +290,5 @@ class BigLittleDecoder:
             model = self.large if policy.alone == "large" else self.small
             return decode(requests, policy, large=model.start(sources), choice=choice)
         small = self.small.start(sources)
-        drafter = ModelDrafter(small, policy.hand_over, policy.max_draft_tokens, choice)
+        drafter = ModelDrafter(small, policy, choice)
         return decode(requests, policy, large=self.large.start(sources), drafter=drafter, choice=choice)

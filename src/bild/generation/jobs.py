@@ -100,9 +100,7 @@ def _stop(
 
 
 def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
     if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
+        # From torch's own, so that torch.manual_seed is enough for those who sow only once.
+        seed = int(torch.randint(2**62, ()))
+    return torch.Generator().manual_seed(seed)

@@ -60,7 +60,8 @@ class GenerationOptions:
         eos_token_id: token id, or several, that end the text.
         decoder_start_token_id: what an encoder-decoder starts from.
         stop_strings: text, or several, that end the text; they stay part of it, as in transformers.
-        seed: of the draws; an integer for every row alike, or one a row; None: different each call.
+        seed: of the draws; an integer for every row alike, or one a row; None: different each call, as
+            torch's global generator says.
 
     Raises:
         InputError: a value out of range.
