@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._inductor import cpp_builder
 
-from bild.models import StaticModel, compiling
+from bild.models import StaticModel, compiling, is_prepared
 from tests.compiled import network_of, static_model
 from tests.networks import build, forward, random_tokens
 
@@ -144,6 +148,38 @@ def test_whatever_else_is_computed_is_compiled_anew(other, own_cache, no_compile
     assert no_compiler[0] != graph_of(own_cache).stem
 
 
+def test_weights_are_hashed_once_until_one_changes(monkeypatch):
+    hashes: list[object] = []
+    original = hashlib.sha256
+    counting = SimpleNamespace(sha256=lambda data: hashes.append(data) or original(data))
+    monkeypatch.setattr(compiling, "hashlib", counting)
+    network = copy.deepcopy(network_of(NAME))
+    names, counts = [], []
+    for change in (
+        lambda: None,
+        lambda: None,
+        lambda: next(network.parameters()).view(-1)[7].add_(1e-3),
+        network.double,
+    ):
+        with torch.no_grad():
+            change()
+        hashes.clear()
+        names.append(compiling.fingerprint(network))
+        counts.append(len(hashes))
+    # The weights, then all that the graph depends on.
+    assert counts == [2, 1, 2, 2]
+    assert names[0] == names[1] and len(set(names)) == 3
+    assert names[2:] == [compiling.fingerprint(copy.deepcopy(network).float()), compiling.fingerprint(network)]
+
+
+def test_says_whether_a_network_is_prepared(own_cache, monkeypatch):
+    assert is_prepared(network_of(NAME)) and not is_prepared(changed(network_of(NAME)))
+    monkeypatch.setattr(compiling, "fingerprint", lambda network: pytest.fail("hashed in vain"))
+    assert not is_prepared(network_of("t5"))
+    graph_of(own_cache).unlink()
+    assert not is_prepared(network_of(NAME))
+
+
 def test_another_number_of_threads_is_compiled_anew(own_cache, no_compiler):
     torch.set_num_threads(2)
     try:
@@ -196,6 +232,18 @@ def test_a_graph_that_stays_damaged_costs_speed_only(own_cache, monkeypatch, cap
     assert_right(model)
 
 
+def test_what_a_killed_compilation_left_behind_is_removed_in_time(tmp_path):
+    file, places = tmp_path / "graph.pt2", [tmp_path / name for name in ("tmpold", "tmpyoung", "kept")]
+    for place in places:
+        place.mkdir()
+        (place / "graph.pt2").write_bytes(b"half")
+    for place in (places[0], places[2]):
+        os.utime(place, (0, time.time() - 25 * 3600))
+    with pytest.raises(Exception):  # noqa: B017 - nothing that can be exported
+        compiling._compile(torch.nn.Identity(), ("no tensor", "nor two"), None, file)
+    assert sorted(tmp_path.iterdir()) == sorted(places[1:])
+
+
 def test_what_a_killed_compilation_left_behind_is_not_read(own_cache, no_compiler):
     file = graph_of(own_cache)
     unfinished = file.parent / "tmpabc"
@@ -225,8 +273,23 @@ assert_right(StaticModel(network_of(NAME)))
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
         "GPT2LMHeadModel cannot be compiled and runs uncompiled "
-        "(RuntimeError: there is no C++ compiler on this machine; install g++ or clang++)\n"
+        "(RuntimeError: there is no C++ compiler on this machine; install g++, or name one in CXX)\n"
     )
+
+
+@pytest.mark.parametrize(("compiler", "found"), [("g++", True), ("clang++", False)])
+def test_looks_for_the_compiler_where_torch_looks(compiler, found, tmp_path, monkeypatch):
+    cpp_builder.cpp_compiler_search.cache_clear()
+    (tmp_path / compiler).write_text("#!/bin/sh\n")
+    (tmp_path / compiler).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "g++")}):
+        if found:
+            compiling._check_compiler()
+        else:
+            with pytest.raises(RuntimeError, match="install g"):
+                compiling._check_compiler()
+    cpp_builder.cpp_compiler_search.cache_clear()
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from random import Random
 
 import pytest
@@ -286,12 +288,13 @@ def test_a_graph_that_scores_differently_is_not_used(name, monkeypatch, caplog):
     ]
 
 
-@pytest.mark.parametrize("name", ["gemma2", "opt", "bloom"])
+@pytest.mark.parametrize("name", ["umt5", "m2m_100", "gemma2", "opt", "bloom"])
 def test_any_other_architecture_is_right_compiled_or_not(name, caplog):
     network, rng = build_other(name), Random(16)
+    assert network.config._attn_implementation == ("sdpa" if name in ("m2m_100", "opt") else "eager")
     model = without_templates(network)
     assert len(warnings_of(caplog)) == (not model.is_compiled)
-    assert model.is_compiled or name != "opt"
+    assert model.is_compiled or name == "bloom"
     source, tokens = random_source(rng, network), random_tokens(rng, 12)
     expected = forward(network, source, tokens)
     scorer, at = model.start([source]), 0
@@ -299,3 +302,27 @@ def test_any_other_architecture_is_right_compiled_or_not(name, caplog):
         logits = scorer.extend([tokens[at : at + count]], last=count)[0]
         torch.testing.assert_close(logits, expected[at : at + count], rtol=0, atol=1e-3)
         at += count
+    if model.batches:
+        check_batch(model, rng)
+
+
+def check_batch(model: EagerModel, rng: Random) -> None:
+    """Rows and sources of different length, against passes without a cache."""
+    sources = [random_tokens(rng, count) if model.is_encoder_decoder else [] for count in (2, 7)]
+    texts = [random_tokens(rng, 9) for _ in sources]
+    scorer, at = model.start(sources), [0, 0]
+    for counts in ((5, 1), (1, 2), (3, 3)):
+        spans = [slice(start, start + count) for start, count in zip(at, counts, strict=True)]
+        logits = scorer.extend([text[span] for text, span in zip(texts, spans, strict=True)])
+        at = [span.stop for span in spans]
+        rows = zip(sources, texts, at, strict=True)
+        expected = [forward(model.network, source, text)[length - 1] for source, text, length in rows]
+        torch.testing.assert_close(logits[:, 0], torch.stack(expected), rtol=0, atol=1e-3)
+
+
+def test_a_model_that_nobody_holds_is_gone():
+    held = weakref.ref(model := compile_anew("gpt2"))
+    model.start([[]]).extend([[3, 4]])
+    del model
+    gc.collect()
+    assert held() is None

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -31,6 +32,13 @@ logger = logging.getLogger("bild")
 # packed for AMX or AVX512. Where it has no kernel (float64, older CPUs) the second set of options is used.
 TEMPLATES = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
 LIBRARY = {"freezing": True}
+
+UNFINISHED = "tmp"
+"""How the folder of a graph begins that is being compiled."""
+STALE_S = 24 * 3600.0
+"""Age in seconds at which an unfinished graph belongs to a compilation that was killed."""
+
+_digests: WeakKeyDictionary[nn.Module, tuple[Any, bytes]] = WeakKeyDictionary()
 
 compilations = 0
 """How many graphs this process has compiled; loading one from disk does not count."""
@@ -54,13 +62,25 @@ def announce(name: str) -> None:
 
 def fingerprint(network: nn.Module) -> str:
     """A name for these weights on this machine, with these versions and this many threads."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    digest = hashlib.sha256(_digest_of_weights(network))
     config = {key: value for key, value in network.config.to_dict().items() if key != "_name_or_path"}
     digest.update(json.dumps([config, _circumstances(network)], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:32]
+
+
+def _digest_of_weights(network: nn.Module) -> bytes:
+    """Remembered until a weight changes: gigabytes take seconds."""
+    tensors = network.state_dict()
+    names = [f"{name}{tuple(tensor.shape)}{tensor.dtype}" for name, tensor in tensors.items()]
+    versions = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors.values()]
+    known, result = _digests.get(network, (None, b""))
+    if known == [names, versions]:
+        return result
+    digest = hashlib.sha256("\n".join(names).encode())
+    for tensor in tensors.values():
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    _digests[network] = ([names, versions], digest.digest())
+    return digest.digest()
 
 
 def _circumstances(network: nn.Module) -> list[object]:
@@ -111,13 +131,22 @@ def compiled(
             return _load(file)
         except Exception as error:  # whatever a damaged file makes of the loader
             logger.info("%s cannot be read and is compiled anew (%s)", file, one_line(error))
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-        raise RuntimeError("there is no C++ compiler on this machine; install g++ or clang++")
+    _check_compiler()
     progress(name)
     start = time.perf_counter()
     _compile(module, inputs, dynamic_shapes, file)
     logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
     return _load(file)
+
+
+def _check_compiler() -> None:
+    """Better known before minutes of tracing."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        raise RuntimeError("there is no C++ compiler on this machine; install g++, or name one in CXX") from None
 
 
 def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -129,11 +158,12 @@ def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file
     global compilations
     compilations += 1
     file.parent.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(file.parent)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(torch.no_grad())
         program = torch.export.export(module, tuple(inputs), dynamic_shapes=dynamic_shapes, strict=False)
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=file.parent))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
         unfinished = str(Path(folder) / "graph.pt2")
         try:
@@ -141,6 +171,13 @@ def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file
         except torch._inductor.exc.InductorError:
             torch._inductor.aoti_compile_and_package(program, package_path=unfinished, inductor_configs=LIBRARY)
         os.replace(unfinished, file)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What killed compilations left behind."""
+    for unfinished in folder.glob(f"{UNFINISHED}*"):
+        if unfinished.stat().st_mtime < time.time() - STALE_S:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager

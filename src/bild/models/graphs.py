@@ -10,6 +10,7 @@ behind them is masked until it is overwritten, and forgetting is lowering a numb
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -110,7 +111,8 @@ class Read(nn.Module):
             width = self.network.config.get_text_config(decoder=True).hidden_size
             states = source_keys[0].new_zeros(1).expand(*source_mask.shape[::3], width)
             inputs |= {"decoder_input_ids": tokens, "decoder_attention_mask": mask}
-            inputs |= {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": source_mask}
+            inputs |= {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+            inputs |= {"attention_mask": _as_attended(source_mask, self.network)}
         else:
             within = positions if self.farthest is None else positions.clamp(max=self.farthest)
             inputs |= {"input_ids": tokens, "attention_mask": mask, "position_ids": within}
@@ -126,13 +128,14 @@ class Read(nn.Module):
         config = self.network.config.get_text_config(decoder=True)
         column = torch.arange(columns, device=positions.device)
         seen = (column <= positions[..., None])[:, None]
+        full = _as_attended(seen, self.network)
         window = getattr(config, "sliding_window", None)
         if window is None:
-            return seen
-        near = seen & (column > positions[..., None] - window)[:, None]
+            return full
+        near = _as_attended(seen & (column > positions[..., None] - window)[:, None], self.network)
         if getattr(config, "layer_types", None) is None:
             return near
-        return {"full_attention": seen, "sliding_attention": near}
+        return {"full_attention": full, "sliding_attention": near}
 
 
 class Encode(nn.Module):
@@ -149,6 +152,7 @@ class Encode(nn.Module):
             sources: encoder input ids ``[B, S]``, padded on the right.
             mask: ``[B, 1, 1, S]``, False where padded.
         """
+        mask = _as_attended(mask, self.network)
         states = self.network.get_encoder()(input_ids=sources, attention_mask=mask)
         past = EncoderDecoderCache(DynamicCache(), DynamicCache())
         # The cross attention of any token leaves them in the cache; all else it computes is not asked for.
@@ -156,6 +160,14 @@ class Encode(nn.Module):
         self.network(decoder_input_ids=start, encoder_outputs=states, attention_mask=mask, past_key_values=past)
         layers = past.cross_attention_cache.layers
         return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
+
+
+def _as_attended(seen: Tensor, network: PreTrainedModel) -> Tensor:
+    """A mask as the network's attention takes it: eager attention adds it to the scores, the others choose by it."""
+    if network.config._attn_implementation != "eager":
+        return seen
+    lowest = torch.finfo(network.dtype).min
+    return torch.where(seen, 0.0, lowest).to(network.dtype)
 
 
 @contextmanager
@@ -194,14 +206,18 @@ def _biases_by_row(network: PreTrainedModel, positions: Tensor) -> Iterator[None
 
 
 def _row_bias(module: Any, positions: Tensor) -> Any:
+    # UMT5's buckets know all this of themselves.
+    taken = inspect.signature(module._relative_position_bucket).parameters
+    known = {
+        "bidirectional": False,
+        "num_buckets": module.relative_attention_num_buckets,
+        "max_distance": module.relative_attention_max_distance,
+    }
+    options = {name: value for name, value in known.items() if name in taken}
+
     def compute_bias(query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0) -> Tensor:
         distance = torch.arange(key_length, device=positions.device) - positions[..., None]
-        bucket = module._relative_position_bucket(
-            distance,
-            bidirectional=False,
-            num_buckets=module.relative_attention_num_buckets,
-            max_distance=module.relative_attention_max_distance,
-        )
+        bucket = module._relative_position_bucket(distance, **options)
         return module.relative_attention_bias(bucket).permute(0, 3, 1, 2)
 
     return compute_bias

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -30,9 +30,8 @@ LONGEST_COMPILED = 64
 EXAMPLE = (2, 3, COLUMNS, 16)
 """Rows, new tokens, columns and source tokens that the compiler tunes for; all vary when it runs, and none
 are equal, lest it take two for one."""
-DIMS = {name: Dim(name, min=4 if name == "T" else 2, max=1 << 20) for name in "BTKLS"}
-"""Rows, new tokens (and two columns beside them), scored positions, columns, source tokens. The compiler
-must be told at least two of each; nothing in what it makes depends on that, and ones are tested."""
+MANY = 1 << 20
+"""More rows, tokens or columns than anybody will ask for."""
 
 Graph = Callable[[list[Tensor]], list[Tensor]]
 
@@ -44,7 +43,15 @@ def graph_name(network: PreTrainedModel) -> str:
 
 def is_prepared(network: PreTrainedModel) -> bool:
     """Whether running this network compiled would compile nothing."""
+    # To name the graphs of billions of weights takes seconds, so first whether there are any of the kind.
+    if not any(compiling.file_of("").parent.glob(f"{type(network).__name__}-*")):
+        return False
     return compiling.file_of(f"{graph_name(network)}-read").exists()
+
+
+@lru_cache(maxsize=LONGEST_COMPILED)
+def _counting(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)
 
 
 class StaticModel(EagerModel):
@@ -86,8 +93,8 @@ class StaticModel(EagerModel):
             source: keys, then values, of the source in every decoder layer, then its mask; or nothing.
         """
         if rows.shape[1] - 2 <= LONGEST_COMPILED:
-            return self._read([rows, self._last(last), *storage, *source])
-        return self.uncompiled(*self._arguments(rows, self._last(last), storage, source))
+            return self._read([rows, _counting(last, self.device), *storage, *source])
+        return self.uncompiled(*self._arguments(rows, last, storage, source))
 
     def encode_source(self, sources: Sequence[Sequence[int]]) -> list[Tensor]:
         """Keys, then values, of the sources in every decoder layer, then their mask ``[B, 1, 1, S]``."""
@@ -96,10 +103,6 @@ class StaticModel(EagerModel):
         lengths = torch.tensor([len(source) for source in sources], device=self.device)
         mask = (torch.arange(width, device=self.device) < lengths[:, None])[:, None, None]
         return [*self._encode([ids, mask]), mask]
-
-    @lru_cache(maxsize=LONGEST_COMPILED)  # noqa: B019 - a model lives as long as its process
-    def _last(self, count: int) -> Tensor:
-        return torch.arange(count, device=self.device)
 
     def storage(self, rows: int, columns: int) -> list[Tensor]:
         """Room for this many tokens a row; zeros, because a masked NaN is still a NaN."""
@@ -128,28 +131,45 @@ class StaticModel(EagerModel):
             ids, mask = self._integers(rows, width), self._integers(rows, 1, 1, width) == 0
             varying = (self._varying({1: "S"}), self._varying({3: "S"}))
             encode = compiling.compiled(module, (ids, mask), varying, name=f"{name}-encode", progress=progress)
-            source = [*module(ids, mask), mask]
+            # By the graph itself: a graph reads its inputs by the strides of its example.
+            source = [*encode([ids, mask]), mask]
         storage = self.storage(rows, columns)
-        varying = (self._varying({1: "T"}), {0: DIMS["K"]})
+        varying = (self._varying({1: "T"}), {0: self._dims["K"]})
         varying += tuple([self._varying({2: "L"})] * len(self.layers) for _ in range(2))
         varying += tuple([self._varying({2: "S"})] * (len(source) // 2) for _ in range(2))
         varying += (self._varying({3: "S"}) if source else None,)
-        arguments = self._arguments(self._integers(rows, 2 + tokens), self._last(tokens + 1), storage, source)
+        arguments = self._arguments(self._integers(rows, 2 + tokens), tokens + 1, storage, source)
         read = compiling.compiled(self.uncompiled, arguments, varying, name=f"{name}-read", progress=progress)
         return read, encode
 
     def _varying(self, dims: dict[int, str]) -> dict[int, Any]:
         """The dimensions of a tensor that vary, the first being the rows where the model takes several."""
         names = {0: "B", **dims} if self.batches else dims
-        return {dim: DIMS[name] for dim, name in names.items()}
+        return {dim: self._dims[name] for dim, name in names.items()}
+
+    @cached_property
+    def _dims(self) -> dict[str, Any]:
+        """Rows, new tokens (and two columns beside them), scored positions, columns, source tokens.
+
+        The compiler must be told at least two of each; nothing in what it makes depends on that, and ones are
+        tested. The encoder of M2M-100 asks whether its table of positions is long enough.
+        """
+        longest_source = MANY if self.max_source_positions is None else self.max_source_positions
+        bounds = {"B": (2, MANY), "T": (4, MANY), "K": (2, MANY), "L": (2, MANY), "S": (2, longest_source)}
+        return {name: Dim(name, min=least, max=most) for name, (least, most) in bounds.items()}
 
     def _integers(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.long, device=self.device)
 
-    @staticmethod
-    def _arguments(rows: Tensor, last: Tensor, storage: list[Tensor], source: list[Tensor]) -> Any:
+    def _arguments(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Any:
         """As :class:`~bild.models.graphs.Read` takes them."""
-        return (rows, last, *_halves(storage), *_halves(source[:-1]), source[-1] if source else None)
+        return (
+            rows,
+            _counting(last, self.device),
+            *_halves(storage),
+            *_halves(source[:-1]),
+            source[-1] if source else None,
+        )
 
     def _compare(self) -> None:
         """The compiled network must say what the uncompiled one says, or rounding apart from it."""
