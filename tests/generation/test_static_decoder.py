@@ -16,6 +16,8 @@ LENGTH = 24
 POLICIES = {
     "bild": Policy.bild(fallback_threshold=0.3, rollback_threshold=4.0),
     "exact": Policy.exact(fallback_threshold=0.3, max_draft_tokens=6),
+    "speculative_sampling": Policy.speculative_sampling(window=4),
+    "adaptive": Policy.adaptive(),
     "large": Policy.large(),
     "small": Policy.small(),
 }
@@ -62,6 +64,16 @@ def test_static_writes_what_eager_writes(large, small, policy):
     assert [facts(result) for result in found] == [facts(result) for result in expected]
 
 
+@pytest.mark.parametrize("policy", ["bild", "exact", "speculative_sampling", "adaptive"])
+@pytest.mark.parametrize(("large", "small"), [("t5", "mt5"), ("llama", "qwen2")])
+def test_the_same_seed_draws_the_same_text_on_both_runtimes(large, small, policy):
+    sampled = {"do_sample": True, "temperature": 0.8, "seed": 7}
+    expected = run(pair_of(large, small, "eager"), POLICIES[policy], **sampled)
+    found = run(pair_of(large, small, "static"), POLICIES[policy], **sampled)
+    assert [facts(result) for result in found] == [facts(result) for result in expected]
+    assert [result.token_ids for result in found] != [r.token_ids for r in by_eager(large, small, policy)]
+
+
 @every_pair
 def test_the_pairs_draft_accept_and_roll_back(large, small):
     total = Stats.total(result.stats for result in by_eager(large, small, "bild"))
@@ -88,15 +100,6 @@ def test_the_end_token_ends_both_alike(large, small):
         expected = run(pair_of(large, small, "eager"), policy, **options)
         found = run(pair_of(large, small, "static"), policy, **options)
         assert [facts(result) for result in found] == [facts(result) for result in expected]
-
-
-@pytest.mark.parametrize(("large", "small"), [("t5", "mt5"), ("llama", "qwen2")])
-def test_sampling_draws_the_same(large, small):
-    options = {"do_sample": True, "temperature": 0.7, "seed": 3}
-    expected = run(pair_of(large, small, "eager"), POLICIES["bild"], **options)
-    found = run(pair_of(large, small, "static"), POLICIES["bild"], **options)
-    assert [facts(result) for result in found] == [facts(result) for result in expected]
-    assert [result.token_ids for result in found] != [r.token_ids for r in by_eager(large, small, "bild")]
 
 
 @pytest.mark.parametrize(("large", "small"), PAIRS[:2])

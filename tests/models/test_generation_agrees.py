@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from random import Random
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bild import BigLittleDecoder, Policy, Result, Stats
+from tests.decoding.test_sampling import chi_square_p
 from tests.networks import ARCHITECTURES, BATCHING, EOS, VOCAB_SIZE, build, perturbed, random_tokens, word_tokenizer
 
 LENGTH = 20
@@ -31,9 +33,11 @@ def large_of(name: str, seed: int) -> PreTrainedModel:
 
 @cache
 def small_of(name: str, seed: int, kind: str) -> PreTrainedModel:
-    """Another network with fewer layers, or the large one with noise on its weights."""
+    """Another network with fewer layers, the large one with noise on its weights, or the large one itself."""
     if kind == "other":
         return build(name, seed=seed + 1, layers=1, dtype=torch.float32)
+    if kind == "same":
+        return large_of(name, seed)
     return perturbed(large_of(name, seed), 0.15)
 
 
@@ -92,6 +96,34 @@ def test_exact_with_long_drafts(name):
         results += written
     cuts = {commit.accepted for result in results for commit in result.rounds if commit.rolled_back}
     assert 0 in cuts and len(cuts) > 2
+
+
+@pytest.mark.parametrize("kind", ["other", "noisy", "same"])
+@every_architecture
+def test_lossless_policies_with_any_drafter_in_any_batch(name, kind):
+    for policy in ("exact", "speculative_sampling:window=4"):
+        for batch_size in (1, 8):
+            written = pair_of(name, 1, kind).generate(
+                inputs_of(3), policy, batch_size=batch_size, max_new_tokens=LENGTH
+            )
+            assert texts(written) == expected(name)
+
+
+def test_rejection_sampling_of_a_real_network_draws_from_its_distribution():
+    """20,000 first tokens beside the large network's own softmax; the second token keeps drafts two long."""
+    draws, ids, options = 20_000, inputs_of(3)[2], {"temperature": 4.0, "top_p": 0.9}
+    large, pair = large_of("llama", 1), pair_of("llama", 1, "noisy")
+    results = pair.generate([ids] * draws, "speculative_sampling:window=2", batch_size=1000, do_sample=True,
+                            max_new_tokens=2, seed=list(range(draws)), **options)  # fmt: skip
+    with torch.inference_mode():
+        logits = large(torch.tensor([ids])).logits[0, -1].double() / options["temperature"]
+    p, order = logits.softmax(-1).sort(descending=True)
+    kept = torch.zeros_like(p).scatter(0, order, p * ((p.cumsum(-1) - p) < options["top_p"]))
+    expected = {(token,): draws * float(share) for token, share in enumerate(kept / kept.sum()) if share > 0}
+    seen = Counter((result.token_ids[0],) for result in results)
+    assert len(expected) > 3 and chi_square_p(seen, expected) > 0.01
+    total = total_of(results)
+    assert 0.1 < total.num_rollbacks / total.num_rounds < 0.9
 
 
 @every_architecture
