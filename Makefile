@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench-overhead bench-step bench-peers
+.PHONY: help setup demo test check bench-overhead bench-step bench-policies bench-peers
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,9 @@ bench-overhead: setup ## share of a run that is not a forward pass
 
 bench-step: setup ## ms of a forward pass by runtime and tokens read, beside the memory floor
 	$(BIN)/python benchmarks/step.py --docs
+
+bench-policies: setup ## every policy on test sets: make bench-policies DATA="a.jsonl.gz b.jsonl.gz"
+	$(BIN)/python benchmarks/policies.py --data $(DATA) --docs
 
 bench-peers: setup ## other engines beside BiLD: make bench-peers DATA="a.jsonl.gz b.jsonl.gz" DEV="a_dev.jsonl.gz b_dev.jsonl.gz"
 	$(BIN)/python benchmarks/peers.py --data $(DATA) --dev $(DEV) --docs

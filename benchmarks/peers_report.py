@@ -24,9 +24,9 @@ def keep(summary: Summary, line: dict[str, Any]) -> Path:
                 "ms_per_token": each.ms_per_token,
                 "latency_median_ms": each.latency_median_ms,
                 "latency_p95_ms": each.latency_p95_ms,
-                "speedup": _plain(each.speedup),
-                "bleu": _plain(each.quality["bleu"]),
-                "bleu_difference": _plain(each.difference["bleu"]),
+                "speedup": plain(each.speedup),
+                "bleu": plain(each.quality["bleu"]),
+                "bleu_difference": plain(each.difference["bleu"]),
                 "same_tokens": each.same_tokens,
                 "large_share": each.large_share,
             }
@@ -50,14 +50,10 @@ def render(file: Path, picture: str) -> str:
         picture: the plot's address, relative to the page.
     """
     values = json.loads(file.read_text(encoding="utf-8"))
-    facts, sets = values["machine"], [name for name in values["figures"] if name != ALL]
+    sets = [name for name in values["figures"] if name != ALL]
     whole = values["figures"].get(ALL) or values["figures"][sets[0]]
-    versions = facts["versions"]
     lines = [
-        f"{facts['cpu']} ({', '.join(facts['flags'])}), {facts['threads']} threads, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}, commit {facts['commit']}, {facts['date'][:10]}; "
-        + ", ".join(f"{values['texts'][name]} texts of {name}" for name in sets)
-        + "; batch 1, text in to text out, all methods in turn on every text; "
+        heading(values) + "; batch 1, text in to text out, all methods in turn on every text; "
         "times as fast as our large model alone run eagerly, in brackets the 95 % paired bootstrap interval.",
         "",
         f"![Milliseconds a text]({picture})",
@@ -88,6 +84,16 @@ def render(file: Path, picture: str) -> str:
     return "\n".join(lines)
 
 
+def heading(values: dict[str, Any]) -> str:
+    """The machine, versions, commit and data of a run."""
+    facts, versions = values["machine"], values["machine"]["versions"]
+    texts = ", ".join(f"{count} texts of {name}" for name, count in values["texts"].items() if name != ALL)
+    return (
+        f"{facts['cpu']} ({', '.join(facts['flags'])}), {facts['threads']} threads, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, commit {facts['commit']}, {facts['date'][:10]}; {texts}"
+    )
+
+
 def plot(file: Path, picture: Path) -> None:
     """Bars of milliseconds a text."""
     import matplotlib
@@ -110,5 +116,6 @@ def plot(file: Path, picture: Path) -> None:
     pyplot.close(figure)
 
 
-def _plain(estimate: Estimate) -> dict[str, float]:
+def plain(estimate: Estimate) -> dict[str, float]:
+    """An estimate as JSON values."""
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

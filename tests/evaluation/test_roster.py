@@ -122,6 +122,20 @@ def test_methods_that_share_runtime_and_dtype_share_a_decoder(bundled):
     roster.close()
 
 
+def test_a_method_that_is_given_how_to_draw_samples(bundled, sentences):
+    names = "exact:temperature=0.9:top_p=0.8:seed=3,large:temperature=0.9:top_p=0.8:seed=3,large:top_k=5,large"
+    sampled, alone, other, greedy = load_methods(
+        parse_methods(names), Setup(dtype="float32"), lambda **_: bundled
+    ).methods
+    assert sampled.options["do_sample"] and sampled.options["top_p"] == 0.8 and "do_sample" not in greedy.options
+    assert other.options["top_k"] == 5 and isinstance(other.options["top_k"], int)
+    texts = sentences[:4]
+    drawn = [sampled(text).token_ids for text in texts]
+    assert drawn == [alone(text).token_ids for text in texts] != [greedy(text).token_ids for text in texts]
+    with pytest.raises(InputError, match="top_k is 'few'; allowed is a whole number"):
+        load_methods(parse_methods("large:top_k=few"), Setup(), lambda **_: bundled)
+
+
 def test_an_own_method_that_cannot_be_loaded_is_an_error():
     def load(**options):
         raise LoadError("no such runtime here")

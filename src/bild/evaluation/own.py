@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
 
 RUN_OPTIONS = ("runtime", "dtype")
+"""How a decoder is loaded, in place of the command's own."""
+DRAW_OPTIONS: dict[str, type[float] | type[int]] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "seed": int,
+}
+"""How tokens are drawn; a method that is given any of them samples."""
 
 
 class PolicyMethod:
@@ -65,17 +74,33 @@ def policy_of(spec: MethodSpec, own: Policy) -> Policy:
         InputError: an option the preset does not have, or a value out of range.
     """
     allowed = preset_options(spec.name)
+    known = (*allowed, *RUN_OPTIONS, *DRAW_OPTIONS)
     for key in spec.options:
-        if key not in (*allowed, *RUN_OPTIONS):
-            raise InputError(
-                f"method {spec.text!r}: unknown option {key}; allowed are {', '.join((*allowed, *RUN_OPTIONS))}"
-            )
+        if key not in known:
+            raise InputError(f"method {spec.text!r}: unknown option {key}; allowed are {', '.join(known)}")
     try:
         return own.named(
             spec.name, **{key: parse_option(key, spec.options[key]) for key in allowed if key in spec.options}
         )
     except ValueError as error:
         raise InputError(f"method {spec.text!r}: {error}") from None
+
+
+def draw_options_of(spec: MethodSpec) -> dict[str, Any]:
+    """Options of ``generate`` that make a method sample; none where it is greedy.
+
+    Raises:
+        InputError: a value that is no number.
+    """
+    options: dict[str, Any] = {}
+    for key, kind in DRAW_OPTIONS.items():
+        if key in spec.options:
+            try:
+                options[key] = kind(spec.options[key])
+            except ValueError:
+                what = "a whole number" if kind is int else "a number"
+                raise InputError(f"method {spec.text!r}: {key} is {spec.options[key]!r}; allowed is {what}") from None
+    return {"do_sample": True, **options} if options else {}
 
 
 def _weight_bytes(decoder: BigLittleDecoder, policy: Policy) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
 from bild.evaluation.method import Method, MethodSpec, PeerContext
-from bild.evaluation.own import PolicyMethod, policy_of
+from bild.evaluation.own import PolicyMethod, draw_options_of, policy_of
 
 if TYPE_CHECKING:
     from bild.decoding import Policy
@@ -125,7 +125,7 @@ def load_methods(
 
 
 def _own(spec: MethodSpec, decoder: BigLittleDecoder, policy: Policy, setup: Setup) -> PolicyMethod:
-    options = {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat}
+    options = {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **draw_options_of(spec)}
     details = {"runtime": spec.options.get("runtime", setup.runtime)}
     dtype = spec.options.get("dtype", setup.dtype)
     if dtype != "auto":
