@@ -83,7 +83,7 @@ def evaluate(
     from bild.evaluation import Setup, load_methods, parse_methods
 
     specs = parse_methods(methods)
-    sets = _read(data, target_data, source_column, target_column, split, limit)
+    sets = read_sets(data, target_data, source_column, target_column, split, limit)
     setup = Setup(
         pair=pair,
         large=large,
@@ -102,10 +102,10 @@ def evaluate(
     _show(summary, out, as_json)
 
 
-def _read(
+def read_sets(
     data: list[str], target_data: list[str] | None, source: str, target: str, split: str, limit: int | None
 ) -> dict[str, Data]:
-    """The sets by name."""
+    """The sets of --data and its columns, by name."""
     from bild.errors import InputError
     from bild.evaluation.data import distinct_names, read_examples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,25 @@ class Folder:
         path: created where it is missing.
         configuration: everything that texts and times depend on, as plain JSON values.
         fresh: delete the files of an earlier run first.
+        files: names of those, beside the configuration.
 
     Raises:
         InputError: the folder holds a run with another configuration, or cannot be written.
     """
 
-    def __init__(self, path: Path, configuration: dict[str, Any], *, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        configuration: dict[str, Any],
+        *,
+        fresh: bool = False,
+        files: Sequence[str] = (OUTPUTS, MEMORY, SUMMARY, REPORT),
+    ) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
-                for name in (CONFIGURATION, OUTPUTS, MEMORY, SUMMARY, REPORT):
+                for name in (CONFIGURATION, *files):
                     (path / name).unlink(missing_ok=True)
             self._claim(json.loads(json.dumps(configuration)))
         except OSError as error:

@@ -267,6 +267,19 @@ class BigLittleDecoder:
             raise InputError("this policy does not give the large model's own text; use policy='exact' with lossless")
         return resolved
 
+    def jobs(self, inputs: Any, **options: Any) -> list[Job]:
+        """What :meth:`generate` would decode: each input's encoder tokens and its request to the loop.
+
+        Args:
+            inputs: see :meth:`generate`.
+            options: fields of :class:`GenerationOptions`.
+
+        Raises:
+            InputError: an input or option that cannot be used.
+        """
+        asked, prompter = GenerationOptions.over(self.generation_config, options), self.prompter()
+        return [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(as_list(inputs)[0])]
+
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
         return prepare(ids, asked, index, models=(self.large, self.small), tokenizer=self.tokenizer)
 
