@@ -160,9 +160,10 @@ class Reader:
             node = tree.child(node, token)
 
     def _load(self, file: Path) -> None:
-        for line in file.read_bytes().splitlines():
-            try:
-                self._grow(Branch(*json.loads(line)))
-            except (ValueError, TypeError, IndexError):
-                # The last line of a killed run; what it held is read again.
-                continue
+        content = file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            # A killed run cut its last line; what it held is read again.
+            file.write_bytes(whole)
+        for line in whole.splitlines():
+            self._grow(Branch(*json.loads(line)))
