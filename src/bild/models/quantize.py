@@ -1,9 +1,9 @@
-"""Weights in eight bits: half the bytes a step must read, where reading them is what takes the time.
+"""Linear layers in eight bits: half the bytes a step must read, where reading them is what takes the time.
 
-One scale a output channel, symmetric, rounded to nearest; activations, embeddings and norms stay as they
-are. Inductor multiplies such weights without unpacking them to memory first (``_weight_int8pack_mm``).
-torchao's int8 tensors were tried: frozen into a graph they are unpacked to bfloat16 again, and with dynamic
-activations they cannot be traced with a varying number of tokens.
+Weights have one scale an output channel, symmetric, rounded to nearest; embeddings, norms and everything
+between layers stay as they are. Where the CPU multiplies int8 by tiles (AMX), each token that enters a
+layer is rounded to int8 as well, on a scale of its own, so that rows and tokens stay independent of each
+other and no weight is ever widened. Elsewhere only the weights are int8.
 """
 
 from __future__ import annotations
@@ -37,17 +37,39 @@ class Int8Linear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """``states @ (weight · scale)ᵀ + bias``, ``[…, in] -> […, out]``."""
-        flat = states.reshape(-1, self.in_features)
-        product = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale)
+        multiply = multiply_int8 if _has_int8_tiles(states.device) else torch.ops.aten._weight_int8pack_mm
+        product = multiply(states.reshape(-1, self.in_features), self.weight, self.scale)
         product = product.view(*states.shape[:-1], self.out_features)
         return product if self.bias is None else product + self.bias
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``weight`` ``[out, in]`` as int8 and a scale ``[out]`` in its own dtype: scale = max |row| / 127."""
-    wide = weight.detach().float().contiguous()
+def multiply_int8(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """``states @ (weight · scale)ᵀ`` with every row of the states rounded to int8 first.
+
+    Products are summed in int32, without error; only the two roundings count.
+
+    Args:
+        states: ``[N, in]``.
+        weight: int8 ``[out, in]``.
+        scale: ``[out]``.
+    """
+    rounded, step = quantize_rows(states.float())
+    # Inductor looks for exactly this (convert, times one scale, times the other) to pack the weight and
+    # use its int8 template. `.to()` would be exported with an assertion beside it, which hides it.
+    product = torch.ops.prims.convert_element_type.default(torch._int_mm(rounded, weight.t()), torch.float32)
+    return (product * step[:, None] * scale.float()).to(states.dtype)
+
+
+def _has_int8_tiles(device: torch.device) -> bool:
+    # Private in torch: one without it means weight-only, which runs everywhere.
+    return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
+def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix ``[rows, in]`` as int8 and a scale ``[rows]`` in its own dtype: scale = max |row| / 127."""
+    wide = matrix.detach().float().contiguous()
     # Divided by what is stored, so that rounding the scale costs nothing.
-    scale = (wide.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(weight.dtype)
+    scale = (wide.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(matrix.dtype)
     rounded = (wide / scale.float()[:, None]).round().clamp(-127, 127)
     return rounded.to(torch.int8), scale
 
