@@ -10,6 +10,9 @@ from bild.errors import InputError
 if TYPE_CHECKING:
     from bild.decoding import Stats
 
+LAYERS_RUN, TOKENS_READ = "num_layers_run", "num_tokens_read"
+"""What a method counts that leaves decoder layers out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -24,6 +27,8 @@ class Output:
     """Seconds as measured by the method itself (a subprocess); None: the runner's clock counts."""
     stats: Stats | None = None
     """Counts of a policy; None for peers."""
+    counts: dict[str, int] | None = None
+    """What else the method counts, by name."""
 
 
 @runtime_checkable
