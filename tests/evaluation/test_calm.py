@@ -31,7 +31,7 @@ def test_options_are_those_of_the_rule():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("calm:lambda=1", "unknown option lambda; allowed are threshold, decay, .*, max_tokens, dtype"),
+        ("calm:lambda=1", "unknown option lambda; allowed are threshold, decay, .*, max_tokens, dtype, temperature"),
         ("calm:runtime=static", "unknown option runtime"),
         ("calm:threshold=high", "'calm:threshold=high': threshold is 'high'; allowed is a number"),
         ("calm:min_layers=1.5", "min_layers is '1.5'; allowed is a whole number"),
@@ -73,6 +73,13 @@ def test_a_run_says_how_many_layers_ran(bundled, sentences, tmp_path):
     assert [count["num_layers_run"] for count in counts] == [3 * count["num_tokens_read"] for count in counts]
     heading, *rows = speed_rows(summary, "texts")
     assert [row[heading.index("layers")] for row in rows[:3]] == ["–", "8.00", "3.00"]
+
+
+def test_may_sample(bundled, sentences):
+    methods = "large:seed=1,calm:threshold=2:seed=1,calm:threshold=2"
+    roster = load_methods(parse_methods(methods), SETUP, lambda **_: bundled)
+    large, same, greedy = (method(sentences[1]).token_ids for method in roster.methods)
+    assert large == same != greedy
 
 
 def test_the_weights_are_those_of_the_large_model(bundled):

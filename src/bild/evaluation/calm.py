@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bild.decoding import Policy
 from bild.errors import InputError
 from bild.evaluation.method import LAYERS_RUN, TOKENS_READ, MethodSpec, Output
-from bild.evaluation.own import PolicyMethod
+from bild.evaluation.own import DRAW_OPTIONS, PolicyMethod
 
 if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
@@ -54,7 +54,7 @@ def rule_of(spec: MethodSpec, max_new_tokens: int) -> ExitRule:
     """The rule a method names.
 
     Args:
-        spec: options are the fields of :class:`~bild.models.ExitRule`, and ``dtype``.
+        spec: options are the fields of :class:`~bild.models.ExitRule`, ``dtype``, and how tokens are drawn.
         max_new_tokens: what ``max_tokens`` means where it is not given.
 
     Raises:
@@ -62,21 +62,14 @@ def rule_of(spec: MethodSpec, max_new_tokens: int) -> ExitRule:
     """
     from bild.models import ExitRule
 
-    defaults = {field.name: field.default for field in fields(ExitRule)} | {"max_tokens": max_new_tokens}
-    allowed = (*defaults, DTYPE)
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(ExitRule)}
+    defaults["max_tokens"] = max_new_tokens
+    allowed = (*defaults, DTYPE, *DRAW_OPTIONS)
     unknown = [key for key in spec.options if key not in allowed]
     if unknown:
         raise InputError(f"method {spec.text!r}: unknown option {unknown[0]}; allowed are {', '.join(allowed)}")
-    given = {key: _value(spec, key, type(default)) for key, default in defaults.items() if key in spec.options}
+    given = {key: spec.value(key, type(default)) for key, default in defaults.items() if key in spec.options}
     try:
         return ExitRule(**defaults | given)
     except InputError as error:
         raise InputError(f"method {spec.text!r}: {error}") from None
-
-
-def _value(spec: MethodSpec, key: str, kind: type[Any]) -> Any:
-    try:
-        return kind(spec.options[key])
-    except ValueError:
-        allowed = "a whole number" if kind is int else "a number"
-        raise InputError(f"method {spec.text!r}: {key} is {spec.options[key]!r}; allowed is {allowed}") from None

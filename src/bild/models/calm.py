@@ -176,9 +176,9 @@ class _Row:
         self.model, self.source = model, source
         self.states: list[Tensor] = []
         self.exits: list[int] = []
-        self._encoded: Tensor | None = None
+        self._encoded: Any = None
         # The second holds the source's, which a layer fills the first time it runs.
-        self._past = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._past: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
     def extend(self, tokens: Sequence[int], last: int) -> Tensor:
         """Read tokens one by one; logits ``[K, V]`` after the last K of them, at most ``last``."""
@@ -202,9 +202,10 @@ class _Row:
         model, rule = self.model, self.model.rule
         if self._encoded is None:
             # Only now: a text the small model ends unread never costs the large model's encoder.
-            self._encoded = model.encode([self.source])[0].last_hidden_state
+            self._encoded, _ = model.encode([self.source])
         state = model.network.get_decoder().embed_tokens(torch.tensor([[token]], device=model.device))
-        threshold, biases = rule.threshold_at(len(self.states)), (None, None)
+        threshold = rule.threshold_at(len(self.states))
+        biases: Sequence[Tensor | None] = (None, None)
         asked = range(rule.min_layers, len(model.layers) if threshold < math.inf else 0)
         for layer in range(1, len(model.layers) + 1):
             before = state
@@ -225,7 +226,8 @@ class _Row:
         self._propagate(index)
         bias, source_bias = biases
         run = self.model.layers[index]
-        outputs: Sequence[Tensor] = run(state, None, bias, self._encoded, None, source_bias, past_key_values=self._past)
+        source = self._encoded.last_hidden_state
+        outputs: Sequence[Tensor] = run(state, None, bias, source, None, source_bias, past_key_values=self._past)
         return outputs[:3]
 
     def _propagate(self, index: int) -> None:
