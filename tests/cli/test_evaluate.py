@@ -138,7 +138,7 @@ def test_columns_and_several_sets(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--methods", "warp"], "method is 'warp'; allowed are bild, exact, large, small"),
+        (["--methods", "warp"], "method is 'warp'; allowed are bild, exact, speculative_sampling"),
         (["--methods", "bild:gamma=2"], "unknown option gamma"),
         (["--methods", "bild:fallback_threshold=-1"], "fallback_threshold is -1.0; allowed is 0 to 1"),
         (["--data", "/no/such.jsonl"], "cannot read /no/such.jsonl: No such file"),

@@ -82,6 +82,7 @@ def test_tables_say_what_the_summary_says(tmp_path, capsys):
     assert quality[0] == ["method", "BLEU", "Δ BLEU", "chrF", "Δ chrF"]
     assert quality[1][2] == "–" and re.fullmatch(r"-?\+?\d+\.\d\d \[[-+]\d+\.\d\d, [-+]\d+\.\d\d\]", quality[2][2])
     row = dict(zip(speed[0], speed[2], strict=True))
+    assert "layers" not in row
     assert row == row | {
         "speedup": "2.00 [2.00, 2.00]", "median ms": "1000.0", "p95 ms": "1000.0", "first ms": "250.0",
         "acc. length": "2.50", "rollbacks": "25.0%", "by large": "40.0%", "weights MB": "12", "peak MB": "200",

@@ -88,7 +88,7 @@ def test_bad_options(text, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("large,warp", "method is 'warp'; allowed are bild, exact, speculative_sampling, .*, large, small, engine"),
+        ("large,warp", "method is 'warp'; allowed are bild, exact, .*, large, small, calm, engine"),
         ("large, large", "method 'large' is there twice"),
         (" , ", "no method is named"),
     ],

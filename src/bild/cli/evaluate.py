@@ -34,7 +34,7 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help="NAME[:key=value]*,…: bild, exact, large, small or a peer; keys are thresholds, runtime and dtype."
+            help="NAME[:key=value]*,…: bild, exact, large, small, calm, a peer; keys are thresholds, runtime and dtype."
         ),
     ] = "large,small,bild",
     target_data: Annotated[

@@ -10,6 +10,8 @@ from bild.evaluation.summary import MethodFigures, Summary
 
 NOTHING = "–"
 MB = 1e6
+LAYERS = "layers"
+"""A column that is there only if some method leaves layers out."""
 
 
 def quality_metrics(task: str) -> list[str]:
@@ -45,9 +47,12 @@ def _quality_cells(values: MethodFigures, name: str, is_baseline: bool) -> list[
 
 def speed_rows(summary: Summary, set_name: str) -> list[list[str]]:
     """The table of times, counts and agreement of a set: a heading, then one row a method."""
-    rows = [["method", *SPEED]]
-    for method, values in summary.sets[set_name].methods.items():
-        rows.append([method, *(cell(summary, method, values) for cell in SPEED.values())])
+    figures = summary.sets[set_name].methods
+    skips = any(values.mean_layers is not None for values in figures.values())
+    columns = {name: cell for name, cell in SPEED.items() if skips or name != LAYERS}
+    rows = [["method", *columns]]
+    for method, values in figures.items():
+        rows.append([method, *(cell(summary, method, values) for cell in columns.values())])
     return rows
 
 
@@ -92,6 +97,7 @@ SPEED: dict[str, Callable[[Summary, str, MethodFigures], str]] = {
     "acc. length": lambda s, m, v: _number(v.mean_acceptance_length, 2),
     "rollbacks": lambda s, m, v: _percent(v.rollback_rate),
     "by large": lambda s, m, v: _percent(v.large_share),
+    LAYERS: lambda s, m, v: _number(v.mean_layers, 2),
     "same tokens": lambda s, m, v: _percent(v.same_tokens),
     "same prefix": lambda s, m, v: _percent(v.same_prefix),
     "weights MB": _weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from bild.errors import InputError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES, Bootstrap, Estimate
 from bild.evaluation.data import Example
 from bild.evaluation.journal import Journal, Record
+from bild.evaluation.method import LAYERS_RUN, TOKENS_READ
 from bild.evaluation.quality import Metric, metrics
 from bild.evaluation.summary import Failure, MethodFigures, SetFigures, Summary
 
@@ -223,7 +225,9 @@ def _rates(records: Sequence[Record]) -> dict[str, Any]:
     total = Stats.total(counted)
     # A model alone drafts nothing: its rates are None, not 0.
     rates = {name: getattr(total, name) for name in RATES}
-    return {**rates, "counts": total.to_dict() if counted else None}
+    own = sum((Counter(record.counts) for record in records if record.counts is not None), Counter())
+    rates["mean_layers"] = own[LAYERS_RUN] / own[TOKENS_READ] if own[TOKENS_READ] else None
+    return {**rates, "counts": {**total.to_dict(), **own} if counted else None}
 
 
 def _agreement(records: Sequence[Record], beside: Sequence[Record]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Record:
     ttft_s: float | None = None
     stats: dict[str, Any] | None = None
     """Counts of a policy."""
+    counts: dict[str, int] | None = None
+    """What else the method counts."""
     error: str | None = None
     """Why there is no text."""
 

@@ -91,6 +91,7 @@ def _record(name: str, example: Example, method: Method, output: Output, elapsed
         total_s=elapsed_s if output.total_s is None else output.total_s,
         ttft_s=output.ttft_s,
         stats=None if output.stats is None else asdict(output.stats),
+        counts=output.counts,
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from bild.errors import InputError
 
 if TYPE_CHECKING:
     from bild.decoding import Stats
+
+LAYERS_RUN, TOKENS_READ = "num_layers_run", "num_tokens_read"
+"""What a method counts that leaves decoder layers out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Output:
     """Seconds as measured by the method itself (a subprocess); None: the runner's clock counts."""
     stats: Stats | None = None
     """Counts of a policy; None for peers."""
+    counts: dict[str, int] | None = None
+    """What else the method counts, by name."""
 
 
 @runtime_checkable
@@ -74,6 +79,18 @@ class MethodSpec:
             return cls(*split_options(text), text.strip())
         except ValueError as error:
             raise InputError(f"method {error}") from None
+
+    def value(self, key: str, kind: type[Any]) -> Any:
+        """An option that is there, as ``float``, ``int`` or ``str``.
+
+        Raises:
+            InputError: it is no number.
+        """
+        try:
+            return kind(self.options[key])
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise InputError(f"method {self.text!r}: {key} is {self.options[key]!r}; allowed is {what}") from None
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,7 @@ def draw_options_of(spec: MethodSpec) -> dict[str, Any]:
     Raises:
         InputError: a value that is no number.
     """
-    options: dict[str, Any] = {}
-    for key, kind in DRAW_OPTIONS.items():
-        if key in spec.options:
-            try:
-                options[key] = kind(spec.options[key])
-            except ValueError:
-                what = "a whole number" if kind is int else "a number"
-                raise InputError(f"method {spec.text!r}: {key} is {spec.options[key]!r}; allowed is {what}") from None
+    options = {key: spec.value(key, kind) for key, kind in DRAW_OPTIONS.items() if key in spec.options}
     return {"do_sample": True, **options} if options else {}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
+from bild.evaluation import calm
 from bild.evaluation.method import Method, MethodSpec, PeerContext
 from bild.evaluation.own import PolicyMethod, draw_options_of, policy_of
 
@@ -88,7 +89,7 @@ def parse_methods(text: str) -> list[MethodSpec]:
     for spec in specs:
         if names.count(spec.text) > 1:
             raise InputError(f"method {spec.text!r} is there twice; give each once")
-        if spec.name not in PRESETS and spec.name not in _peers():
+        if spec.name not in (*PRESETS, calm.NAME) and spec.name not in _peers():
             raise InputError(f"method is {spec.name!r}; allowed are {', '.join(_allowed())}")
     return specs
 
@@ -109,12 +110,16 @@ def load_methods(
     """
     pair = setup.choose_pair()
     policies = {spec.text: policy_of(spec, pair.policy) for spec in specs if spec.name in PRESETS}
+    rules = {spec.text: calm.rule_of(spec, setup.max_new_tokens) for spec in specs if spec.name == calm.NAME}
     decoders = _Decoders(setup, load)
     roster = Roster()
     for spec in specs:
         try:
             if spec.text in policies:
                 roster.methods.append(_own(spec, decoders.of(spec), policies[spec.text], setup))
+            elif spec.text in rules:
+                options = _options(spec, setup)
+                roster.methods.append(calm.CalmMethod(spec.text, decoders.of(spec), rules[spec.text], options))
             else:
                 roster.methods.append(_peers()[spec.name](spec, _context(setup, pair)))
         except LoadError as error:
@@ -125,12 +130,15 @@ def load_methods(
 
 
 def _own(spec: MethodSpec, decoder: BigLittleDecoder, policy: Policy, setup: Setup) -> PolicyMethod:
-    options = {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **draw_options_of(spec)}
     details = {"runtime": spec.options.get("runtime", setup.runtime)}
     dtype = spec.options.get("dtype", setup.dtype)
     if dtype != "auto":
         details["dtype"] = dtype
-    return PolicyMethod(spec.text, decoder, policy, options, details)
+    return PolicyMethod(spec.text, decoder, policy, _options(spec, setup), details)
+
+
+def _options(spec: MethodSpec, setup: Setup) -> dict[str, Any]:
+    return {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **draw_options_of(spec)}
 
 
 class _Decoders:
@@ -141,7 +149,8 @@ class _Decoders:
         self.loaded: dict[tuple[str, str], BigLittleDecoder] = {}
 
     def of(self, spec: MethodSpec) -> BigLittleDecoder:
-        runtime = spec.options.get("runtime", self.setup.runtime)
+        # What leaves early cannot be compiled, so nothing should be for it.
+        runtime = "eager" if spec.name == calm.NAME else spec.options.get("runtime", self.setup.runtime)
         dtype = spec.options.get("dtype", self.setup.dtype)
         if (runtime, dtype) not in self.loaded:
             self.loaded[runtime, dtype] = self._load(runtime, dtype)
@@ -166,7 +175,7 @@ def _peers() -> dict[str, Callable[[MethodSpec, PeerContext], Method]]:
 
 
 def _allowed() -> list[str]:
-    return [*PRESETS, *_peers()]
+    return [*PRESETS, calm.NAME, *_peers()]
 
 
 def _context(setup: Setup, pair: Pair) -> PeerContext:

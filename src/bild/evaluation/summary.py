@@ -21,6 +21,7 @@ DEFINITIONS = {
     "acceptance_rate": "accepted draft tokens / draft tokens",
     "rollback_rate": "rounds that ended in a rollback / rounds",
     "large_share": "tokens written by the large model / all new tokens",
+    "mean_layers": "decoder layers run / tokens read by the decoder, of a method that leaves layers out",
     "same_tokens": "texts whose tokens are all those of the baseline / texts",
     "same_prefix": "tokens before the first difference from the baseline / tokens of the baseline",
     "weight_bytes": "bytes of the weights a method holds",
@@ -46,10 +47,11 @@ class MethodFigures:
     acceptance_rate: float | None
     rollback_rate: float | None
     large_share: float | None
+    mean_layers: float | None
     same_tokens: float
     same_prefix: float | None
     counts: dict[str, Any] | None = None
-    """Added-up counts of a policy: the numerators and denominators of its rates."""
+    """Added-up counts of a method: the numerators and denominators of its rates."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,255 @@
+"""CALM: every token leaves one model's decoder as soon as its hidden state is settled (paper, section 7.2).
+
+Schuster et al. 2022, "Confident Adaptive Language Modeling", arXiv 2207.07061. What a token skipped has no hidden
+state of its own for it; its state at the exit stands in (state propagation), so that later tokens that go deeper
+find keys and values of every earlier one. Of a skipped layer only those are computed, and only when a later token
+gets there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from bild.errors import InputError, LoadError, one_line
+from bild.models.eager import EagerModel, disagree
+
+Confidence = Literal["state", "margin", "max"]
+ARCHITECTURES = ("t5", "mt5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitRule:
+    """After which decoder layer a token may leave: the first whose confidence reaches the threshold, else the last.
+
+    The threshold decays over the text, ``λ_t = 0.9 λ + 0.1 exp(−τ t / N)``, because early mistakes do more harm
+    (CALM, equation 5, whose clip to 0…1 never acts on λ in 0…1); t counts the tokens before this one.
+
+    Args:
+        threshold: λ, 0…1, default 0.9; higher = slower, nearer to the whole network. Above 1 no token leaves
+            early, below 0 every token leaves at once.
+        decay: τ, 0…∞, default 4; higher = faster; 0: the threshold is ``0.9 λ + 0.1`` throughout.
+        confidence: ``"state"``: cosine similarity of the token's hidden states behind this layer and the one
+            before (before the first: the embedding), the paper's measure; ``"margin"``: probability of the
+            likeliest token less that of the second, as the head reads this layer's state; ``"max"``: probability
+            of the likeliest. The latter two compute the head behind every layer.
+        min_layers: layers every token runs, 1…, default 1. CALM compares hidden states from layer 2 on.
+        max_tokens: N, tokens of the longest text, 1…, default 256.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    threshold: float = 0.9
+    decay: float = 4.0
+    confidence: Confidence = "state"
+    min_layers: int = 1
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.threshold):
+            raise InputError("threshold is nan; allowed is 0 to 1, above 1 for never, below 0 for at once")
+        if not 0 <= self.decay < math.inf:
+            raise InputError(f"decay is {self.decay}; allowed is 0 or more")
+        if self.confidence not in get_args(Confidence):
+            raise InputError(f"confidence is {self.confidence!r}; allowed are {', '.join(get_args(Confidence))}")
+        for name in ("min_layers", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
+
+    def threshold_at(self, position: int) -> float:
+        """λ_t of the token that ``position`` tokens precede."""
+        if not 0 <= self.threshold <= 1:
+            return math.copysign(math.inf, self.threshold)
+        return 0.9 * self.threshold + 0.1 * math.exp(-self.decay * position / self.max_tokens)
+
+
+class CalmModel(EagerModel):
+    """A T5 or mT5 whose tokens leave the decoder early; rows are read one by one.
+
+    Args:
+        network: in eval mode; trained so that its head reads every layer's state, or the text suffers.
+        rule: when a token leaves.
+
+    Raises:
+        LoadError: another architecture, or layers that do not add up to the network.
+    """
+
+    def __init__(self, network: PreTrainedModel, rule: ExitRule | None = None) -> None:
+        kind = network.config.model_type
+        if kind not in ARCHITECTURES:
+            raise LoadError(f"CALM runs {' and '.join(ARCHITECTURES)} checkpoints, this is a {kind}")
+        self.rule = ExitRule(threshold=math.inf)
+        self.exits: Counter[int] = Counter()
+        """How many tokens left behind which layer (from 1), since the model was made."""
+        super().__init__(network)
+        self.rule = ExitRule() if rule is None else rule
+        self.exits.clear()
+
+    @property
+    def batches(self) -> bool:
+        """False: tokens of different rows leave at different layers."""
+        return False
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The decoder's blocks."""
+        blocks: Sequence[Any] = self.network.get_decoder().block
+        return blocks
+
+    @property
+    def mean_layers(self) -> float | None:
+        """Decoder layers run / tokens read; None before the first."""
+        tokens = self.exits.total()
+        return sum(layer * count for layer, count in self.exits.items()) / tokens if tokens else None
+
+    def start(self, sources: Sequence[Sequence[int]]) -> CalmScorer:  # type: ignore[override]
+        """Begin a batch; see :meth:`EagerModel.start`."""
+        return CalmScorer(self, sources)
+
+    def head(self, state: Tensor) -> Tensor:
+        """Next-token logits ``[1, V]`` of a hidden state ``[1, 1, D]``."""
+        state = self.network.get_decoder().final_layer_norm(state)
+        if getattr(self.config, "scale_decoder_outputs", False):
+            state = state * self.config.d_model**-0.5
+        logits: Tensor = self.network.get_output_embeddings()(state)
+        return logits[0, :, : self.vocab_size]
+
+    def _probe(self) -> None:
+        """Layer by layer must be the network itself, where no token leaves early."""
+        source, tokens = self._probe_tokens()
+        expected = EagerModel.start(self, [source]).extend([tokens], last=5)
+        why = "its layers do not add up to the network"
+        try:
+            right = not disagree(expected, self.start([source]).extend([tokens], last=5))
+        except Exception as error:  # whatever another version of transformers makes of our calls
+            right, why = False, one_line(error)
+        if not right:
+            raise LoadError(f"{type(self.network).__name__} cannot run layer by layer ({why})")
+
+
+class CalmScorer:
+    """Rows being read one by one by a :class:`CalmModel`; see :class:`bild.decoding.Scorer`."""
+
+    def __init__(self, model: CalmModel, sources: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self._rows = [_Row(model, source) for source in sources]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row.states) for row in self._rows]
+
+    @property
+    def exits(self) -> list[list[int]]:
+        """The layer (from 1) behind which each token of each row left."""
+        return [list(row.exits) for row in self._rows]
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
+        width = max(len(new) for new in tokens)
+        if not 1 <= last <= width:
+            raise ValueError(f"cannot score {last} positions of {width} new tokens")
+        scored = [row.extend(new, last) for row, new in zip(self._rows, tokens, strict=True)]
+        missing = [last - len(logits) for logits in scored]
+        padded = [torch.nn.functional.pad(row, (0, 0, count, 0)) for row, count in zip(scored, missing, strict=True)]
+        return torch.stack(padded)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        for row, length in zip(self._rows, lengths, strict=True):
+            row.truncate(length)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._rows = [self._rows[b] for b in rows]
+
+
+class _Row:
+    """One text: the state each token left with, and keys and values of each layer, as far as tokens have got."""
+
+    def __init__(self, model: CalmModel, source: Sequence[int]) -> None:
+        self.model, self.source = model, source
+        self.states: list[Tensor] = []
+        self.exits: list[int] = []
+        self._encoded: Any = None
+        # The second holds the source's, which a layer fills the first time it runs.
+        self._past: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def extend(self, tokens: Sequence[int], last: int) -> Tensor:
+        """Read tokens one by one; logits ``[K, V]`` after the last K of them, at most ``last``."""
+        model, scored = self.model, []
+        for left in range(len(tokens), 0, -1):
+            state, logits = self._read(tokens[-left])
+            if left <= last:
+                scored.append(model.head(state) if logits is None else logits)
+        return torch.cat(scored) if scored else torch.zeros(0, model.vocab_size, dtype=model.dtype, device=model.device)
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after ``length`` tokens."""
+        del self.states[length:], self.exits[length:]
+        for layer in self._past.self_attention_cache.layers:
+            excess = layer.get_seq_length() - length
+            if excess > 0:
+                layer.crop(-excess)
+
+    def _read(self, token: int) -> tuple[Tensor, Tensor | None]:
+        """Run layers until the token may leave; its state ``[1, 1, D]``, and its logits where it left by them."""
+        model, rule = self.model, self.model.rule
+        if self._encoded is None:
+            # Only now: a text the small model ends unread never costs the large model's encoder.
+            self._encoded, _ = model.encode([self.source])
+        state = model.network.get_decoder().embed_tokens(torch.tensor([[token]], device=model.device))
+        threshold = rule.threshold_at(len(self.states))
+        biases: Sequence[Tensor | None] = (None, None)
+        asked = range(rule.min_layers, len(model.layers) if threshold < math.inf else 0)
+        for layer in range(1, len(model.layers) + 1):
+            before = state
+            state, *biases = self._run(layer - 1, state, biases)
+            if layer in asked:
+                confidence, logits = self._confidence(state, before)
+                if confidence >= threshold:
+                    break
+        else:
+            logits = None
+        self.states.append(state)
+        self.exits.append(layer)
+        model.exits[layer] += 1
+        return state, logits
+
+    def _run(self, index: int, state: Tensor, biases: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        """One layer; the state behind it, and the position biases that the first computes for all."""
+        self._propagate(index)
+        bias, source_bias = biases
+        run = self.model.layers[index]
+        source = self._encoded.last_hidden_state
+        outputs: Sequence[Tensor] = run(state, None, bias, source, None, source_bias, past_key_values=self._past)
+        return outputs[:3]
+
+    def _propagate(self, index: int) -> None:
+        """Give a layer the keys and values of tokens that left before it, from their states at the exit."""
+        cache = self._past.self_attention_cache
+        left = self.states[cache.get_seq_length(index) :]
+        if left:
+            block = self.model.layers[index].layer[0]
+            own, states = block.SelfAttention, block.layer_norm(torch.cat(left, dim=1))
+            keys, values = (part(states).unflatten(-1, (own.n_heads, -1)).transpose(1, 2) for part in (own.k, own.v))
+            cache.update(keys, values, index)
+
+    def _confidence(self, state: Tensor, before: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of a state behind a layer, beside the one before it; and its logits where they were computed for it."""
+        rule = self.model.rule
+        if rule.confidence == "state":
+            return torch.cosine_similarity(_wide(state), _wide(before), dim=-1), None
+        logits = self.model.head(state)
+        first, second = _wide(logits).softmax(-1).topk(2).values[0]
+        return first - second if rule.confidence == "margin" else first, logits
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: a threshold of 0.98 is within bfloat16's rounding of 1."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
