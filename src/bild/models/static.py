@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from bild.errors import one_line
 from bild.models import compiling
-from bild.models.eager import EagerModel, EagerScorer, disagree, pad
+from bild.models.eager import EagerModel, disagree
+from bild.models.eager_scorer import EagerScorer, check_last, pad
 from bild.models.graphs import Encode, Read
 
 logger = logging.getLogger("bild")
@@ -199,6 +200,7 @@ class StaticScorer:
         return list(self._lengths)
 
     def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
+        check_last(tokens, last)
         return self._extend(tokens, last)[0]
 
     def propose(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -219,8 +221,6 @@ class StaticScorer:
         model, lengths = self.model, self._lengths
         counts = [len(row) for row in tokens]
         width = max(counts)
-        if not 1 <= last <= width:
-            raise ValueError(f"cannot score {last} positions of {width} new tokens")
         if max(lengths) + width > self._columns:
             self._grow(max(lengths) + width)
         if self._source is None:
