@@ -13,8 +13,18 @@ from transformers import PreTrainedModel
 from bild.models.eager import EagerModel
 from bild.models.early_exit.eager import ExitModel, SplitModel
 from bild.models.early_exit.split import exit_layer
+from bild.models.early_exit.static import StaticExitModel, StaticSplitModel, last_graph
+from bild.models.static import is_prepared
 
-__all__ = ["ExitModel", "SplitModel", "exit_layer", "is_exit_prepared", "run_early_exit"]
+__all__ = [
+    "ExitModel",
+    "SplitModel",
+    "StaticExitModel",
+    "StaticSplitModel",
+    "exit_layer",
+    "is_exit_prepared",
+    "run_early_exit",
+]
 
 
 def run_early_exit(network: PreTrainedModel, count: int, static: bool) -> tuple[EagerModel, EagerModel]:
@@ -28,10 +38,15 @@ def run_early_exit(network: PreTrainedModel, count: int, static: bool) -> tuple[
     Raises:
         LoadError: see :class:`SplitModel`.
     """
-    large = SplitModel(network, count)
-    return large, large.small
+    eager = SplitModel(network, count)
+    if static:
+        small = StaticExitModel(eager.small)
+        large = StaticSplitModel(eager, small) if small.is_compiled else None
+        if large is not None and large.is_compiled:
+            return large, small
+    return eager, eager.small
 
 
 def is_exit_prepared(network: PreTrainedModel, count: int) -> bool:
     """Whether running this exit compiled would compile nothing."""
-    return False
+    return is_prepared(network, last_graph(count))

@@ -41,6 +41,8 @@ class Split:
     """The whole."""
     count: int
     """Decoder layers below the exit."""
+    total: int
+    """Decoder layers of the whole."""
     small: PreTrainedModel
     """The layers below, with the norm and the head of the whole."""
     upper: PreTrainedModel
@@ -65,7 +67,7 @@ def split(network: PreTrainedModel, count: int) -> Split:
         )
     small = cut(network, 0, count)
     small.config._name_or_path = f"{PREFIX}{count}"
-    return Split(network, count, small, cut(network, count, total))
+    return Split(network, count, total, small, cut(network, count, total))
 
 
 def cut(network: PreTrainedModel, first: int, last: int) -> PreTrainedModel:
@@ -86,10 +88,10 @@ def cut(network: PreTrainedModel, first: int, last: int) -> PreTrainedModel:
         part.config.num_decoder_layers = last - first
     if getattr(decoder.config, "layer_types", None) is not None:
         decoder.config.layer_types = decoder.config.layer_types[first:last]
-    if first:
+    if first and hasattr(decoder, "wpe"):
+        decoder.wpe = _NoPositions()
+    if 0 < first < last:
         _lend_position_bias(network, layers[first])
-        if hasattr(decoder, "wpe"):
-            decoder.wpe = _NoPositions()
     return part
 
 
