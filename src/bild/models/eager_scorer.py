@@ -46,13 +46,16 @@ class EagerScorer:
 
     def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
         check_last(tokens, last)
-        # Entering the mode costs as much as a small matrix product, so not twice.
-        if torch.is_inference_mode_enabled():
-            return self._extend(tokens, last)
-        with torch.inference_mode():
-            return self._extend(tokens, last)
+        return self._extend(tokens, last)
 
     def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Tensor:
+        # Entering the mode costs as much as a small matrix product, so not twice.
+        if torch.is_inference_mode_enabled():
+            return self._pass(tokens, last)
+        with torch.inference_mode():
+            return self._pass(tokens, last)
+
+    def _pass(self, tokens: Sequence[Sequence[int]], last: int) -> Tensor:
         counts = [len(row) for row in tokens]
         width = max(counts)
         self._align()

@@ -87,7 +87,6 @@ class SplitModel(EagerModel):
 class EagerLower(EagerScorer):
     """The layers below; see :class:`~bild.models.early_exit.shared.LowerScorer`."""
 
-    @torch.inference_mode()
     def follow(self, tokens: Sequence[Sequence[int]]) -> None:
         """Read new tokens and score none."""
         self._extend(tokens, last=0)
