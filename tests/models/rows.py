@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from bild.models import EagerModel
 from tests.compiled import compile_anew, network_of, static_model
+from tests.early_exits import exit_pair
 from tests.networks import VOCAB_SIZE, forward, random_source, shared
 
 
@@ -45,6 +46,27 @@ class Kind:
     @property
     def tolerance(self) -> dict[str, float]:
         return {"rtol": 0.0, "atol": 1e-9 if self.runtime == "eager" else 1e-4}
+
+
+@dataclass(frozen=True)
+class ExitKind(Kind):
+    """One side of a network that is cut in two: the layers below the exit, or both pieces."""
+
+    side: str
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}-{self.side}"
+
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.model.network
+
+    @property
+    def model(self) -> EagerModel:
+        return getattr(exit_pair(self.name, self.runtime), self.side)
+
+    def load(self) -> EagerModel:
+        return getattr(exit_pair.__wrapped__(self.name, self.runtime), self.side)
 
 
 class SingleRow:

@@ -7,15 +7,19 @@ from random import Random
 import pytest
 import torch
 
-from tests.models.rows import Kind, Ragged, SingleRow
+from tests.early_exits import EXITING, STATIC
+from tests.models.rows import ExitKind, Kind, Ragged, SingleRow
 from tests.networks import ARCHITECTURES, BATCHING, POSITIONS, VOCAB_SIZE, forward, random_source, random_tokens
 
 SEEDS = range(3)
 RUNTIMES = ("eager", "static")
+EXITS = [(name, "eager") for name in EXITING] + [(name, "static") for name in STATIC]
 
 
 def kinds(names):
-    return pytest.mark.parametrize("kind", [Kind(name, runtime) for runtime in RUNTIMES for name in names], ids=str)
+    plain = [Kind(name, runtime) for runtime in RUNTIMES for name in names]
+    exits = [ExitKind(name, runtime, side) for name, runtime in EXITS for side in ("small", "large")]
+    return pytest.mark.parametrize("kind", [*plain, *exits], ids=str)
 
 
 every_architecture = kinds(ARCHITECTURES)

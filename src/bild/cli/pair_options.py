@@ -16,7 +16,13 @@ MODELS = "Models"
 POLICY = "Policy"
 
 Large = Annotated[str | None, typer.Option(help="Folder or hub name of the accurate model.", rich_help_panel=MODELS)]
-Small = Annotated[str | None, typer.Option(help="Folder or hub name of the cheap model.", rich_help_panel=MODELS)]
+Small = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub name of the cheap model; exit:N: the first N decoder layers of the large one.",
+        rich_help_panel=MODELS,
+    ),
+]
 PairName = Annotated[
     str | None,
     typer.Option(

@@ -99,8 +99,9 @@ def draw_options_of(spec: MethodSpec) -> dict[str, Any]:
 def _weight_bytes(decoder: BigLittleDecoder, policy: Policy) -> int:
     sides = ("large", "small") if policy.alone is None else (policy.alone,)
     networks = [getattr(decoder, side).network for side in sides]
-    # A quantized layer may hold its weights as buffers.
-    return sum(_tensor_bytes(held) for network in networks for held in (*network.parameters(), *network.buffers()))
+    # A quantized layer may hold its weights as buffers; an early exit shares those of the large model.
+    held = {id(held): held for network in networks for held in (*network.parameters(), *network.buffers())}
+    return sum(_tensor_bytes(tensor) for tensor in held.values())
 
 
 def _tensor_bytes(tensor: Tensor) -> int:

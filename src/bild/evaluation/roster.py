@@ -26,7 +26,7 @@ class Setup:
     Args:
         pair: folder or ``bild.json`` of a pair; None: the bundled one.
         large: folder or hub name of the accurate model.
-        small: likewise of the cheap one.
+        small: likewise of the cheap one, or ``exit:N``.
         dtype: of own methods that do not name one.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, …; of all methods.
         runtime: of own methods that do not name one.

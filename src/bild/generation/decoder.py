@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.decoding import Commit, Greedy, ModelDrafter, Policy, Sampling, decode
-from bild.errors import InputError, LoadError
+from bild.errors import InputError
 from bild.generation.jobs import Job, prepare
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
@@ -24,19 +24,17 @@ from bild.models import (
     INT8,
     EagerModel,
     Int8Linear,
-    StaticModel,
     check_shared_vocabulary,
-    is_prepared,
+    exit_layer,
     load_network,
     load_tokenizer,
     resolve_device,
     resolve_dtype,
+    run_pair,
     to_int8,
 )
 
 logger = logging.getLogger("bild")
-RUNTIMES: dict[str, type[EagerModel]] = {"eager": EagerModel, "static": StaticModel}
-AUTO = "auto"
 
 
 class BigLittleDecoder:
@@ -44,37 +42,30 @@ class BigLittleDecoder:
 
     Args:
         large: network of the accurate model (draft-and-verify literature: target model).
-        small: network of the cheap model (draft model); same vocabulary, same kind.
+        small: network of the cheap model (draft model); same vocabulary, same kind. ``"exit:N"``: the first N
+            decoder layers of the large one, which share its weights and its cache (section 4.4).
         tokenizer: of the pair; None: only token ids can be decoded.
         small_tokenizer: to check that the vocabularies agree; None: only sizes are compared.
         policy: what ``policy="bild"`` means for this pair; default thresholds otherwise.
         runtime: how the networks are run; ``"eager"``, ``"static"`` or ``"auto"``, see :meth:`from_pretrained`.
 
     Raises:
-        LoadError: an encoder-decoder paired with a decoder-only model, or a model that cannot roll back.
+        LoadError: an encoder-decoder paired with a decoder-only model, or a model that cannot roll back or exit there.
         VocabularyError: the models do not share a vocabulary.
     """
 
     def __init__(
         self,
         large: PreTrainedModel,
-        small: PreTrainedModel,
+        small: PreTrainedModel | str,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         small_tokenizer: PreTrainedTokenizerBase | None = None,
         policy: Policy | None = None,
         runtime: str = "eager",
     ) -> None:
-        if runtime not in (AUTO, *RUNTIMES):
-            raise InputError(f"runtime is {runtime!r}; allowed are {AUTO}, {', '.join(RUNTIMES)}")
-        if large.device != small.device:
-            raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
-        if runtime == AUTO:
-            runtime = "static" if is_prepared(large) and is_prepared(small) else "eager"
-        self.large, self.small = RUNTIMES[runtime](large), RUNTIMES[runtime](small)
-        if self.large.is_encoder_decoder != self.small.is_encoder_decoder:
-            kinds = ["encoder-decoder" if m.is_encoder_decoder else "decoder-only" for m in (self.large, self.small)]
-            raise LoadError(f"the large model is {kinds[0]} and the small one {kinds[1]}; use two of one kind")
+        self.large, self.small = run_pair(large, small, runtime)
+        self.early_exit = small if isinstance(small, str) else None
         shared = check_shared_vocabulary(tokenizer, small_tokenizer, self.large.vocab_size, self.small.vocab_size)
         self.large.vocab_size = self.small.vocab_size = shared
         self.tokenizer = tokenizer
@@ -92,7 +83,7 @@ class BigLittleDecoder:
         *,
         large: str | os.PathLike[str] | None = None,
         small: str | os.PathLike[str] | None = None,
-        runtime: str = AUTO,
+        runtime: str = "auto",
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         trust_remote_code: bool = False,
@@ -102,7 +93,7 @@ class BigLittleDecoder:
         Args:
             pair: folder or ``bild.json`` of a pair; ``large`` and ``small`` override its checkpoints.
             large: folder or hub name of the accurate model.
-            small: likewise of the cheap one.
+            small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
             runtime: ``"eager"``: transformers' modules as they are. ``"static"``: compiled, several times
                 faster; the first time on a machine this takes a minute or more, the result is kept in
                 ``$BILD_CACHE`` (``~/.cache/bild``). ``"auto"``: static where that has been done, else eager.
@@ -119,31 +110,38 @@ class BigLittleDecoder:
         on = resolve_device(device)
         trust = {"trust_remote_code": trust_remote_code}
         options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **trust}
-        networks = [load_network(name, **options) for name in (chosen.large, chosen.small)]
+        exits = exit_layer(chosen.small) is not None
+        names = [chosen.large] if exits else [chosen.large, chosen.small]
+        networks: list[Any] = [load_network(name, **options) for name in names]
         if dtype == INT8:
             networks = [to_int8(network) for network in networks]
+        tokenizers = [load_tokenizer(name, **trust) for name in names]
         return cls(
-            *networks,
-            load_tokenizer(chosen.large, **trust),
-            small_tokenizer=load_tokenizer(chosen.small, **trust),
+            networks[0],
+            chosen.small if exits else networks[1],
+            tokenizers[0],
+            small_tokenizer=tokenizers[-1],
             policy=chosen.policy,
             runtime=runtime,
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write both checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads.
+        """Write the checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads.
 
         Raises:
             InputError: the weights are int8, which is made when a pair is loaded.
         """
         if self.dtype == INT8:
             raise InputError("dtype is int8, which checkpoints do not hold; load the pair in another dtype to save it")
-        for name, model in (("large", self.large), ("small", self.small)):
-            place = Path(folder) / name
-            model.network.save_pretrained(place)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(place)
-        Pair(str(Path(folder) / "large"), str(Path(folder) / "small"), self.policy).save(folder)
+        large = self._save(self.large, Path(folder) / "large")
+        small = self._save(self.small, Path(folder) / "small") if self.early_exit is None else self.early_exit
+        Pair(large, small, self.policy).save(folder)
+
+    def _save(self, model: EagerModel, place: Path) -> str:
+        model.network.save_pretrained(place)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(place)
+        return str(place)
 
     @property
     def dtype(self) -> str:
@@ -303,6 +301,6 @@ class BigLittleDecoder:
         if policy.alone is not None:
             model = self.large if policy.alone == "large" else self.small
             return decode(requests, policy, large=model.start(sources), choice=choice)
-        small = self.small.start(sources)
-        drafter = ModelDrafter(small, policy, choice)
-        return decode(requests, policy, large=self.large.start(sources), drafter=drafter, choice=choice)
+        large = self.large.start(sources)
+        drafter = ModelDrafter(self.small.beside(large, sources), policy, choice)
+        return decode(requests, policy, large=large, drafter=drafter, choice=choice)

@@ -1,4 +1,4 @@
-"""A pair on disk: two checkpoints and the policy tuned for them, named in a ``bild.json``."""
+"""A pair on disk: its checkpoints and the policy tuned for them, named in a ``bild.json``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Pair:
 
     Args:
         large: folder or hub name of the accurate model.
-        small: likewise of the cheap one.
+        small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
         policy: tuned for the two; the default ``bild`` preset otherwise.
         evidence: how the policy was found (data, scores, machine), kept as it is.
     """

@@ -1,10 +1,13 @@
 """What runs a network behind the Scorer contract; the only place that knows transformers' caches."""
 
 from bild.models.calm import CalmModel, CalmScorer, ExitRule
-from bild.models.eager import EagerModel, EagerScorer
+from bild.models.eager import EagerModel
+from bild.models.eager_scorer import EagerScorer
+from bild.models.early_exit import exit_layer
 from bild.models.loading import INT8, load_network, load_tokenizer, resolve_device, resolve_dtype
+from bild.models.pairing import run_pair
 from bild.models.quantize import Int8Linear, to_int8
-from bild.models.static import StaticModel, is_prepared
+from bild.models.static import StaticModel
 from bild.models.vocabulary import check_shared_vocabulary
 
 __all__ = [
@@ -17,10 +20,11 @@ __all__ = [
     "Int8Linear",
     "StaticModel",
     "check_shared_vocabulary",
-    "is_prepared",
+    "exit_layer",
     "load_network",
     "load_tokenizer",
     "resolve_device",
     "resolve_dtype",
+    "run_pair",
     "to_int8",
 ]

@@ -32,6 +32,8 @@ logger = logging.getLogger("bild")
 # packed for AMX or AVX512. Where it has no kernel (float64, older CPUs) the second set of options is used.
 TEMPLATES = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
 LIBRARY = {"freezing": True}
+SOURCES = ("graphs.py", "quantize.py", "compiling.py", "early_exit/graphs.py", "early_exit/split.py")
+"""Files that decide what is compiled."""
 
 UNFINISHED = "tmp"
 """How the folder of a graph begins that is being compiled."""
@@ -86,7 +88,7 @@ def _digest_of_weights(network: nn.Module) -> bytes:
 def _circumstances(network: nn.Module) -> list[object]:
     """What a compiled graph depends on besides the weights."""
     device = next(network.parameters()).device
-    files = [Path(__file__).with_name(name) for name in ("graphs.py", "quantize.py", "compiling.py")]
+    files = [Path(__file__).parent / name for name in SOURCES]
     sources = [file.read_text(encoding="utf-8") for file in files]
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()

@@ -1,26 +1,18 @@
-"""Any Hugging Face checkpoint behind the Scorer contract, on dynamic caches, uncompiled.
-
-Layout of a batch: before a pass, column ``size − 1`` holds the newest token of every row, older
-ones to its left; unused columns at the far left are masked. New tokens are padded on the right.
-After a pass a row may own ``tail`` columns of padding and forgotten tokens at the right; before the
-next one they are rolled around to the left, where the mask covers them. Relative position biases
-see differences of columns only and rotary keys carry their position, so a rolled row scores as if
-it had never moved. (Padding on the left of the first pass would spare a roll, but there a padded
-column sees nothing at all, and in 16 and 64 bits some attention turns that into NaN.)
-"""
+"""Any Hugging Face checkpoint behind the Scorer contract, on dynamic caches, uncompiled."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from bild.decoding import Scorer
 from bild.errors import LoadError
+from bild.models.eager_scorer import EagerScorer, pad
 
 
 class EagerModel:
@@ -73,6 +65,15 @@ class EagerModel:
         """
         return EagerScorer(self, sources)
 
+    def beside(self, large: Scorer, sources: Sequence[Sequence[int]]) -> Scorer:
+        """Begin the batch that the large model has begun, as the small one.
+
+        Args:
+            large: the large model's scorer; an early exit goes on from what that one has computed.
+            sources: as for :meth:`start`.
+        """
+        return self.start(sources)
+
     def encode(self, sources: Sequence[Sequence[int]]) -> tuple[ModelOutput, Tensor | None]:
         """The encoder's output and its mask ``[B, S]``, None where no row is padded."""
         width = max(len(source) for source in sources)
@@ -111,8 +112,8 @@ class EagerModel:
         """
         source, tokens = self._probe_tokens()
         try:
-            whole = self.start([source]).extend([tokens], last=5)[0]
-            scorer = self.start([source])
+            whole = EagerScorer(self, [source]).extend([tokens], last=5)[0]
+            scorer = EagerScorer(self, [source])
             pieces = torch.cat([scorer.extend([tokens[:2]], last=2)[0], scorer.extend([tokens[2:]], last=3)[0]])
         except Exception as error:
             raise LoadError(
@@ -125,16 +126,19 @@ class EagerModel:
                 "it cannot verify drafts"
             )
         if self._batches:
-            batch = self.start([source, source])
+            batch = EagerScorer(self, [source, source])
             batch.extend([tokens[:1], tokens[:3]])
             self._batches = not disagree(whole[1:2], batch.extend([tokens[1:2], []])[0])
 
 
-def disagree(one: Tensor, other: Tensor) -> bool:
-    """Whether two computations of the same logits differ by more than rounding in 16 bits."""
+def disagree(one: Tensor, other: Tensor, share: float = 0.1) -> bool:
+    """Whether two computations of the same logits differ by more than ``share`` of their spread.
+
+    Rounding in 16 bits costs less than a tenth where different kernels compute them.
+    """
     one, other = one.float(), other.float()
     spread = (one - one.mean(-1, keepdim=True)).norm()
-    return not bool((one - other).norm() <= 0.1 * spread + 1e-3)
+    return not bool((one - other).norm() <= share * spread + 1e-3)
 
 
 def _head_size(network: PreTrainedModel) -> int:
@@ -142,141 +146,3 @@ def _head_size(network: PreTrainedModel) -> int:
     if head is None:
         raise LoadError(f"{type(network).__name__} has no language-model head; use a model that generates text")
     return int(head.weight.shape[0])
-
-
-class EagerScorer:
-    """One batch being read by an :class:`EagerModel`; see :class:`bild.decoding.Scorer`."""
-
-    def __init__(self, model: EagerModel, sources: Sequence[Sequence[int]]) -> None:
-        self.model = model
-        self._sources = list(sources)
-        self._encoded: ModelOutput | None = None
-        self._source_mask: Tensor | None = None
-        self._lengths = [0] * len(sources)
-        self._tails = [0] * len(sources)
-        self._size = 0
-        # Full-length layers also where the model attends through a sliding window: its mask does the
-        # sliding, and nothing is lost that a rollback may need. Built without a config, the cache grows
-        # by the decoder's layers (with one, T5's would have the encoder's count).
-        self._cache = DynamicCache()
-        self._past = EncoderDecoderCache(self._cache, DynamicCache()) if model.is_encoder_decoder else self._cache
-
-    @property
-    def lengths(self) -> list[int]:
-        return list(self._lengths)
-
-    def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
-        # Entering the mode costs as much as a small matrix product, so not twice.
-        if torch.is_inference_mode_enabled():
-            return self._extend(tokens, last)
-        with torch.inference_mode():
-            return self._extend(tokens, last)
-
-    def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Tensor:
-        counts = [len(row) for row in tokens]
-        width = max(counts)
-        if not 1 <= last <= width:
-            raise ValueError(f"cannot score {last} positions of {width} new tokens")
-        self._align()
-        padding = [self._size - length for length in self._lengths]
-        ids = torch.tensor([pad(row, width) for row in tokens], device=self.model.device)
-        ragged = any(padding) or min(counts) < width
-        logits = self._forward(ids, padding if ragged else None, counts, last)
-        self._size += width
-        self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
-        self._tails = [width - count for count in counts]
-        return logits
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        for b, length in enumerate(lengths):
-            excess = self._lengths[b] - length
-            if excess > 0:
-                self._lengths[b] -= excess
-                self._tails[b] += excess
-
-    @torch.inference_mode()
-    def keep(self, rows: Sequence[int]) -> None:
-        self._sources = [self._sources[b] for b in rows]
-        index = torch.tensor(rows, device=self.model.device)
-        self._past.batch_select_indices(index)
-        self._lengths = [self._lengths[b] for b in rows]
-        self._tails = [self._tails[b] for b in rows]
-        if self._encoded is not None:
-            self._encoded.last_hidden_state = self._encoded.last_hidden_state[index]
-        if self._source_mask is not None:
-            self._source_mask = self._source_mask[index]
-
-    def _forward(self, ids: Tensor, padding: Sequence[int] | None, counts: Sequence[int], last: int) -> Tensor:
-        """Logits ``[B, last, V]`` after each row's last new tokens.
-
-        Args:
-            ids: new tokens ``[B, T]``, padded on the right.
-            padding: masked columns that lead each row; None where the batch is a full rectangle.
-            counts: new tokens of each row.
-            last: positions to score.
-        """
-        inputs: dict[str, Any] = {"past_key_values": self._past, "use_cache": True}
-        mask = positions = None
-        if padding is not None:
-            columns = torch.arange(self._size + ids.shape[1], device=ids.device)
-            leading = torch.tensor(padding, device=ids.device)[:, None]
-            mask = (columns >= leading).long()
-            positions = columns[self._size :] - leading
-        if self.model.is_encoder_decoder:
-            if self._encoded is None:
-                # Only now: a text the small model ends unread never costs the large model's encoder.
-                self._encoded, self._source_mask = self.model.encode(self._sources)
-            inputs["decoder_input_ids"] = ids
-            inputs["decoder_attention_mask"] = mask
-            inputs["encoder_outputs"] = self._encoded
-            inputs["attention_mask"] = self._source_mask
-        else:
-            inputs["input_ids"] = ids
-            inputs["attention_mask"] = mask
-            if positions is not None:
-                # Padding may lie beyond the model's last position, where learned embeddings end.
-                farthest = None if self.model.max_positions is None else self.model.max_positions - 1
-                inputs["position_ids"] = positions.clamp(0, farthest)
-        if padding is None:
-            logits = self._logits(inputs, last)
-            return logits if logits.shape[1] == last else logits[:, -last:]
-        # Each row ends in a column of its own; the head is computed for the columns some row asks for.
-        wanted = torch.tensor([[max(0, count - last + i) for i in range(last)] for count in counts], device=ids.device)
-        kept, index = wanted.unique(return_inverse=True)
-        logits = self._logits(inputs, kept)
-        return logits.take_along_dim((index if logits.shape[1] == len(kept) else wanted)[..., None], dim=1)
-
-    def _logits(self, inputs: dict[str, Any], kept: int | Tensor) -> Tensor:
-        """One pass; logits of the ``kept`` columns, or of all where the network cannot choose."""
-        if self.model.takes_logits_to_keep:
-            inputs["logits_to_keep"] = kept
-        logits: Tensor = self.model.network(**inputs).logits
-        return logits if logits.shape[-1] == self.model.vocab_size else logits[..., : self.model.vocab_size]
-
-    def _align(self) -> None:
-        """Drop forgotten columns that all rows share, roll the rest around to the masked left."""
-        shared = min(self._tails)
-        if shared:
-            self._cache.crop(-shared)
-            self._size -= shared
-        shifts = [tail - shared for tail in self._tails]
-        self._tails = [0] * len(shifts)
-        # Columns that no row uses any more, so that a long batch does not grow by its rollbacks.
-        unused = self._size - max(self._lengths)
-        if any(shifts) or unused:
-            self._roll(shifts, unused)
-            self._size -= unused
-
-    def _roll(self, shifts: Sequence[int], unused: int) -> None:
-        """Move row ``b`` right by ``shifts[b]`` columns and drop the first ``unused`` ones."""
-        device = self.model.device
-        columns = torch.arange(unused, self._size, device=device) - torch.tensor(shifts, device=device)[:, None]
-        index = (columns % self._size)[:, None, :, None]
-        for layer in self._cache.layers:
-            layer.keys = layer.keys.take_along_dim(index, dim=2)
-            layer.values = layer.values.take_along_dim(index, dim=2)
-
-
-def pad(tokens: Sequence[int], width: int) -> list[int]:
-    """``tokens`` filled up to ``width``; the filling is masked or forgotten, so any id will do."""
-    return [*tokens, *[0] * (width - len(tokens))]

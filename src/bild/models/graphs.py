@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.models.loading import relative_bias_modules
+
+Source = tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None]
+"""Keys and values of the source in each decoder layer, and its mask."""
 
 
 class RowLayer(StaticLayer):
@@ -63,6 +66,14 @@ class SourceLayer(StaticLayer):
         return 1
 
 
+class Placed(NamedTuple):
+    """New tokens ``[B, T]``, their positions, and which of them are scored ``[B, K]``."""
+
+    tokens: Tensor
+    positions: Tensor
+    wanted: Tensor
+
+
 class Read(nn.Module):
     """Read new tokens on top of what each row has read, and score what may follow.
 
@@ -84,7 +95,7 @@ class Read(nn.Module):
         source_keys: Sequence[Tensor],
         source_values: Sequence[Tensor],
         source_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Logits ``[B, K, V]``, at least float32; the likeliest token at each position and its probability ``[B, K]``.
 
         Args:
@@ -97,11 +108,22 @@ class Read(nn.Module):
             source_values: likewise.
             source_mask: ``[B, 1, 1, S]``, False where the source is padded; None for a decoder-only model.
         """
-        lengths, counts, tokens = rows[:, :1], rows[:, 1:2], rows[:, 2:]
-        wanted = (counts - last.shape[0] + last).clamp(min=0)
-        positions = lengths + torch.arange(tokens.shape[1], device=tokens.device)
+        return self._read(placed(rows, last), keys, values, (source_keys, source_values, source_mask))
+
+    def _read(
+        self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source
+    ) -> tuple[Tensor, ...]:
+        with _head_of(self.network, new.wanted):
+            return summary(self._run(new.tokens, new.positions, keys, values, source))
+
+    def _run(
+        self, new: Tensor, positions: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source
+    ) -> Tensor:
+        """Logits of a pass over tokens ``[B, T]``, or hidden states ``[B, T, D]``, at these positions."""
+        source_keys, source_values, source_mask = source
         past: Any = Cache(layers=[RowLayer(*layer, positions) for layer in zip(keys, values, strict=True)])
         mask = self._masks(positions, keys[0].shape[2])
+        name = "input_ids" if new.dim() == 2 else "inputs_embeds"
         inputs: dict[str, Any] = {"use_cache": True}
         if source_mask is not None:
             layers = [SourceLayer(*layer) for layer in zip(source_keys, source_values, strict=True)]
@@ -110,18 +132,15 @@ class Read(nn.Module):
             # Its keys and values are in the cache; only its shape is looked at.
             width = self.network.config.get_text_config(decoder=True).hidden_size
             states = source_keys[0].new_zeros(1).expand(*source_mask.shape[::3], width)
-            inputs |= {"decoder_input_ids": tokens, "decoder_attention_mask": mask}
+            inputs |= {f"decoder_{name}": new, "decoder_attention_mask": mask}
             inputs |= {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
             inputs |= {"attention_mask": _as_attended(source_mask, self.network)}
         else:
             within = positions if self.farthest is None else positions.clamp(max=self.farthest)
-            inputs |= {"input_ids": tokens, "attention_mask": mask, "position_ids": within}
-        with _head_of(self.network, wanted), _biases_by_row(self.network, positions):
-            logits = self.network(**inputs, past_key_values=past).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # Here they ride along with the head; as operations of their own they cost as much as a small model's layer.
-        highest = logits.amax(-1, keepdim=True)
-        return logits, logits.argmax(-1), 1 / (logits - highest).exp().sum(-1)
+            inputs |= {name: new, "attention_mask": mask, "position_ids": within}
+        with _biases_by_row(self.network, positions):
+            logits: Tensor = self.network(**inputs, past_key_values=past).logits
+        return logits
 
     def _masks(self, positions: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
         """Which columns each new token sees ``[B, 1, T, L]``, by kind of layer where there are several."""
@@ -162,6 +181,26 @@ class Encode(nn.Module):
         return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
 
 
+def summary(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``logits`` ``[B, K, V]``, at least float32; the likeliest tokens and their probabilities ``[B, K]``."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Here they ride along with the head; as operations of their own they cost as much as a small model's layer.
+    highest = logits.amax(-1, keepdim=True)
+    return logits, logits.argmax(-1), 1 / (logits - highest).exp().sum(-1)
+
+
+def placed(rows: Tensor, last: Tensor) -> Placed:
+    """What stands in ``rows``; arguments as :meth:`Read.forward`."""
+    lengths, counts, tokens = rows[:, :1], rows[:, 1:2], rows[:, 2:]
+    wanted = (counts - last.shape[0] + last).clamp(min=0)
+    return Placed(tokens, lengths + torch.arange(tokens.shape[1], device=tokens.device), wanted)
+
+
+def choose(states: Tensor, columns: Tensor) -> Tensor:
+    """``states`` ``[B, T, D]`` at the columns ``[B, K]``."""
+    return states.gather(1, columns[..., None].expand(-1, -1, states.shape[-1]))
+
+
 def _as_attended(seen: Tensor, network: PreTrainedModel) -> Tensor:
     """A mask as the network's attention takes it: eager attention adds it to the scores, the others choose by it."""
     if network.config._attn_implementation != "eager":
@@ -175,10 +214,7 @@ def _head_of(network: PreTrainedModel, wanted: Tensor) -> Iterator[None]:
     """Let the head see only the positions that somebody asked for."""
     head = network.get_output_embeddings()
 
-    def choose(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0].gather(1, wanted[..., None].expand(-1, -1, inputs[0].shape[-1])),)
-
-    hook = head.register_forward_pre_hook(choose)
+    hook = head.register_forward_pre_hook(lambda _, inputs: (choose(inputs[0], wanted),))
     try:
         yield
     finally:

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from bild.errors import one_line
 from bild.models import compiling
-from bild.models.eager import EagerModel, EagerScorer, disagree, pad
+from bild.models.eager import EagerModel, disagree
+from bild.models.eager_scorer import EagerScorer, check_last, pad
 from bild.models.graphs import Encode, Read
 
 logger = logging.getLogger("bild")
@@ -41,12 +42,12 @@ def graph_name(network: PreTrainedModel) -> str:
     return f"{type(network).__name__}-{compiling.fingerprint(network)}"
 
 
-def is_prepared(network: PreTrainedModel) -> bool:
-    """Whether running this network compiled would compile nothing."""
+def is_prepared(network: PreTrainedModel, graph: str = "read") -> bool:
+    """Whether running this network compiled would compile nothing: whether its last graph is there."""
     # To name the graphs of billions of weights takes seconds, so first whether there are any of the kind.
     if not any(compiling.file_of("").parent.glob(f"{type(network).__name__}-*")):
         return False
-    return compiling.file_of(f"{graph_name(network)}-read").exists()
+    return compiling.file_of(f"{graph_name(network)}-{graph}").exists()
 
 
 @lru_cache(maxsize=LONGEST_COMPILED)
@@ -69,8 +70,7 @@ class StaticModel(EagerModel):
         self.is_compiled = False
         super().__init__(network)
         self.layers = self._layers()
-        farthest = None if self.max_positions is None else self.max_positions - 1
-        self.uncompiled = Read(network, farthest)
+        self.uncompiled = self._reader(None if self.max_positions is None else self.max_positions - 1)
         try:
             self._read, self._encode = self._compile(progress)
             self.is_compiled = True
@@ -112,6 +112,9 @@ class StaticModel(EagerModel):
             for heads, size in (layer[part] for layer in self.layers)
         ]
 
+    def _reader(self, farthest: int | None) -> Read:
+        return Read(self.network, farthest)
+
     def _layers(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """Heads and width of the keys and of the values of every decoder layer."""
         scorer = super().start([[self.vocab_size // 2] if self.is_encoder_decoder else []])
@@ -119,28 +122,45 @@ class StaticModel(EagerModel):
         shapes = [(layer.keys.shape, layer.values.shape) for layer in scorer._cache.layers]
         return [((keys[1], keys[3]), (values[1], values[3])) for keys, values in shapes]
 
-    @torch.no_grad()
     def _compile(self, progress: Callable[[str], None]) -> tuple[Graph, Graph]:
         """Both graphs, from disk where they are there; a decoder-only model has nothing to encode."""
         name = graph_name(self.network)
-        rows, tokens, columns, width = EXAMPLE
-        rows = rows if self.batches else 1
-        encode, source = _nothing, []
-        if self.is_encoder_decoder:
-            module = Encode(self.network)
-            ids, mask = self._integers(rows, width), self._integers(rows, 1, 1, width) == 0
-            varying = (self._varying({1: "S"}), self._varying({3: "S"}))
-            encode = compiling.compiled(module, (ids, mask), varying, name=f"{name}-encode", progress=progress)
-            # By the graph itself: a graph reads its inputs by the strides of its example.
-            source = [*encode([ids, mask]), mask]
-        storage = self.storage(rows, columns)
+        encode = self._compile_encode(self.network, f"{name}-encode", progress)
+        return self._compile_read(f"{name}-read", self._example_source(encode), progress), encode
+
+    @torch.no_grad()
+    def _compile_encode(self, network: PreTrainedModel, name: str, progress: Callable[[str], None]) -> Graph:
+        if not self.is_encoder_decoder:
+            return _nothing
+        varying = (self._varying({1: "S"}), self._varying({3: "S"}))
+        return compiling.compiled(Encode(network), self._example_ids(), varying, name=name, progress=progress)
+
+    @torch.no_grad()
+    def _compile_read(self, name: str, source: list[Tensor], progress: Callable[[str], None]) -> Graph:
+        tokens, columns = EXAMPLE[1:3]
         varying = (self._varying({1: "T"}), {0: self._dims["K"]})
         varying += tuple([self._varying({2: "L"})] * len(self.layers) for _ in range(2))
         varying += tuple([self._varying({2: "S"})] * (len(source) // 2) for _ in range(2))
         varying += (self._varying({3: "S"}) if source else None,)
-        arguments = self._arguments(self._integers(rows, 2 + tokens), tokens + 1, storage, source)
-        read = compiling.compiled(self.uncompiled, arguments, varying, name=f"{name}-read", progress=progress)
-        return read, encode
+        storage = self.storage(self._example_rows, columns)
+        arguments = self._arguments(self._integers(self._example_rows, 2 + tokens), tokens + 1, storage, source)
+        return compiling.compiled(self.uncompiled, arguments, varying, name=name, progress=progress)
+
+    @property
+    def _example_rows(self) -> int:
+        return EXAMPLE[0] if self.batches else 1
+
+    def _example_ids(self) -> tuple[Tensor, Tensor]:
+        """A source and its mask."""
+        rows, width = self._example_rows, EXAMPLE[3]
+        return self._integers(rows, width), self._integers(rows, 1, 1, width) == 0
+
+    def _example_source(self, encode: Graph) -> list[Tensor]:
+        if not self.is_encoder_decoder:
+            return []
+        ids, mask = self._example_ids()
+        # By the graph itself: a graph reads its inputs by the strides of its example.
+        return [*encode([ids, mask]), mask]
 
     def _varying(self, dims: dict[int, str]) -> dict[int, Any]:
         """The dimensions of a tensor that vary, the first being the rows where the model takes several."""
@@ -166,8 +186,8 @@ class StaticModel(EagerModel):
         return (
             rows,
             _counting(last, self.device),
-            *_halves(storage),
-            *_halves(source[:-1]),
+            *halves(storage),
+            *halves(source[:-1]),
             source[-1] if source else None,
         )
 
@@ -175,7 +195,7 @@ class StaticModel(EagerModel):
         """The compiled network must say what the uncompiled one says, or rounding apart from it."""
         source, tokens = self._probe_tokens()
         expected = super().start([source]).extend([tokens], last=5)
-        scorer = StaticScorer(self, [source])
+        scorer = self.start([source])
         scorer.extend([tokens[:2] + tokens[:1]])
         scorer.truncate([2])
         found = scorer.extend([tokens[2:]], last=3)
@@ -199,6 +219,7 @@ class StaticScorer:
         return list(self._lengths)
 
     def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
+        check_last(tokens, last)
         return self._extend(tokens, last)[0]
 
     def propose(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -219,20 +240,22 @@ class StaticScorer:
         model, lengths = self.model, self._lengths
         counts = [len(row) for row in tokens]
         width = max(counts)
-        if not 1 <= last <= width:
-            raise ValueError(f"cannot score {last} positions of {width} new tokens")
         if max(lengths) + width > self._columns:
             self._grow(max(lengths) + width)
-        if self._source is None:
-            # Only now: a text the small model ends unread never costs the large model's encoder.
-            self._source = model.encode_source(self._sources)
         rows = [[*numbers, *pad(row, width)] for *numbers, row in zip(lengths, counts, tokens, strict=True)]
-        logits, *summary = model.read(torch.tensor(rows, device=model.device), last, self._storage, self._source)
+        logits, *summary = model.read(torch.tensor(rows, device=model.device), last, self._storage, self._encoded())
         self._lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
         if logits.shape[-1] == model.vocab_size:
             return logits, *summary
         # Ids beyond the shared vocabulary took part in the summary.
         return logits[..., : model.vocab_size], None, None
+
+    def _encoded(self) -> list[Tensor]:
+        """Keys and values of the sources, computed when they are first asked for."""
+        if self._source is None:
+            # Only now: a text the small model ends unread never costs the large model's encoder.
+            self._source = self.model.encode_source(self._sources)
+        return self._source
 
     def truncate(self, lengths: Sequence[int]) -> None:
         self._lengths = [min(own, length) for own, length in zip(self._lengths, lengths, strict=True)]
@@ -254,7 +277,8 @@ class StaticScorer:
         self._storage = larger
 
 
-def _halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of as many layers."""
     middle = len(tensors) // 2
     return tensors[:middle], tensors[middle:]
 

@@ -137,7 +137,7 @@ class Reader:
         sources = [self.trees[index].job.source for index, _ in batch]
         rows = [self.trees[index].row(node) for index, node in batch]
         large = self.decoder.large.start(sources)
-        drafts = ModelDrafter(self.decoder.small.start(sources), self.policy).draft(rows)
+        drafts = ModelDrafter(self.decoder.small.beside(large, sources), self.policy).draft(rows)
         verdicts = verify(large, rows, drafts, self.policy.acceptance, Greedy())
         branches = [
             Branch(index, node.tokens, draft.tokens, draft.confidences, list(verdict.own), list(verdict.distances))

@@ -1,0 +1,87 @@
+"""One text that both sides of an early exit read: two Scorers over the layers below and the layers above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from bild.decoding import Scorer
+from bild.models.eager_scorer import check_last
+
+Tokens = Sequence[Sequence[int]]
+
+
+class LowerScorer(Scorer, Protocol):
+    """The layers below the exit, with the norm and the head; keeps the hidden states of what it has read."""
+
+    def follow(self, tokens: Tokens) -> None:
+        """Read new tokens and score none."""
+
+
+class SplitScorer:
+    """The whole network in two pieces; see :class:`bild.decoding.Scorer`.
+
+    The layers below have read at least as far as the layers above. What they have read beyond, because the
+    small model did, is not computed again.
+
+    Args:
+        lower: the layers below.
+        upper: the layers above, reading the hidden states of ``lower``.
+    """
+
+    def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
+        self._lower, self._upper = lower, upper
+        self._alone = True
+
+    def share(self) -> ExitScorer:
+        """The small model's side of this batch."""
+        self._alone = False
+        return ExitScorer(self._lower, self._upper)
+
+    @property
+    def lengths(self) -> list[int]:
+        return self._upper.lengths
+
+    def extend(self, tokens: Tokens, last: int = 1) -> Tensor:
+        check_last(tokens, last)
+        ahead = [below - above for below, above in zip(self._lower.lengths, self._upper.lengths, strict=True)]
+        unread = [row[count:] for row, count in zip(tokens, ahead, strict=True)]
+        if any(unread):
+            self._lower.follow(unread)
+        return self._upper.extend(tokens, last)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        self._lower.truncate(lengths)
+        self._upper.truncate(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._upper.keep(rows)
+        # Else the small model's side is told likewise.
+        if self._alone:
+            self._lower.keep(rows)
+
+
+class ExitScorer:
+    """The layers below as the small model of a :class:`SplitScorer`; see :class:`bild.decoding.Scorer`.
+
+    There is one text: what one side forgets, the other forgets too. Rows must be kept on both sides.
+    """
+
+    def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
+        self._lower, self._upper = lower, upper
+        self.extend = lower.extend
+        if hasattr(lower, "propose"):
+            self.propose = lower.propose
+
+    @property
+    def lengths(self) -> list[int]:
+        return self._lower.lengths
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        self._lower.truncate(lengths)
+        self._upper.truncate(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._lower.keep(rows)

@@ -1,0 +1,42 @@
+"""The two networks of a pair, each behind the runtime a user names."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from bild.errors import InputError, LoadError
+from bild.models.eager import EagerModel
+from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
+from bild.models.static import StaticModel, is_prepared
+
+RUNTIMES = ("auto", "eager", "static")
+
+
+def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str) -> tuple[EagerModel, EagerModel]:
+    """Both models, ready to read.
+
+    Args:
+        large: network of the accurate model.
+        small: network of the cheap one, or ``"exit:N"``: the first N decoder layers of the large one.
+        runtime: ``"eager"``, ``"static"``, or ``"auto"``: static where nothing would have to be compiled.
+
+    Raises:
+        InputError: an unknown runtime, or a small model that is neither.
+        LoadError: two kinds of model, two devices, or a model that cannot roll back or exit there.
+    """
+    if runtime not in RUNTIMES:
+        raise InputError(f"runtime is {runtime!r}; allowed are {', '.join(RUNTIMES)}")
+    if isinstance(small, str):
+        count = exit_layer(small)
+        if count is None:
+            raise InputError(f"small is {small!r}; give a network, or exit:N, or load both with from_pretrained")
+        static = is_exit_prepared(large, count) if runtime == "auto" else runtime == "static"
+        return run_early_exit(large, count, static)
+    if large.device != small.device:
+        raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
+    static = is_prepared(large) and is_prepared(small) if runtime == "auto" else runtime == "static"
+    models = [StaticModel(network) if static else EagerModel(network) for network in (large, small)]
+    kinds = ["encoder-decoder" if model.is_encoder_decoder else "decoder-only" for model in models]
+    if kinds[0] != kinds[1]:
+        raise LoadError(f"the large model is {kinds[0]} and the small one {kinds[1]}; use two of one kind")
+    return models[0], models[1]
