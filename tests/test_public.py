@@ -12,7 +12,7 @@ import pytest
 import bild
 
 SOURCE = Path(bild.__file__).parent
-ROOMS = ["errors", "decoding", "models", "generation", "evaluation", "tuning", "cli"]
+ROOMS = ["errors", "decoding", "models", "generation", "hub", "evaluation", "tuning", "cli"]
 """A room may import itself and those before it."""
 
 
@@ -31,6 +31,7 @@ def test_public_names_are_pinned():
         "Stream",
         "VocabularyError",
         "__version__",
+        "custom_generate",
     ]
     assert all(getattr(bild, name) for name in bild.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Drafter'"):

@@ -67,6 +67,34 @@ def test_encodes_once_and_not_before_the_first_token(name):
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+@pytest.mark.parametrize("kept", [[0, 1, 2], [2], [0, 2]])
+def test_a_source_that_is_encoded_already_is_not_encoded(name, kept):
+    model, passes = Kind(name, "eager").model, []
+    sources, tokens = [[5, 6, 7], [8], [9, 10]], [[3, 4], [12, 13], [7, 11]]
+    if not model.batches:
+        sources, tokens, kept = sources[:1], tokens[:1], [0]
+    with torch.inference_mode():
+        encoder = model.network.get_encoder()
+        encoded = [encoder(input_ids=torch.tensor([source])).last_hidden_state[0] for source in sources]
+    hook = encoder.register_forward_hook(lambda *_: passes.append(1))
+    logits = []
+    for given in (encoded, None):
+        scorer = model.start(sources)
+        if given is not None:
+            scorer.take_encoded(given)
+        # Rows may go before anything is read, and between two reads.
+        if len(kept) == 1:
+            scorer.keep(kept)
+        scorer.extend([row[:1] for row in (tokens if len(kept) > 1 else [tokens[b] for b in kept])])
+        if len(kept) > 1:
+            scorer.keep(kept)
+        logits.append(scorer.extend([tokens[b][1:] for b in kept]))
+        assert len(passes) == len(logits) - 1
+    hook.remove()
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-9)
+
+
 @every_batching
 def test_the_cache_does_not_grow_by_rollbacks(name):
     rng = Random(13)

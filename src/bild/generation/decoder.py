@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.decoding import Commit, Greedy, ModelDrafter, Policy, Sampling, decode
+from bild.decoding import Choice, Commit, Policy
 from bild.errors import InputError
-from bild.generation.jobs import Job, prepare
+from bild.generation.jobs import Job, commits, prepare
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
 from bild.generation.prompts import Prompter, as_list, task_prefix
-from bild.generation.result import Result
+from bild.generation.result import Result, collect
 from bild.generation.stream import Stream
 from bild.models import (
     INT8,
@@ -211,7 +211,7 @@ class BigLittleDecoder:
         jobs = [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items)]
         size = batch_size if self.batches else 1
         batches = (jobs[at : at + size] for at in range(0, len(jobs), size))
-        return (result for batch in batches for result in self._results(batch, resolved, asked))
+        return (result for batch in batches for result in self.results(batch, resolved, asked.choice()))
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
         """Decode one input and hand out its text as it becomes final.
@@ -233,7 +233,8 @@ class BigLittleDecoder:
         asked = GenerationOptions.over(self.generation_config, options)
         job = self._prepare(prompter.encode(items[0]), asked, 0)
         start = time.perf_counter()
-        return Stream(self._commits([job], resolved, asked), self.tokenizer, start)
+        written = commits([job], resolved, asked.choice(), large=self.large, small=self.small)
+        return Stream(written, self.tokenizer, start)
 
     def prompter(
         self, *, prefix: str | None = None, task: str | None = None, chat: bool | None = None, system: str | None = None
@@ -282,25 +283,17 @@ class BigLittleDecoder:
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
         return prepare(ids, asked, index, models=(self.large, self.small), tokenizer=self.tokenizer)
 
-    def _results(self, jobs: Sequence[Job], policy: Policy, asked: GenerationOptions) -> list[Result]:
-        start = time.perf_counter()
-        rounds: list[list[Commit]] = [[] for _ in jobs]
-        first, last = [0.0] * len(jobs), [0.0] * len(jobs)
-        with torch.inference_mode():
-            for commit in self._commits(jobs, policy, asked):
-                last[commit.row] = time.perf_counter() - start
-                if not rounds[commit.row]:
-                    first[commit.row] = last[commit.row]
-                rounds[commit.row].append(commit)
-        return [Result.of(row, self.tokenizer, *times) for row, *times in zip(rounds, first, last, strict=True)]
+    def results(
+        self, jobs: Sequence[Job], policy: Policy, choice: Choice, watch: Callable[[Commit], None] | None = None
+    ) -> list[Result]:
+        """Decode one batch of prepared rows.
 
-    def _commits(self, jobs: Sequence[Job], policy: Policy, asked: GenerationOptions) -> Iterator[Commit]:
-        """Run the loop over a batch."""
-        choice = Sampling(asked.warp()) if asked.do_sample else Greedy()
-        sources, requests = [job.source for job in jobs], [job.request for job in jobs]
-        if policy.alone is not None:
-            model = self.large if policy.alone == "large" else self.small
-            return decode(requests, policy, large=model.start(sources), choice=choice)
-        large = self.large.start(sources)
-        drafter = ModelDrafter(self.small.beside(large, sources), policy, choice)
-        return decode(requests, policy, large=large, drafter=drafter, choice=choice)
+        Args:
+            jobs: one a row; several only where :attr:`batches`.
+            policy: when to hand over and what to keep.
+            choice: how both models pick their tokens.
+            watch: called with every commit as it comes.
+        """
+        with torch.inference_mode():
+            written = commits(jobs, policy, choice, large=self.large, small=self.small)
+            return collect(written, len(jobs), self.tokenizer, watch)

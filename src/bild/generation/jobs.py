@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding import Request
+from bild.decoding import Choice, Commit, ModelDrafter, Policy, Request
+from bild.decoding import decode as run_loop
 from bild.errors import InputError
 from bild.generation.options import GenerationOptions
 from bild.generation.text import decode
@@ -22,6 +24,8 @@ class Job:
     source: list[int]
     """Encoder input; empty for a decoder-only model."""
     request: Request
+    encoded: Tensor | None = None
+    """What the large model's encoder makes of it ``[S, H]``, where that is known before."""
 
 
 def prepare(
@@ -47,23 +51,46 @@ def prepare(
     large = models[0]
     if large.is_encoder_decoder:
         source, prompt = ids, [_decoder_start(asked, large)]
-        _check_fits(len(source), [model.max_source_positions for model in models], "tokens")
     else:
         source, prompt = [], ids
-    limits = [model.max_positions for model in models]
-    # One position is left for the text to come.
-    _check_fits(len(prompt) + 1, limits, "prompt tokens and one to come")
     assert asked.max_new_tokens is not None
-    longest = min([asked.max_new_tokens, *(limit - len(prompt) for limit in limits if limit is not None)])
+    longest = fit(len(source), len(prompt), asked.max_new_tokens, models)
     request = Request(
         prompt=prompt,
         max_new_tokens=longest,
         eos_token_ids=asked.eos_token_ids,
         stop=_stop(asked, tokenizer, len(prompt)),
         process=asked.processor(len(prompt), longest, source or None, large.device),
-        generator=_generator(asked.seed_of(index)) if asked.do_sample else None,
+        generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
     )
     return Job(source, request)
+
+
+def commits(
+    jobs: Sequence[Job], policy: Policy, choice: Choice, *, large: EagerModel, small: EagerModel
+) -> Iterator[Commit]:
+    """Run the loop over a batch."""
+    sources, requests = [job.source for job in jobs], [job.request for job in jobs]
+    scorer = (small if policy.alone == "small" else large).start(sources)
+    encoded = [job.encoded for job in jobs if job.encoded is not None]
+    # A compiled model asks the source for more than the encoder's output, so it starts from the source.
+    if encoded and policy.alone != "small" and hasattr(scorer, "take_encoded"):
+        scorer.take_encoded(encoded)
+    drafter = ModelDrafter(small.beside(scorer, sources), policy, choice) if policy.alone is None else None
+    yield from run_loop(requests, policy, large=scorer, drafter=drafter, choice=choice)
+
+
+def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Sequence[EagerModel]) -> int:
+    """How many of ``max_new_tokens`` the models have positions for.
+
+    Raises:
+        InputError: not even one, or a source too long for an encoder.
+    """
+    _check_fits(source_length, [model.max_source_positions for model in models], "tokens")
+    limits = [model.max_positions for model in models]
+    # One position is left for the text to come.
+    _check_fits(prompt_length + 1, limits, "prompt tokens and one to come")
+    return min([max_new_tokens, *(limit - prompt_length for limit in limits if limit is not None)])
 
 
 def _decoder_start(asked: GenerationOptions, large: EagerModel) -> int:
@@ -99,7 +126,8 @@ def _stop(
     return stops
 
 
-def _generator(seed: int | None) -> torch.Generator:
+def generator_of(seed: int | None) -> torch.Generator:
+    """A row's source of random numbers; None: another one each time."""
     if seed is None:
         # From torch's own, so that torch.manual_seed is enough for those who sow only once.
         seed = int(torch.randint(2**62, ()))

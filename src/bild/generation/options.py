@@ -28,7 +28,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from bild.decoding import Choice, Greedy, Sampling
 from bild.errors import InputError
+from bild.generation.processors import process_with, warp_with
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -130,15 +132,8 @@ class GenerationOptions:
             source: encoder input ids, None for a decoder-only model.
             device: where the scores are.
         """
-        processors = LogitsProcessorList(self._processors(prompt_length, max_new_tokens, source, device))
-        if not processors:
-            return None
-
-        def process(prefix: Sequence[int], logits: Tensor) -> Tensor:
-            scores: Tensor = processors(torch.tensor([list(prefix)], device=device), logits.unsqueeze(0))
-            return scores[0]
-
-        return process
+        chain = LogitsProcessorList(self._processors(prompt_length, max_new_tokens, source, device))
+        return process_with(chain, lambda prefix: torch.tensor([list(prefix)], device=device))
 
     def _processors(
         self, prompt_length: int, max_new_tokens: int, source: Sequence[int] | None, device: torch.device
@@ -182,11 +177,11 @@ class GenerationOptions:
             chain.append(TopPLogitsWarper(self.top_p))
         if self.min_p:
             chain.append(MinPLogitsWarper(self.min_p))
-        if not chain:
-            return None
-        # Warpers look at scores alone; the token ids they are handed go unread.
-        warpers, unread = LogitsProcessorList(chain), torch.empty(0, dtype=torch.long)
-        return lambda logits: warpers(unread, logits)
+        return warp_with(LogitsProcessorList(chain))
+
+    def choice(self) -> Choice:
+        """How a model picks its next token."""
+        return Sampling(self.warp()) if self.do_sample else Greedy()
 
     def seed_of(self, index: int) -> int | None:
         """The seed of a call's row."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,3 +80,30 @@ class Result:
             {"id": id, "text": text, "writer": writer}
             for id, text, writer in zip(self.token_ids, texts, self.writers, strict=True)
         ]
+
+
+def collect(
+    commits: Iterator[Commit],
+    rows: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+    watch: Callable[[Commit], None] | None = None,
+) -> list[Result]:
+    """Run a batch to its end.
+
+    Args:
+        commits: of the batch, as they come.
+        rows: how many it has.
+        tokenizer: of the pair, None if it has none.
+        watch: called with each commit.
+    """
+    start = time.perf_counter()
+    rounds: list[list[Commit]] = [[] for _ in range(rows)]
+    first, last = [0.0] * rows, [0.0] * rows
+    for commit in commits:
+        last[commit.row] = time.perf_counter() - start
+        if not rounds[commit.row]:
+            first[commit.row] = last[commit.row]
+        rounds[commit.row].append(commit)
+        if watch is not None:
+            watch(commit)
+    return [Result.of(row, tokenizer, *times) for row, *times in zip(rounds, first, last, strict=True)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from bild.decoding import Commit
 from bild.generation.result import Result
@@ -43,3 +45,30 @@ class Stream:
         self.result = Result.of(rounds, self._tokenizer, ttft_s, time.perf_counter() - self._start)
         if piece := text.end():
             yield piece
+
+
+class Columns:
+    """Hands a streamer the prompt and then one token of every row at a time, as plain ``generate`` does.
+
+    Rows advance at their own pace here, so a column waits for the slowest of them.
+    """
+
+    def __init__(self, streamer: BaseStreamer, prompt: Tensor, pad: int | None) -> None:
+        self.streamer, self.pad = streamer, pad
+        self.rows: list[list[int]] = [[] for _ in prompt]
+        self.ended = [False for _ in prompt]
+        self.sent = 0
+        streamer.put(prompt.cpu())
+
+    def watch(self, first: int) -> Callable[[Commit], None]:
+        """What is told the commits of a batch that begins with this row."""
+        return lambda commit: self._add(first + commit.row, commit)
+
+    def _add(self, row: int, commit: Commit) -> None:
+        self.rows[row] += commit.tokens
+        self.ended[row] = commit.finish_reason is not None
+        lengths = [len(tokens) for tokens in self.rows]
+        ready = min((n for n, ended in zip(lengths, self.ended, strict=True) if not ended), default=max(lengths))
+        for at in range(self.sent, ready):
+            self.streamer.put(torch.tensor([row[at] if at < len(row) else self.pad for row in self.rows]))
+        self.sent = max(self.sent, ready)

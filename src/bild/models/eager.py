@@ -78,11 +78,16 @@ class EagerModel:
         """The encoder's output and its mask ``[B, S]``, None where no row is padded."""
         width = max(len(source) for source in sources)
         ids = torch.tensor([pad(source, width) for source in sources], device=self.device)
-        mask = None
-        if any(len(source) < width for source in sources):
-            lengths = torch.tensor([len(source) for source in sources], device=self.device)
-            mask = (torch.arange(width, device=self.device) < lengths[:, None]).long()
+        mask = self.source_mask(sources)
         return self.network.get_encoder()(input_ids=ids, attention_mask=mask), mask
+
+    def source_mask(self, sources: Sequence[Sequence[int]]) -> Tensor | None:
+        """1 where a source has a token ``[B, S]``, None where no row is padded."""
+        counts = [len(source) for source in sources]
+        if min(counts) == max(counts):
+            return None
+        lengths = torch.tensor(counts, device=self.device)
+        return (torch.arange(max(counts), device=self.device) < lengths[:, None]).long()
 
     def _refuse_uncroppable(self) -> None:
         cache = DynamicCache(config=self.config.get_text_config(decoder=True))

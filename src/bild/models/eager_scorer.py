@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ class EagerScorer:
         # by the decoder's layers (with one, T5's would have the encoder's count).
         self._cache = DynamicCache()
         self._past = EncoderDecoderCache(self._cache, DynamicCache()) if model.is_encoder_decoder else self._cache
+
+    def take_encoded(self, encoded: Sequence[Tensor]) -> None:
+        """Go by what the encoder has made of each source ``[S, H]`` before, in place of computing it."""
+        self._encoded = BaseModelOutput(last_hidden_state=pad_sequence(list(encoded), batch_first=True))
+        self._source_mask = self.model.source_mask(self._sources)
 
     @property
     def lengths(self) -> list[int]:

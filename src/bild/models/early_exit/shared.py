@@ -34,6 +34,9 @@ class SplitScorer:
     def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
         self._lower, self._upper = lower, upper
         self._alone = True
+        if hasattr(lower, "take_encoded"):
+            # The layers above ask those below for the source.
+            self.take_encoded = lower.take_encoded
 
     def share(self) -> ExitScorer:
         """The small model's side of this batch."""

@@ -1,0 +1,91 @@
+"""Score processors of transformers: told apart, and wrapped for the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
+
+from bild.errors import InputError
+
+WARPERS = tuple(
+    getattr(logits_process, f"{name}LogitsWarper")
+    for name in ("Temperature", "TopH", "TopK", "TopP", "MinP", "Typical", "Epsilon", "Eta")
+)
+"""What shapes a draw, looking at scores alone."""
+STATEFUL = (
+    logits_process.ClassifierFreeGuidanceLogitsProcessor,
+    logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    logits_process.SynthIDTextWatermarkLogitsProcessor,
+)
+"""What runs or remembers something of its own at every call, which a rollback cannot undo."""
+
+
+def process_with(
+    chain: LogitsProcessorList, ids: Callable[[Sequence[int]], Tensor]
+) -> Callable[[Sequence[int], Tensor], Tensor] | None:
+    """A chain as a :class:`~bild.decoding.Request` takes it, None where it is empty.
+
+    Args:
+        chain: applied in order.
+        ids: the tokens ``[1, T]`` it is shown for a prefix.
+    """
+    if not chain:
+        return None
+
+    def process(prefix: Sequence[int], logits: Tensor) -> Tensor:
+        shown = ids(prefix)
+        scores: Tensor = chain(shown, logits.unsqueeze(0).to(shown.device))
+        return scores[0].to(logits.device)
+
+    return process
+
+
+def warp_with(chain: LogitsProcessorList) -> Callable[[Tensor], Tensor] | None:
+    """A chain of warpers as one function of ``logits`` ``[N, V]``, None where it is empty."""
+    # Warpers look at scores alone; the token ids they are handed go unread.
+    unread = torch.empty(0, dtype=torch.long)
+    return (lambda logits: chain(unread, logits)) if chain else None
+
+
+def split(chain: Sequence[Any]) -> tuple[LogitsProcessorList, LogitsProcessorList]:
+    """What applies to both models before anything is compared, and, from the first warper on, what shapes a draw.
+
+    Raises:
+        InputError: a processor after a warper, which would see warped scores.
+    """
+    first = next((place for place, each in enumerate(chain) if isinstance(each, WARPERS)), len(chain))
+    for late in chain[first:]:
+        if not isinstance(late, (*WARPERS, logits_process.LogitNormalization)):
+            before = type(chain[first]).__name__
+            raise InputError(f"{type(late).__name__} comes after {before} and would see warped scores; put it before")
+    return LogitsProcessorList(chain[:first]), LogitsProcessorList(chain[first:])
+
+
+def of_row(processor: Any, row: int, rows: int) -> Any:
+    """A processor that looks the rows of a batch up by their place, for one row alone; others as they are.
+
+    Args:
+        processor: made for a whole batch.
+        row: which of its rows.
+        rows: how many there are; several in a row share a source where that many texts of each are asked for.
+    """
+    own = copy(processor)
+    if isinstance(own, logits_process.RepetitionPenaltyLogitsProcessor):
+        if isinstance(own.prompt_ignore_length, Tensor):
+            own.prompt_ignore_length = own.prompt_ignore_length[row : row + 1]
+    elif isinstance(own, logits_process.EncoderRepetitionPenaltyLogitsProcessor):
+        source = row * len(own.encoder_input_ids) // rows
+        own.encoder_input_ids = own.encoder_input_ids[source : source + 1]
+    elif isinstance(own, logits_process.EncoderNoRepeatNGramLogitsProcessor):
+        own.generated_ngrams, own.batch_size = [own.generated_ngrams[row * own.batch_size // rows]], 1
+    elif isinstance(own, logits_process.PrefixConstrainedLogitsProcessor):
+        own._prefix_allowed_tokens_fn = lambda _, ids: processor._prefix_allowed_tokens_fn(row, ids)
+    else:
+        return processor
+    return own

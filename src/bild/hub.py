@@ -1,0 +1,294 @@
+"""The door into transformers' own ``generate``.
+
+large.generate(**inputs, custom_generate=bild.custom_generate(small, "exact"))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import StoppingCriteriaList as Criteria
+from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+from transformers.generation import stopping_criteria as stopping
+from transformers.generation.streamers import BaseStreamer
+
+from bild.decoding import Choice, Greedy, Policy, Request, Sampling
+from bild.errors import InputError
+from bild.generation import BigLittleDecoder, Result
+from bild.generation.jobs import Job, fit, generator_of
+from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
+from bild.generation.prompts import as_list
+from bild.generation.stream import Columns
+from bild.models import EagerModel, exit_layer, load_network, load_tokenizer
+
+Small = PreTrainedModel | EagerModel | str | os.PathLike[str]
+
+PREPARED = {"attention_mask", "decoder_attention_mask", "encoder_outputs", "logits_to_keep", "past_key_values"}
+PREPARED |= {"position_ids", "use_cache"}
+"""Arguments of the large model that ``generate`` makes by itself."""
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+KEPT = "_bild_pair"
+"""Attribute of a large model."""
+
+
+def custom_generate(
+    small: Small,
+    policy: str | Policy = "bild",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    streamer: BaseStreamer | None = None,
+    runtime: str = "eager",
+) -> Callable[..., Any]:
+    """Let transformers' ``generate`` decode with a small model beside the large one.
+
+    ``large.generate(**inputs, custom_generate=bild.custom_generate(small))`` takes what plain ``generate``
+    takes, but for beams, scores and attentions. What forbids, forces or penalises tokens applies to both models;
+    temperature, top-k, top-p and their kin where tokens are drawn. Processors and stopping criteria of one's own
+    are called with one row at a time, also for drafts, and may not remember earlier calls.
+
+    With ``return_dict_in_generate`` the output also has ``bild_results``: one :class:`~bild.Result` a row, with its
+    statistics and who wrote each token.
+
+    Args:
+        small: the cheap model: loaded, ``decoder.small`` of a :class:`~bild.BigLittleDecoder`, ``"exit:N"``
+            (the first N decoder layers of the large one), or a folder or hub name, which is loaded once, in the
+            large model's dtype, onto its device.
+        policy: a :class:`~bild.Policy`, or the name of a preset with options as in
+            ``"speculative_sampling:window=4"``. ``"bild"``, the default, has default thresholds.
+        tokenizer: of the models; needed for ``stop_strings``, for the texts of ``bild_results``, and where the
+            models' heads differ in size. One given to ``generate`` does not come this far.
+        streamer: is handed the prompt, then committed tokens, as by plain ``generate``; likewise.
+        runtime: ``"eager"``, ``"static"`` or ``"auto"``, see :class:`~bild.BigLittleDecoder`.
+
+    Returns:
+        What ``generate`` takes as ``custom_generate``. Both models are prepared in the first call; the large one
+        keeps the pair for the next, also from another ``custom_generate`` of the same models.
+
+    Raises:
+        InputError: a small model that is none of these; when called, what the loop cannot do.
+    """
+    if not isinstance(small, PreTrainedModel | EagerModel | str | os.PathLike):
+        raise InputError(f"small is a {type(small).__name__}; give a loaded model, a folder or a hub name")
+
+    def loop(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: Criteria,
+        generation_config: GenerationConfig,
+        inputs_tensor: Tensor | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        try:
+            # Named here, stop_strings do not make generate() look for the tokenizer it does not hand on.
+            criteria = Criteria([*stopping_criteria, *_stop_strings(stop_strings, tokenizer)])
+            call = Call(model, input_ids, logits_processor, criteria, generation_config, inputs_tensor, model_kwargs)
+            call.check()
+            decoder = _pair(model, small, tokenizer, runtime)
+            return call.output(call.run(decoder, decoder.resolve_policy(policy), streamer))
+        finally:
+            # Whoever waits for the text must not wait for ever.
+            if streamer is not None:
+                streamer.end()
+
+    return loop
+
+
+@dataclass(frozen=True)
+class Call:
+    """What ``generate`` has prepared for one call."""
+
+    model: PreTrainedModel
+    input_ids: Tensor
+    """Decoder tokens ``[B, T]``, one row for each text to come; padded where a mask says so."""
+    processors: LogitsProcessorList
+    criteria: Criteria
+    config: GenerationConfig
+    inputs_tensor: Tensor | None
+    """The encoder's input, one row for each text that came."""
+    model_kwargs: dict[str, Any]
+
+    def check(self) -> None:
+        """Refuse what the loop cannot honour.
+
+        Raises:
+            InputError: what it is, and what to do instead.
+        """
+        given = {name: value for name, value in self.model_kwargs.items() if value is not None}
+        mode, cache = self.config.get_generation_mode(), given.get("past_key_values")
+        outputs = [name for name in OUTPUTS if getattr(self.config, name) and self.config.return_dict_in_generate]
+        unknown = [name for name in given if name not in PREPARED]
+        stateful = [type(processor).__name__ for processor in self.processors if isinstance(processor, STATEFUL)]
+        if mode not in ("greedy_search", "sample"):
+            raise InputError(f"this asks for {mode.value}; allowed are greedy_search and sample, with num_beams=1")
+        if outputs:
+            raise InputError(f"{outputs[0]} is not to be had of drafts; leave it out")
+        if unknown:
+            raise InputError(f"{unknown[0]} cannot be used, both models read token ids alone; leave it out")
+        if stateful:
+            raise InputError(f"{stateful[0]} does not go with drafts that may be rolled back; leave it out")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise InputError("past_key_values hold tokens, and the small model must read them too; leave it out")
+
+    def run(self, decoder: BigLittleDecoder, policy: Policy, streamer: BaseStreamer | None) -> list[Result]:
+        """Decode every row; one after the other where the models cannot take several."""
+        jobs = self.jobs(decoder)
+        stream = None if streamer is None else Columns(streamer, self.input_ids, self.pad)
+        size = len(jobs) if decoder.batches else 1
+        results: list[Result] = []
+        for first in range(0, len(jobs), size):
+            watch = None if stream is None else stream.watch(first)
+            results += decoder.results(jobs[first : first + size], policy, self.choice, watch)
+        return results
+
+    def jobs(self, decoder: BigLittleDecoder) -> list[Job]:
+        """The rows on their way into the loop."""
+        sources, encoded = self._sources() if self.encodes else ([[] for _ in self.input_ids], None)
+        mask = self.model_kwargs.get("decoder_attention_mask" if self.encodes else "attention_mask")
+        prompts = _visible(self.input_ids, mask, "prompt")
+        self._check_positions(mask)
+        assert self.criteria.max_length is not None
+        wanted = max(1, self.criteria.max_length - self.input_ids.shape[1])
+        models = (decoder.large, decoder.small)
+        longest = [fit(len(s), len(p), wanted, models) for s, p in zip(sources, prompts, strict=True)]
+        if self.pad is None and len(prompts) > 1 and (self.eos or self.stops or len(set(longest)) > 1):
+            raise InputError("rows may end at different times with nothing to fill them up; give pad_token_id")
+        requests = [self._request(b, *each) for b, each in enumerate(zip(prompts, longest, strict=True))]
+        return [Job(*each) for each in zip(sources, requests, encoded or [None] * len(sources), strict=True)]
+
+    def _sources(self) -> tuple[list[list[int]], list[Tensor]]:
+        """The encoder's input and output of every row, without what the mask hides."""
+        ids = self.inputs_tensor
+        if ids is None or ids.dim() != 2 or ids.is_floating_point() or bool((ids < 0).any()):
+            raise InputError("the small model must read the source too; give input_ids")
+        ids = ids.repeat_interleave(len(self.input_ids) // len(ids), dim=0)
+        mask = self.model_kwargs.get("attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        encoded = self.model_kwargs["encoder_outputs"][0]
+        return _visible(ids, mask, "source"), [row[seen.bool()] for row, seen in zip(encoded, mask, strict=True)]
+
+    def _check_positions(self, mask: Tensor | None) -> None:
+        places = self.model_kwargs.get("position_ids")
+        if places is not None and places.dim() == 2:
+            rows = _visible(places.expand_as(self.input_ids), mask, "prompt")
+            if any(row != list(range(len(row))) for row in rows):
+                raise InputError("position_ids must count the tokens of a row from 0; leave them out")
+
+    def _request(self, row: int, prompt: list[int], longest: int) -> Request:
+        padded, device = self.input_ids[row].tolist(), self.input_ids.device
+
+        def ids(tokens: Sequence[int]) -> Tensor:
+            """As ``generate`` would show them, padding included."""
+            return torch.tensor([padded + list(tokens[len(prompt) :])], device=device)
+
+        chain = LogitsProcessorList(of_row(processor, row, len(self.input_ids)) for processor in self._chains[0])
+        stops = self.stops
+        return Request(
+            prompt=prompt,
+            max_new_tokens=longest,
+            eos_token_ids=self.eos,
+            stop=(lambda tokens: bool(stops(ids(tokens), None).any())) if stops else None,
+            process=process_with(chain, ids),
+            generator=generator_of(None) if self.config.do_sample else None,
+        )
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the models are encoder-decoders."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @cached_property
+    def choice(self) -> Choice:
+        """How both models pick their tokens."""
+        return Sampling(warp_with(self._chains[1])) if self.config.do_sample else Greedy()
+
+    @cached_property
+    def _chains(self) -> tuple[LogitsProcessorList, LogitsProcessorList]:
+        """What applies to both models before anything is compared, and what shapes a draw."""
+        return split(self.processors) if self.config.do_sample else (self.processors, LogitsProcessorList())
+
+    @cached_property
+    def stops(self) -> Criteria:
+        """Criteria beside the end tokens and the length."""
+        known = (stopping.EosTokenCriteria, stopping.MaxLengthCriteria)
+        return Criteria(criterion for criterion in self.criteria if type(criterion) not in known)
+
+    @cached_property
+    def eos(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        ends = [each for each in self.criteria if type(each) is stopping.EosTokenCriteria]
+        return frozenset(id for each in ends for id in each.eos_token_id.tolist())
+
+    @cached_property
+    def pad(self) -> int | None:
+        """What fills up a row that has ended: as in transformers an end token where no padding token is named."""
+        eos = self.config.eos_token_id
+        first: int | None = eos[0] if isinstance(eos, list) else eos
+        return first if self.config.pad_token_id is None else self.config.pad_token_id
+
+    def output(self, results: list[Result]) -> Any:
+        """What ``generate`` returns."""
+        width = max(len(result.token_ids) for result in results)
+        rows = [result.token_ids + [self.pad] * (width - len(result.token_ids)) for result in results]
+        sequences = torch.cat([self.input_ids, torch.tensor(rows, device=self.input_ids.device)], dim=1)
+        if not self.config.return_dict_in_generate:
+            return sequences
+        kind = GenerateEncoderDecoderOutput if self.encodes else GenerateDecoderOnlyOutput
+        output = kind(sequences=sequences)
+        output.bild_results = results
+        return output
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The pair a large model was last decoded in; the model itself keeps it, so that they are freed together."""
+
+    decoder: BigLittleDecoder
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # a copy or a pickle of the model starts without
+
+
+def _pair(
+    large: PreTrainedModel, small: Small, tokenizer: PreTrainedTokenizerBase | None, runtime: str
+) -> BigLittleDecoder:
+    """Both models behind the contracts of the loop, made once for the same arguments."""
+    network: Any = small.network if isinstance(small, EagerModel) else small
+    arguments = (large.device, large.dtype, network, tokenizer, runtime)
+    kept = large.__dict__.get(KEPT)
+    if kept is not None and kept.decoder.large.network is large and kept.arguments == arguments:
+        return kept.decoder
+    own = tokenizer
+    if not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
+        own = None if tokenizer is None else load_tokenizer(network)
+        network = load_network(network, dtype=large.dtype, device=large.device)
+    decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, runtime=runtime)
+    setattr(large, KEPT, Kept(decoder, arguments))
+    return decoder
+
+
+def _stop_strings(
+    strings: str | Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[stopping.StopStringCriteria]:
+    if not strings:
+        return []
+    if tokenizer is None:
+        raise InputError("stop_strings need a tokenizer, which generate does not hand on; give it to custom_generate")
+    return [stopping.StopStringCriteria(tokenizer, [strings] if isinstance(strings, str) else list(strings))]
+
+
+def _visible(ids: Tensor, mask: Tensor | None, what: str) -> list[list[int]]:
+    """What the mask lets through of each row."""
+    rows, _ = as_list(ids, mask)
+    if not all(rows):
+        raise InputError(f"the mask hides the whole {what} of row {rows.index([])}; leave a token of it")
+    return rows

@@ -1,0 +1,104 @@
+"""What cannot be done is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import EosTokenCriteria, TopKLogitsWarper
+
+import bild
+from bild import InputError, LoadError
+from tests.hub.doors import EXACT, Avoid, Long, Recorder, inputs_of, large_of, new_tokens, plain, small_of, through
+
+
+def embeds(name: str) -> dict[str, Tensor]:
+    return {"inputs_embeds": large_of(name).get_input_embeddings()(inputs_of(name)["input_ids"]).detach()}
+
+
+def hidden(name: str) -> dict[str, Tensor]:
+    inputs = inputs_of(name)
+    return {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"].clone().index_fill_(0, torch.tensor(1), 0),
+    }
+
+
+def read_before() -> dict[str, Any]:
+    inputs = inputs_of("llama", 1)
+    with torch.no_grad():
+        cache = large_of("llama")(inputs["input_ids"][:, :3]).past_key_values
+    return inputs | {"past_key_values": cache}
+
+
+REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
+    ("t5", None, {"num_beams": 2}, "asks for beam_search; allowed are greedy_search and sample, with num_beams=1"),
+    ("llama", None, {"num_beams": 2, "do_sample": True}, "asks for beam_sample"),
+    ("llama", None, {"prompt_lookup_num_tokens": 3}, "asks for assisted_generation"),
+    ("llama", None, {"output_scores": True, "return_dict_in_generate": True}, "output_scores is not to be had"),
+    ("t5", None, {"output_attentions": True, "return_dict_in_generate": True}, "output_attentions is not to be had"),
+    ("llama", None, {"guidance_scale": 1.5}, "UnbatchedClassifierFreeGuidanceLogitsProcessor does not go with drafts"),
+    ("llama", embeds, {}, "inputs_embeds cannot be used"),
+    ("t5", embeds, {}, "inputs_embeds cannot be used"),
+    ("llama", lambda _: read_before(), {}, "past_key_values hold tokens"),
+    ("llama", hidden, {}, "the mask hides the whole prompt of row 1"),
+    ("t5", hidden, {}, "the mask hides the whole source of row 1"),
+    ("llama", None, {"position_ids": torch.arange(2, 7).expand(3, 5)}, "position_ids must count"),
+    ("llama", None, {"stop_strings": ["x"]}, "stop_strings need a tokenizer"),
+    ("llama", None, {"policy": "fast"}, "policy is 'fast'; allowed are bild, exact"),
+    ("llama", None, {"runtime": "warp"}, "runtime is 'warp'; allowed are auto, eager, static"),
+    ("llama", None, {"small": None}, "small is a NoneType; give a loaded model, a folder or a hub name"),
+    (
+        "llama",
+        None,
+        {"logits_processor": [TopKLogitsWarper(3), Avoid()], "do_sample": True},
+        "Avoid comes after TopKLogitsWarper and would see warped scores; put it before",
+    ),
+    ("gpt2", None, {"input_ids": torch.full((1, 70), 5), "attention_mask": None}, "the models place at most 64"),
+]
+
+
+@pytest.mark.parametrize(("name", "inputs", "options", "says"), REFUSED, ids=[each[3][:40] for each in REFUSED])
+def test_what_cannot_be_done_is_one_line(name, inputs, options, says):
+    given = inputs_of(name) if inputs is None else inputs(name)
+    given = given | {key: options[key] for key in options if key in ("input_ids", "attention_mask")}
+    rest = {key: value for key, value in options.items() if key not in given}
+    streamer = Recorder()
+    with pytest.raises(InputError, match=says) as raised:
+        through(name, given, streamer=streamer, **rest)
+    assert "\n" not in str(raised.value)
+    # Whoever waits for the text is told, but where there never was a door.
+    assert streamer.calls == ([] if options.get("small", name) is None else ["end"])
+
+
+def test_encoder_outputs_need_their_source():
+    inputs = inputs_of("t5")
+    encoded = large_of("t5").get_encoder()(**inputs)
+    with pytest.raises(InputError, match="the small model must read the source too; give input_ids"):
+        through("t5", {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]})
+    assert torch.equal(through("t5", inputs | {"encoder_outputs": encoded}), plain("t5"))
+
+
+def test_rows_without_an_end_need_padding():
+    large = copy.deepcopy(large_of("llama"))
+    large.generation_config.pad_token_id = large.generation_config.eos_token_id = None
+    door = bild.custom_generate(small_of("llama"), EXACT)
+    assert large.generate(**inputs_of("llama"), max_new_tokens=6, custom_generate=door).shape == (3, 11)
+    with pytest.raises(InputError, match="nothing to fill them up; give pad_token_id"):
+        large.generate(**inputs_of("llama"), max_new_tokens=6, custom_generate=door, stopping_criteria=[Long()])
+    padless = {"stopping_criteria": [EosTokenCriteria(new_tokens("llama", 1)[2])], "pad_token_id": 3}
+    with pytest.raises(InputError, match="nothing to fill them up"):
+        large.generate(
+            **inputs_of("llama"), max_new_tokens=6, custom_generate=door, **(padless | {"pad_token_id": None})
+        )
+    texts = large.generate(**inputs_of("llama"), max_new_tokens=6, custom_generate=door, **padless)
+    assert torch.equal(texts, large.generate(**inputs_of("llama"), max_new_tokens=6, **padless))
+    assert 3 in texts[1, 5:]
+
+
+def test_models_that_do_not_fit_are_refused():
+    with pytest.raises(LoadError, match="the large model is decoder-only and the small one encoder-decoder"):
+        through("llama", small=small_of("t5"))
