@@ -159,9 +159,9 @@ class _Watch(TrainerCallback):
             resumed.restore_random_numbers()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
-        plan, progress, counts = self.plan, self.progress, self.trainer.counts
+        plan, progress = self.plan, self.progress
         progress.step += 1
-        counts.steps += 1
+        self.trainer.counts.steps += 1
         last = progress.step == plan.steps
         if last or progress.step % plan.log_every == 0:
             self._log()
@@ -169,11 +169,11 @@ class _Watch(TrainerCallback):
         stop = False
         if plan.eval_every is not None and (last or progress.step % plan.eval_every == 0):
             stop = plan.on_eval()
-            counts.since += self._time()
+            self._pause()
         if last or stop or time.perf_counter() - self.saved >= 60 * plan.save_minutes:
             plan.on_save(self.trainer.optimizer)
             self.saved = time.perf_counter()
-            counts.since += self._time()
+            self._pause()
         control.should_training_stop = control.should_training_stop or stop
 
     def _log(self) -> None:
@@ -189,6 +189,10 @@ class _Watch(TrainerCallback):
             }
         )
         self.trainer.counts = _Counts()
+
+    def _pause(self) -> None:
+        """What was not training does not count for its speed."""
+        self.trainer.counts.since += self._time()
 
     def _time(self) -> float:
         """Add the seconds since the last call to the run's."""

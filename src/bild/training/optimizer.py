@@ -15,8 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from bild.training.recipe import Recipe
 
 EMBEDDING_RATE = 50
-"""Learning rate of embeddings over that of hidden weights, for embeddings of unit size. T5's begin at standard
-deviation 1, and at a hundredth of this nothing is learnt for thousands of steps; others begin at 0.02."""
+"""Learning rate of embeddings over that of hidden weights, for embeddings of size 1 and more; less for smaller
+ones. T5's begin at standard deviation 1, and at a fiftieth of this nothing is learnt for thousands of steps;
+others begin at 0.02."""
 
 
 def make_optimizer(network: PreTrainedModel, recipe: Recipe) -> Optimizer:
@@ -53,8 +54,8 @@ def split_weights(network: PreTrainedModel) -> tuple[list[nn.Parameter], list[nn
 
 
 def _size(weight: Tensor) -> float:
-    """Root mean square."""
-    return max(1e-3, float(weight.detach().float().square().mean().sqrt()))
+    """Root mean square, 1 at most."""
+    return min(1.0, max(1e-3, float(weight.detach().float().square().mean().sqrt())))
 
 
 class Together(Optimizer):
