@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bild.data import claim
+from bild.data.files import whole_lines
 from bild.generation import BigLittleDecoder
 from bild.training.checkpoint import writing
 
@@ -102,15 +103,8 @@ class Labels:
         self.by_source |= {label.source: label for label in labels}
 
     def _read(self) -> Iterator[Label]:
-        """The labels on disk; what a kill left of a last line is cut off the file."""
-        if not self.file.exists():
-            return
-        data = self.file.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self.file.open("r+b") as file:
-                file.truncate(len(whole))
-        yield from filter(None, map(Label.from_json, whole.split(b"\n")))
+        if self.file.exists():
+            yield from filter(None, map(Label.from_json, whole_lines(self.file)))
 
 
 class Pace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Plan:
     """What a run does, and when.
 
     Args:
+        folder: of the run.
         recipe: with its learning rate settled.
         steps: optimizer steps of the whole run.
         batches: the examples of each step still to do.
@@ -41,6 +43,7 @@ class Plan:
         on_save: writes a state.
     """
 
+    folder: Path
     recipe: Recipe
     steps: int
     batches: Sequence[list[int]]
@@ -61,7 +64,7 @@ def run(objective: Objective, plan: Plan, state: State, resumed: Resumed | None,
         InputError: a loss or gradient that is not a number; the weights are those before it.
     """
     arguments = TrainingArguments(
-        output_dir="unused",
+        output_dir=str(plan.folder),
         max_steps=len(plan.batches),
         max_grad_norm=plan.recipe.clip,
         seed=plan.recipe.seed,

@@ -166,7 +166,7 @@ class Job:
         objective = Objective(self.network, self.recipe, self.dtype)
         if self._compiles():
             say("the first steps compile the layers, a minute or two")
-            objective.compile_blocks()
+            objective.compile_layers()
         if self.state.step < self.steps and not self._out_of_patience():
             run(objective, self._plan(), self.state, resumed, self.network.device)
         if self.dev is None:
@@ -184,6 +184,7 @@ class Job:
         pad = 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         every = max(100, self.steps // 20) if self.settings.eval_every is None else self.settings.eval_every
         return Plan(
+            folder=self.folder.path,
             recipe=self.recipe,
             steps=self.steps,
             batches=list(self.batches.after(self.state.step, self.steps)),
