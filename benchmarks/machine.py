@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bild.evaluation.machine import describe_machine
+from bild.machine import describe_machine
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """CPU flags that decide which matrix products are fast."""
@@ -22,7 +22,7 @@ KERNEL_ROUNDS = 9
 
 
 def describe() -> dict[str, Any]:
-    """What :func:`bild.evaluation.machine.describe_machine` says, and what the speed of a step depends on besides."""
+    """What :func:`bild.machine.describe_machine` says, and what the speed of a step depends on besides."""
     cpu = _cpu_info()
     return {
         **describe_machine(),

@@ -24,9 +24,9 @@ import torch
 import transformers
 from peers_report import keep, plot, render
 
+from bild.data.examples import distinct_names
 from bild.errors import BildError
 from bild.evaluation import Data, Example, Setup, Summary, evaluate, load_methods, parse_methods, read_examples
-from bild.evaluation.data import distinct_names
 from bild.evaluation.figures import ALL, summarise
 from bild.evaluation.folder import OUTPUTS
 from bild.evaluation.journal import Journal

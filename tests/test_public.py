@@ -12,7 +12,19 @@ import pytest
 import bild
 
 SOURCE = Path(bild.__file__).parent
-ROOMS = ["errors", "decoding", "models", "generation", "hub", "evaluation", "tuning", "cli"]
+ROOMS = [
+    "errors",
+    "decoding",
+    "machine",
+    "data",
+    "models",
+    "generation",
+    "hub",
+    "training",
+    "evaluation",
+    "tuning",
+    "cli",
+]
 """A room may import itself and those before it."""
 
 

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from bild import __version__
+from bild.cli.align import align
 from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
+from bild.cli.train import train
 from bild.cli.tune import tune
 from bild.cli.warmup import warmup
 from bild.errors import BildError
@@ -24,6 +26,8 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(evaluate)
+app.command()(train)
+app.command()(align)
 app.command()(info)
 app.command()(tune)
 app.command()(warmup)

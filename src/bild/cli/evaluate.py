@@ -80,10 +80,12 @@ def evaluate(
     Tables go to stdout, progress to stderr; --out gets outputs.jsonl, summary.json and report.html.
     """
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
+    from bild.data import read_sets
     from bild.evaluation import Setup, load_methods, parse_methods
 
     specs = parse_methods(methods)
-    sets = read_sets(data, target_data, source_column, target_column, split, limit)
+    columns = {"source_column": source_column, "target_column": target_column}
+    sets = read_sets(data, target_data, split=split, limit=limit, **columns)
     setup = Setup(
         pair=pair,
         large=large,
@@ -100,24 +102,6 @@ def evaluate(
     run |= {"resamples": resamples, "seed": seed, "fresh": fresh}
     summary = _evaluate(roster, sets, setup, out, memory, run)
     _show(summary, out, as_json)
-
-
-def read_sets(
-    data: list[str], target_data: list[str] | None, source: str, target: str, split: str, limit: int | None
-) -> dict[str, Data]:
-    """The sets of --data and its columns, by name."""
-    from bild.errors import InputError
-    from bild.evaluation.data import distinct_names, read_examples
-
-    targets: list[str | None] = [*target_data] if target_data else [None] * len(data)
-    if len(targets) != len(data):
-        raise InputError(f"--data is given {len(data)} times and --target-data {len(targets)} times; give as many")
-    return {
-        name: read_examples(
-            spec, target_data=references, source_column=source, target_column=target, split=split, limit=limit
-        )
-        for name, spec, references in zip(distinct_names(data), data, targets, strict=True)
-    }
 
 
 def _evaluate(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bild.cli import pair_options as options
-from bild.cli.evaluate import read_sets
 
 if TYPE_CHECKING:
     from bild.generation import Pair
@@ -68,6 +67,7 @@ def tune(
     What was found goes to stdout, progress to stderr; --out gets tune.json and pareto.png. A budget that nothing
     meets is an error that names the nearest point; the pair is then left as it is.
     """
+    from bild.data import read_sets
     from bild.errors import InputError
     from bild.generation.pair import bundled_pair, choose_pair
 
@@ -77,7 +77,8 @@ def tune(
     place = save if save is not None else (Path(pair) if pair is not None else bundled_pair())
     if save is None and (large is not None or small is not None):
         raise InputError("these checkpoints are no pair on disk yet; say where to write it with --save")
-    sets = read_sets(data, target_data, source_column, target_column, split, limit)
+    columns = {"source_column": source_column, "target_column": target_column}
+    sets = read_sets(data, target_data, split=split, limit=limit, **columns)
     decoder = options.load_decoder(
         large=large,
         small=small,

@@ -5,8 +5,8 @@ data = read_examples("test.jsonl", limit=300)
 summary = evaluate(methods.methods, data.examples, failed=methods.failed, out="run")
 """
 
+from bild.data.examples import Data, Example, read_examples
 from bild.evaluation.bootstrap import Estimate
-from bild.evaluation.data import Data, Example, read_examples
 from bild.evaluation.memory import PeakMemory, measure_memory
 from bild.evaluation.method import Method, MethodSpec, Output, PeerContext
 from bild.evaluation.roster import Roster, Setup, load_methods, parse_methods

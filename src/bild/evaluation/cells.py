@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bild.data.quality import LABELS, TASKS
 from bild.evaluation.bootstrap import Estimate
-from bild.evaluation.quality import LABELS, TASKS
 from bild.evaluation.summary import MethodFigures, Summary
 
 NOTHING = "–"

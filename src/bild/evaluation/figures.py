@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from bild.data.examples import Example
+from bild.data.quality import Metric, metrics
 from bild.errors import InputError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES, Bootstrap, Estimate
-from bild.evaluation.data import Example
 from bild.evaluation.journal import Journal, Record
 from bild.evaluation.method import LAYERS_RUN, TOKENS_READ
-from bild.evaluation.quality import Metric, metrics
 from bild.evaluation.summary import Failure, MethodFigures, SetFigures, Summary
 
 MS = 1e3

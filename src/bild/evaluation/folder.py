@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bild.data import claim
 from bild.errors import InputError
 from bild.evaluation.memory import PeakMemory
 
@@ -42,7 +43,7 @@ class Folder:
             if fresh:
                 for name in (CONFIGURATION, *files):
                     (path / name).unlink(missing_ok=True)
-            self._claim(json.loads(json.dumps(configuration)))
+            claim(path / CONFIGURATION, configuration, self.outputs)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from None
 
@@ -68,30 +69,3 @@ class Folder:
         file = self.path / name
         file.write_text(text, encoding="utf-8")
         return file
-
-    def _claim(self, configuration: dict[str, Any]) -> None:
-        file = self.path / CONFIGURATION
-        if not file.exists():
-            if self.outputs.exists():
-                raise InputError(f"{self.outputs} is of no known run; name another --out, or start anew with --fresh")
-            self.save(CONFIGURATION, json.dumps(configuration, indent=2, ensure_ascii=False) + "\n")
-            return
-        try:
-            there = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise InputError(f"{file} is damaged; name another --out, or start anew with --fresh") from None
-        different = differences(there, configuration)
-        if different:
-            raise InputError(
-                f"{self.path} holds a run with other settings: {'; '.join(different)}; "
-                "name another --out, or start anew with --fresh"
-            )
-
-
-def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """Fields that differ between two configurations, nested ones by their path."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [*there, *(key for key in here if key not in there)]
-        inner = [differences(there.get(key), here.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
-        return [line for lines in inner for line in lines]
-    return [] if there == here else [f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
+from bild.data.examples import Example
 from bild.errors import InputError
-from bild.evaluation.data import Example
 from bild.evaluation.journal import Journal, Record
 from bild.evaluation.method import Method, Output
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bild.evaluation.quality import LABELS
+from bild.data.quality import LABELS
 from bild.evaluation.summary import SetFigures
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+from bild.data.examples import Example
+from bild.data.quality import LABELS, TASKS
 from bild.evaluation import plots
 from bild.evaluation.cells import quality_rows, speed_rows
-from bild.evaluation.data import Example
 from bild.evaluation.figures import ALL
 from bild.evaluation.journal import Journal, Record
-from bild.evaluation.quality import LABELS, TASKS
 from bild.evaluation.summary import DEFINITIONS, Summary
 
 NUM_DIFFERING = 20

@@ -10,19 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bild.data.examples import Example
+from bild.data.quality import TASKS
 from bild.errors import InputError, LoadError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
-from bild.evaluation.data import Example
 from bild.evaluation.figures import ALL, choose_baseline, summarise
 from bild.evaluation.folder import REPORT, SUMMARY, Folder
 from bild.evaluation.journal import Journal
-from bild.evaluation.machine import describe_machine, versions
 from bild.evaluation.measure import DEFAULT_WARM_UP, Clock, Progress, measure
 from bild.evaluation.memory import PeakMemory
 from bild.evaluation.method import Method
-from bild.evaluation.quality import TASKS
 from bild.evaluation.report import render
 from bild.evaluation.summary import Summary
+from bild.machine import describe_machine, versions
 
 MemoryOf = Callable[[str, Sequence[str]], PeakMemory]
 """Peak memory of a method by name, on these sources."""
@@ -138,7 +138,7 @@ def _configuration(
 ) -> dict[str, Any]:
     import torch
 
-    from bild.evaluation.data import Data
+    from bild.data.examples import Data
 
     data = {name: {"examples": len(members), "sha256": Data(name, list(members)).digest}
             for name, members in sets.items()}  # fmt: skip

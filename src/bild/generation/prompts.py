@@ -53,6 +53,12 @@ class Prompter:
             raise InputError(f"token id {outside[0]} is outside the vocabulary; allowed is 0 to {size - 1}")
         return ids
 
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """As :meth:`encode` of each text, none of which may be empty, much faster."""
+        if self._chats():
+            return [self._encode_text(text) for text in texts]
+        return list(self._tokenizer()([self.prefix + text for text in texts]).input_ids)
+
     def _encode_text(self, text: str) -> list[int]:
         if not text.strip():
             raise InputError("the text is empty; give at least one word")

@@ -1,10 +1,18 @@
 """What runs a network behind the Scorer contract; the only place that knows transformers' caches."""
 
 from bild.models.calm import CalmModel, CalmScorer, ExitRule
-from bild.models.eager import EagerModel
+from bild.models.eager import EagerModel, max_positions
 from bild.models.eager_scorer import EagerScorer
 from bild.models.early_exit import exit_layer
-from bild.models.loading import INT8, load_network, load_tokenizer, resolve_device, resolve_dtype
+from bild.models.loading import (
+    INT8,
+    load_config,
+    load_network,
+    load_tokenizer,
+    new_network,
+    resolve_device,
+    resolve_dtype,
+)
 from bild.models.pairing import run_pair
 from bild.models.quantize import Int8Linear, to_int8
 from bild.models.static import StaticModel
@@ -21,8 +29,11 @@ __all__ = [
     "StaticModel",
     "check_shared_vocabulary",
     "exit_layer",
+    "load_config",
     "load_network",
     "load_tokenizer",
+    "max_positions",
+    "new_network",
     "resolve_device",
     "resolve_dtype",
     "run_pair",

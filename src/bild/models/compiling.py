@@ -133,7 +133,8 @@ def compiled(
             return _load(file)
         except Exception as error:  # whatever a damaged file makes of the loader
             logger.info("%s cannot be read and is compiled anew (%s)", file, one_line(error))
-    _check_compiler()
+    if not has_compiler():
+        raise RuntimeError("there is no C++ compiler on this machine; install g++, or name one in CXX")
     progress(name)
     start = time.perf_counter()
     _compile(module, inputs, dynamic_shapes, file)
@@ -141,14 +142,15 @@ def compiled(
     return _load(file)
 
 
-def _check_compiler() -> None:
-    """Better known before minutes of tracing."""
+def has_compiler() -> bool:
+    """Whether this machine can compile for its processor; better known before minutes of tracing."""
     from torch._inductor import cpp_builder, exc
 
     try:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
-        raise RuntimeError("there is no C++ compiler on this machine; install g++, or name one in CXX") from None
+        return False
+    return True
 
 
 def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:

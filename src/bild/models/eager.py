@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from bild.decoding import Scorer
@@ -47,10 +47,7 @@ class EagerModel:
     @property
     def max_positions(self) -> int | None:
         """Most tokens the decoder can place, or None where positions are relative."""
-        if hasattr(self.config, "relative_attention_num_buckets"):
-            return None
-        text = self.config.get_text_config(decoder=True)
-        return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+        return max_positions(self.config)
 
     @property
     def max_source_positions(self) -> int | None:
@@ -134,6 +131,14 @@ class EagerModel:
             batch = EagerScorer(self, [source, source])
             batch.extend([tokens[:1], tokens[:3]])
             self._batches = not disagree(whole[1:2], batch.extend([tokens[1:2], []])[0])
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Most tokens a network of this configuration can place, or None where positions are relative."""
+    if hasattr(config, "relative_attention_num_buckets"):
+        return None
+    text = config.get_text_config(decoder=True)
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
 
 
 def disagree(one: Tensor, other: Tensor, share: float = 0.1) -> bool:

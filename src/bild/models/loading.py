@@ -86,6 +86,8 @@ def load_network(
     dtype: torch.dtype,
     device: torch.device,
     trust_remote_code: bool = False,
+    config: PreTrainedConfig | None = None,
+    trainable: bool = False,
 ) -> PreTrainedModel:
     """Load an encoder-decoder or decoder-only checkpoint with its language-model head.
 
@@ -94,17 +96,20 @@ def load_network(
         dtype: number format of the weights.
         device: where to put them.
         trust_remote_code: whether code that comes with the checkpoint may run.
+        config: in place of the checkpoint's own, see :func:`load_config`.
+        trainable: whether the weights will change; if not, what depends on them alone is computed once.
 
     Raises:
         LoadError: nothing there, an encoder-only model, or weights that are missing or damaged.
     """
     path = _existing(name)
-    config = _load(AutoConfig, path, name, trust_remote_code=trust_remote_code)
+    config = load_config(name, trust_remote_code=trust_remote_code) if config is None else config
     kind = _auto_class(config, name, trust_remote_code)
     network, report = _load(
         kind,
         path,
         name,
+        config=config,
         dtype=dtype,
         output_loading_info=True,
         use_safetensors=True,
@@ -114,8 +119,29 @@ def load_network(
     if missing:
         raise LoadError(f"{name}: {len(missing)} weights are missing or of another shape, the first is {missing[0]}")
     loaded: PreTrainedModel = network.to(device).eval()
-    _remember_position_biases(loaded)
+    if not trainable:
+        _remember_position_biases(loaded)
     return loaded
+
+
+def load_config(name: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a checkpoint, or of a folder that holds nothing else.
+
+    Raises:
+        LoadError: nothing there, or nothing that can be read.
+    """
+    config: PreTrainedConfig = _load(AutoConfig, _existing(name), name, trust_remote_code=trust_remote_code)
+    return config
+
+
+def new_network(config: PreTrainedConfig) -> PreTrainedModel:
+    """A float32 network of this shape with random weights, from torch's generator.
+
+    Raises:
+        LoadError: a shape that does not generate text.
+    """
+    network: PreTrainedModel = _auto_class(config, config.model_type, False).from_config(config)
+    return network.float()
 
 
 def _remember_position_biases(network: PreTrainedModel) -> None:

@@ -35,7 +35,10 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
     if large.device != small.device:
         raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
     static = is_prepared(large) and is_prepared(small) if runtime == "auto" else runtime == "static"
-    models = [StaticModel(network) if static else EagerModel(network) for network in (large, small)]
+    kind = StaticModel if static else EagerModel
+    accurate = kind(large)
+    # One network on both sides decodes alone, and is not compiled and held twice.
+    models = [accurate, accurate if small is large else kind(small)]
     kinds = ["encoder-decoder" if model.is_encoder_decoder else "decoder-only" for model in models]
     if kinds[0] != kinds[1]:
         raise LoadError(f"the large model is {kinds[0]} and the small one {kinds[1]}; use two of one kind")

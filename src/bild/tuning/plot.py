@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bild.data.quality import LABELS
 from bild.errors import InputError
 from bild.evaluation.figures import ALL
-from bild.evaluation.quality import LABELS
 from bild.tuning.search import Point
 from bild.tuning.tune import LARGE, Tuning, losses
 

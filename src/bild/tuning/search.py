@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from bild.data.examples import Example
+from bild.data.quality import Metric, metrics
 from bild.decoding import LowConfidence, Policy, WithinDistance
-from bild.evaluation.data import Example
-from bild.evaluation.quality import Metric, metrics
 from bild.tuning.costs import CostModel
 from bild.tuning.simulation import Outcome, Simulator
 
@@ -63,7 +63,7 @@ class Texts:
 
     Args:
         sets: examples by set, with references.
-        metric: ``"bleu"``, ``"rougeL"``, …: a name of :mod:`bild.evaluation.quality`.
+        metric: ``"bleu"``, ``"rougeL"``, …: a name of :mod:`bild.data.quality`.
         detokenise: from token ids to text.
     """
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from bild.data.files import whole_lines
 from bild.decoding import Greedy, LowConfidence, ModelDrafter, Policy, Row, WithinDistance
 from bild.decoding.rounds import verify
 
@@ -160,10 +161,5 @@ class Reader:
             node = tree.child(node, token)
 
     def _load(self, file: Path) -> None:
-        content = file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            # A killed run cut its last line; what it held is read again.
-            file.write_bytes(whole)
-        for line in whole.splitlines():
+        for line in whole_lines(file):
             self._grow(Branch(*json.loads(line)))

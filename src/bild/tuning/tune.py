@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bild.data.examples import Data, Example
+from bild.data.quality import LABELS
 from bild.decoding import Policy, Stats
 from bild.decoding.presets import DEFAULT_MAX_DRAFT_TOKENS
 from bild.errors import InputError
 from bild.evaluation.bootstrap import Estimate
-from bild.evaluation.data import Data, Example
 from bild.evaluation.figures import ALL, summarise
 from bild.evaluation.folder import Folder
 from bild.evaluation.journal import Journal
-from bild.evaluation.machine import describe_machine, versions
 from bild.evaluation.measure import measure
 from bild.evaluation.own import PolicyMethod
-from bild.evaluation.quality import LABELS
 from bild.evaluation.summary import Summary
 from bild.generation.text import decode
+from bild.machine import describe_machine, versions
 from bild.tuning.costs import CostModel
 from bild.tuning.search import Point, Search, Texts, default_grid, distinct, pareto
 from bild.tuning.simulation import Outcome, Simulator

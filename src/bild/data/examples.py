@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from bild.data.files import Row, read_rows
 from bild.errors import InputError
-from bild.evaluation.files import Row, read_rows
 
 FILE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".txt", ".json", ".gz")
 
@@ -83,6 +84,26 @@ def read_examples(
         why = f"; {skipped[0]}" if skipped else ", it is empty"
         raise InputError(f"{spec} holds no usable example{why}; allowed are rows with {source_column!r}")
     return Data(Path(spec).name, examples, skipped)
+
+
+def read_sets(specs: Sequence[str], target_data: Sequence[str] | None = None, **options: Any) -> dict[str, Data]:
+    """Read several sets by name.
+
+    Args:
+        specs: as :func:`read_examples` takes them.
+        target_data: one for each of the specs, or none at all.
+        options: of :func:`read_examples`.
+
+    Raises:
+        InputError: a set that cannot be read or is given twice, or not as many ``target_data`` as sets.
+    """
+    targets: Sequence[str | None] = target_data if target_data else [None] * len(specs)
+    if len(targets) != len(specs):
+        raise InputError(f"--data is given {len(specs)} times and --target-data {len(targets)} times; give as many")
+    return {
+        name: read_examples(spec, target_data=target, **options)
+        for name, spec, target in zip(distinct_names(specs), specs, targets, strict=True)
+    }
 
 
 def distinct_names(paths: Sequence[str]) -> list[str]:

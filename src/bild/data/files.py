@@ -112,3 +112,13 @@ def _text_row(number: int, names: tuple[str, str], *texts: bytes) -> Row:
     except UnicodeDecodeError:
         return Row(place, str(number), None, "not UTF-8")
     return Row(place, str(number), dict(zip(names, decoded, strict=False)))
+
+
+def whole_lines(file: Path) -> list[bytes]:
+    """The lines of a file that is appended to; what a kill left of a last one is cut off the file."""
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with file.open("r+b") as opened:
+            opened.truncate(len(whole))
+    return whole.splitlines()

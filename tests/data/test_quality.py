@@ -7,8 +7,8 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
+from bild.data.quality import metrics
 from bild.evaluation import Example, evaluate
-from bild.evaluation.quality import metrics
 from tests.evaluation.fakes import Clock, Fake
 
 TEXTS = [

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from bild.data.examples import Data, distinct_names
 from bild.errors import InputError
 from bild.evaluation import Example, read_examples
-from bild.evaluation.data import Data, distinct_names
 
 ROWS = [{"source": "eins", "target": "one"}, {"source": "zwei\u2028drei", "target": ["two", "2"]}]
 EXAMPLES = [Example("1", "eins", ("one",)), Example("2", "zwei\u2028drei", ("two", "2"))]

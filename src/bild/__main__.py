@@ -1,0 +1,5 @@
+"""``python -m bild`` is ``bild``."""
+
+from bild.cli import main
+
+main()

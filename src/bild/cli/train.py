@@ -1,0 +1,85 @@
+"""bild train: fine-tune a network on source and target texts, or train one from nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bild.cli import pair_options as options
+from bild.cli import training_options as training
+
+
+def train(
+    data: training.Data,
+    out: training.Out,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub name of the checkpoint to go on with.", rich_help_panel=training.START),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Folder with the config.json of a new network.", rich_help_panel=training.START)
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="A new network, TYPE:key=value,… as in transformers: t5:d_model=256,num_layers=8.",
+            rich_help_panel=training.START,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub name. Default: the checkpoint's.", rich_help_panel=training.START)
+    ] = None,
+    target_data: training.TargetData = None,
+    source_column: training.SourceColumn = "source",
+    target_column: training.TargetColumn = "target",
+    split: training.Split = "train",
+    limit: training.Limit = None,
+    prefix: training.Prefix = "",
+    chat: training.Chat = None,
+    max_source_tokens: training.MaxSourceTokens = None,
+    max_target_tokens: training.MaxTargetTokens = None,
+    dev: training.Dev = None,
+    metric: training.Metric = "bleu",
+    eval_every: training.EvalEvery = None,
+    patience: training.Patience = None,
+    recipe: training.RecipeName = "fast",
+    max_steps: training.MaxSteps = None,
+    epochs: training.Epochs = None,
+    batch_tokens: training.BatchTokens = None,
+    batch_size: training.BatchSize = None,
+    lr: training.Lr = None,
+    warmup_steps: training.WarmupSteps = None,
+    label_smoothing: training.LabelSmoothing = None,
+    dropout: training.Dropout = None,
+    seed: training.Seed = 0,
+    device: options.Device = "auto",
+    dtype: training.Dtype = "auto",
+    save_dtype: training.SaveDtype = "auto",
+    compile: training.Compile = None,
+    threads: training.Threads = None,
+    log_every: training.LogEvery = 50,
+    save_minutes: training.SaveMinutes = 5.0,
+    fresh: training.Fresh = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Train an encoder-decoder or decoder-only network on source and target texts.
+
+    OUT gets the checkpoint with the best dev score (without --dev the last one), its provenance in training.json
+    and a log. The same command goes on where a killed one stopped.
+    """
+    arguments = training.given(locals())
+    from bild.data import read_sets
+    from bild.training import Recipe, Settings, Start
+    from bild.training import train as run
+
+    start = Start(
+        checkpoint=model, config=config, shape=shape, tokenizer=tokenizer, trust_remote_code=trust_remote_code
+    )
+    chosen = Recipe.preset(recipe, **training.fields_of(Recipe, arguments))
+    settings = Settings(**training.fields_of(Settings, arguments), arguments=arguments)
+    columns = {"source_column": source_column, "target_column": target_column}
+    sets = read_sets(data, target_data, split=split, limit=limit, **columns)
+    dev_sets = read_sets(dev, split="validation", **columns) if dev else {}
+    training.prepare(threads)
+    run(start, sets, out, chosen, dev=dev_sets, settings=settings)

@@ -1,0 +1,124 @@
+"""Options that the commands which train share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+START, DATA, DEV, RECIPE, RUN = "Start", "Data", "Dev score", "Recipe", "Run"
+
+Data = Annotated[
+    list[str],
+    typer.Option(
+        help=".jsonl, .csv, .tsv or text file, also .gz, or a Hugging Face dataset NAME[:CONFIG]; may be repeated.",
+        rich_help_panel=DATA,
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder of the run and of its checkpoint.")]
+TargetData = Annotated[
+    list[str] | None,
+    typer.Option(help="Targets of a text file, line by line; one for each --data.", rich_help_panel=DATA),
+]
+SourceColumn = Annotated[str, typer.Option(help="Dots reach into nested columns.", rich_help_panel=DATA)]
+TargetColumn = Annotated[str, typer.Option(help="A text or a list of texts.", rich_help_panel=DATA)]
+Split = Annotated[str, typer.Option(help="Of a Hugging Face dataset.", rich_help_panel=DATA)]
+Limit = Annotated[int | None, typer.Option(help="First examples of each set, 1…", rich_help_panel=DATA)]
+Prefix = Annotated[str, typer.Option(help='Put before every source, as T5\'s "summarize: ".', rich_help_panel=DATA)]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Sources are a user's turns. Default: if a decoder-only model has a chat template.",
+        rich_help_panel=DATA,
+    ),
+]
+MaxSourceTokens = Annotated[
+    int | None, typer.Option(help="Leave out longer sources, 1… Default: what fits.", rich_help_panel=DATA)
+]
+MaxTargetTokens = Annotated[
+    int | None, typer.Option(help="Leave out longer targets, 1… Default: what fits.", rich_help_panel=DATA)
+]
+Dev = Annotated[
+    list[str] | None, typer.Option(help="Set to score the network on; may be repeated.", rich_help_panel=DEV)
+]
+Metric = Annotated[str, typer.Option(help="bleu, chrf, rouge1, rouge2, rougeL or exact_match.", rich_help_panel=DEV)]
+EvalEvery = Annotated[
+    int | None, typer.Option(help="Steps, 1… Default: a twentieth of all, at least 100.", rich_help_panel=DEV)
+]
+Patience = Annotated[
+    int | None, typer.Option(help="Stop after this many scores without a new best, 1…", rich_help_panel=DEV)
+]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe", help="fast: Muon, batches of like length; paper: Adafactor, constant rate.", rich_help_panel=RECIPE
+    ),
+]
+MaxSteps = Annotated[int | None, typer.Option(help="Most optimizer steps, 1…", rich_help_panel=RECIPE)]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the data, 1… Default: 5.", rich_help_panel=RECIPE)]
+BatchTokens = Annotated[
+    int | None, typer.Option(help="Padded positions a batch, 1… Default: 3600.", rich_help_panel=RECIPE)
+]
+BatchSize = Annotated[int | None, typer.Option(help="Examples a batch instead, 1…", rich_help_panel=RECIPE)]
+Lr = Annotated[
+    float | None,
+    typer.Option(help="Peak learning rate. Default: 1e-3 from nothing, 3e-4 otherwise.", rich_help_panel=RECIPE),
+]
+WarmupSteps = Annotated[
+    int | None, typer.Option(help="0… Default: a twentieth of all, at most 500.", rich_help_panel=RECIPE)
+]
+LabelSmoothing = Annotated[
+    float | None, typer.Option(help="0…1, default 0. Lowers confidence.", rich_help_panel=RECIPE)
+]
+Dropout = Annotated[float | None, typer.Option(help="0…1, default 0. A third of a CPU's step.", rich_help_panel=RECIPE)]
+Seed = Annotated[int, typer.Option(help="Of weights, order and dropout.", rich_help_panel=RECIPE)]
+Dtype = Annotated[str, typer.Option(help="Of matrix products: auto, float32 or bfloat16.", rich_help_panel=RUN)]
+SaveDtype = Annotated[
+    str, typer.Option(help="Of the result. auto: as the checkpoint came, else float32.", rich_help_panel=RUN)
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="Compile the layers. Default: in long runs.", rich_help_panel=RUN),
+]
+Threads = Annotated[int | None, typer.Option(help="Of the processor, 1… Default: all cores.", rich_help_panel=RUN)]
+LogEvery = Annotated[int, typer.Option(help="Steps between lines of progress, 1…", rich_help_panel=RUN)]
+SaveMinutes = Annotated[float, typer.Option(help="Between states a killed run goes on from, 0…", rich_help_panel=RUN)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in OUT.", rich_help_panel=RUN)]
+
+
+def given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a command as plain JSON values, those not given left out."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def fields_of(kind: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments that are fields of a dataclass."""
+    names = {field.name for field in fields(kind)} - {"arguments"}
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def prepare(threads: int | None) -> None:
+    """Settle threads and quieten what transformers says.
+
+    Raises:
+        InputError: not a number of threads.
+    """
+    from bild.errors import InputError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; allowed is 1 or more")
+        torch.set_num_threads(threads)

@@ -1,0 +1,14 @@
+"""Make the models of a pair: train, fine-tune, align the small one to the large one.
+
+recipe = Recipe.preset("fast", epochs=3)
+train(Start(checkpoint="models/small"), {"train": read_examples("train.jsonl")}, "out", recipe)
+align({"train": read_examples("train.jsonl")}, "aligned", recipe, pair="models")
+"""
+
+from bild.training.align import align
+from bild.training.recipe import Recipe
+from bild.training.settings import Settings
+from bild.training.start import Start
+from bild.training.train import train
+
+__all__ = ["Recipe", "Settings", "Start", "align", "train"]

@@ -1,0 +1,157 @@
+"""Teach a pair's small model to write what the large one would: Kim et al. 2023, section 3.5.1.
+
+The large model's greedy texts for the training inputs become the small model's targets; no access to logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bild.data import Data
+from bild.errors import LoadError
+from bild.generation import BigLittleDecoder
+from bild.generation.pair import choose_pair
+from bild.models import (
+    check_shared_vocabulary,
+    load_config,
+    load_network,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
+from bild.training.checkpoint import State
+from bild.training.corpus import Coder, Corpus, Pair, pairs_of
+from bild.training.labels import Labels
+from bild.training.progress import duration, say
+from bild.training.recipe import Recipe
+from bild.training.settings import Settings
+from bild.training.start import Start
+from bild.training.train import fit
+
+MANY = 500
+"""Inputs from which compiling the large model pays, even if it must be done first."""
+
+
+def align(
+    data: Mapping[str, Data],
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    pair: str | os.PathLike[str] | None = None,
+    large: str | os.PathLike[str] | None = None,
+    small: str | os.PathLike[str] | None = None,
+    begin: str | os.PathLike[str] | None = None,
+    dev: Mapping[str, Data] | None = None,
+    settings: Settings | None = None,
+    trust_remote_code: bool = False,
+) -> State:
+    """Label inputs with the large model, then fine-tune the small one on the labels.
+
+    The same call goes on where a killed one stopped; no input is labelled twice.
+
+    Args:
+        data: sets of inputs, by name; targets are not looked at.
+        out: folder of the run: ``labels.jsonl``, and at the end the aligned small model.
+        recipe: how to fine-tune.
+        pair: folder or ``bild.json`` of a pair; ``large`` and ``small`` override its checkpoints.
+        large: folder or hub name of the accurate model.
+        small: likewise of the cheap one.
+        begin: checkpoint to fine-tune; None: the pair's small model, tuned for the task already. The
+            paper compares from a pretrained one.
+        dev: sets to score the small model on while it trains, by name.
+        settings: how to watch it, and where it computes.
+        trust_remote_code: whether code that comes with a checkpoint may run.
+
+    Raises:
+        InputError, LoadError, VocabularyError: see :mod:`bild.errors`.
+    """
+    settings = Settings() if settings is None else settings
+    chosen = choose_pair(pair, large, small)
+    start = Start(checkpoint=os.fspath(begin or chosen.small), trust_remote_code=trust_remote_code)
+    _check_pair(chosen.large, start)
+    asked = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": settings.max_target_tokens}
+    labelled = {"large": chosen.large, "weights": _digest(chosen.large), "dtype": settings.dtype, **asked}
+    told = {"start": asdict(start), "data": {name: each.digest for name, each in data.items()}, "labels": labelled}
+    labels = Labels(Path(out), labelled, fresh=settings.fresh)
+
+    def corpus_of(coder: Coder) -> Corpus:
+        corpus = Corpus()
+        places = _inputs(data, coder, corpus)
+        _label(labels, list(places), chosen.large, settings, asked, trust_remote_code)
+        coder.encode(_learnable(labels, places, coder, corpus), corpus)
+        return corpus
+
+    return fit(start, out, recipe, corpus_of, told, dev={} if dev is None else dev, settings=settings)
+
+
+def _check_pair(large: str, start: Start) -> None:
+    """Whether one model can learn from the other; before hours of labelling, not after."""
+    trust = {"trust_remote_code": start.trust_remote_code}
+    configs = [load_config(name, **trust) for name in (large, str(start.checkpoint))]
+    if configs[0].is_encoder_decoder != configs[1].is_encoder_decoder:
+        raise LoadError("one of the models is encoder-decoder and the other decoder-only; use two of one kind")
+    sizes = [config.get_text_config(decoder=True).vocab_size for config in configs]
+    check_shared_vocabulary(load_tokenizer(large, **trust), start.load_tokenizer(), *sizes)
+
+
+def _inputs(data: Mapping[str, Data], coder: Coder, corpus: Corpus) -> dict[str, str]:
+    """Each input once, and where it is from; what cannot be labelled is counted."""
+    places: dict[str, str] = {}
+    for name, each in data.items():
+        # A target is not needed here and its absence no fault.
+        sources = Data(name, [replace(example, references=("",)) for example in each.examples], each.skipped)
+        for pair in pairs_of({name: sources}, corpus):
+            if pair.source in places:
+                corpus.leave_out(pair.place, "duplicate")
+            else:
+                places[pair.source] = pair.place
+    lengths = coder.source_lengths(list(places))
+    for source, length in zip(list(places), lengths, strict=True):
+        if reason := coder.too_long(length, 1):
+            corpus.leave_out(places.pop(source), reason)
+    return places
+
+
+def _label(
+    labels: Labels, sources: list[str], large: str, settings: Settings, asked: dict[str, Any], trust: bool
+) -> None:
+    def decoder() -> BigLittleDecoder:
+        device = resolve_device(settings.device)
+        options: dict[str, Any] = {"dtype": resolve_dtype(settings.dtype, device), "device": device}
+        network = load_network(large, trust_remote_code=trust, **options)
+        # By the number of all inputs: what a killed run goes on with is computed as it began.
+        runtime = "static" if len(sources) >= MANY else "eager"
+        return BigLittleDecoder(network, network, load_tokenizer(large, trust_remote_code=trust), runtime=runtime)
+
+    def progress(done: int, total: int, tokens_per_second: float, seconds_left: float) -> None:
+        say(f"labelled {done}/{total} · {tokens_per_second:,.0f} tokens/s · {duration(seconds_left)} left")
+
+    labels.make(sources, decoder, progress, **asked)
+    say(f"labels: {len(sources)} in {labels.file}")
+
+
+def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Corpus) -> Iterator[Pair]:
+    """Inputs and their labels, without loops: an encoder-decoder's text that never ends is one. A
+    decoder-only model's continuation may be cut anywhere."""
+    for source, place in places.items():
+        label = labels.by_source[source]
+        if label.finish_reason == "length" and coder.config.is_encoder_decoder:
+            corpus.leave_out(place, "label without an end")
+        else:
+            yield Pair(place, source, label.token_ids)
+
+
+def _digest(name: str) -> str | None:
+    """SHA-256 of a folder's weights, as 16 hexadecimal digits; None of a hub name."""
+    if not Path(name).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]

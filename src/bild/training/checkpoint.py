@@ -1,0 +1,235 @@
+"""A run on disk: the state it can go on from, and the checkpoint it came to. No pickle: safetensors and JSON.
+
+OUT/run.json                        what the run was asked for
+OUT/log.jsonl                       a line every few steps and after every dev score
+OUT/step-1200/                      the newest state: a checkpoint, optimizer.safetensors, state.json
+OUT/model.safetensors, config.json, …, training.json      the result so far
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bild.data import claim
+from bild.errors import InputError, one_line
+
+RUN, LOG, PROVENANCE, STATE, OPTIMIZER = "run.json", "log.jsonl", "training.json", "state.json", "optimizer.safetensors"
+RESULT = "model.safetensors"
+
+
+@dataclass
+class State:
+    """How far a run is."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    tokens: int = 0
+    """Target tokens trained on."""
+    seconds: float = 0.0
+    """Spent training and scoring."""
+    best: float | None = None
+    """Highest dev score."""
+    best_step: int | None = None
+    worse: int = 0
+    """Dev scores since the best."""
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    """Every dev score: step, metric by set, mean."""
+    finished: bool = False
+
+
+class RunFolder:
+    """The folder of a training run.
+
+    Args:
+        path: created where it is missing.
+        settings: everything the result depends on, as plain JSON values.
+        fresh: delete what an earlier run left.
+
+    Raises:
+        InputError: the folder holds another run, or cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], *, fresh: bool = False) -> None:
+        self.path = path
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                self._clear()
+            claim(path / RUN, settings, path / RESULT)
+            for unfinished in path.glob("*.partial"):
+                shutil.rmtree(unfinished)
+
+    def newest(self) -> Path | None:
+        """The state to go on from, None for a new run."""
+        return max(self.path.glob("step-*[0-9]"), key=lambda place: int(place.name.removeprefix("step-")), default=None)
+
+    def finished(self) -> State | None:
+        """What a run that is done came to, else None."""
+        try:
+            state = State(**json.loads((self.path / PROVENANCE).read_text(encoding="utf-8"))["state"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return state if state.finished else None
+
+    def save_state(
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: Optimizer,
+        state: State,
+        provenance: dict[str, Any],
+    ) -> None:
+        """Write a state to go on from, then drop the one before: a kill leaves one of them whole."""
+        place = self.path / f"step-{state.step}"
+        partial = place.with_name(place.name + ".partial")
+        with writing(self.path):
+            network.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            tensors, numbers = _split(optimizer.state_dict()["state"])
+            random = {"random.cpu": torch.get_rng_state()}
+            if torch.cuda.is_available():
+                random["random.cuda"] = torch.cuda.get_rng_state()
+            save_file(tensors | random, partial / OPTIMIZER)
+            _write_json(partial / STATE, {"state": asdict(state), "optimizer": numbers})
+            _write_json(partial / PROVENANCE, provenance)
+            if place.exists():
+                shutil.rmtree(place)
+            partial.rename(place)
+            for other in self.path.glob("step-*[0-9]"):
+                if other != place:
+                    shutil.rmtree(other)
+
+    def save_result(
+        self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, provenance: dict[str, Any]
+    ) -> None:
+        """Write the checkpoint this run is for, each file replaced in one step."""
+        partial = self.path / "result.partial"
+        with writing(self.path):
+            network.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            _write_json(partial / PROVENANCE, provenance)
+            # Provenance last: it says that the rest is there.
+            for file in sorted(partial.iterdir(), key=lambda file: file.name == PROVENANCE):
+                os.replace(file, self.path / file.name)
+            partial.rmdir()
+
+    def finish(self, provenance: dict[str, Any]) -> None:
+        """Say that the run is done and drop the state it could have gone on from."""
+        with writing(self.path):
+            _write_json(self.path / PROVENANCE, provenance)
+        for state in self.path.glob("step-*[0-9]"):
+            shutil.rmtree(state)
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Append a line to the log."""
+        with writing(self.path), (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def forget_log_after(self, step: int) -> None:
+        """Drop the lines of steps that a killed run took after its last state."""
+        file = self.path / LOG
+        if not file.exists():
+            return
+        with writing(self.path):
+            lines = [line for line in file.read_bytes().splitlines(keepends=True) if _logged_step(line) <= step]
+            new = file.with_suffix(".new")
+            new.write_bytes(b"".join(lines))
+            os.replace(new, file)
+
+    def _clear(self) -> None:
+        for name in (RUN, LOG, PROVENANCE, RESULT):
+            (self.path / name).unlink(missing_ok=True)
+        for state in self.path.glob("step-*"):
+            shutil.rmtree(state)
+
+
+@dataclass
+class Resumed:
+    """What a run goes on from."""
+
+    place: Path
+    state: State
+    optimizer: dict[int, dict[str, Any]]
+    random: dict[str, Tensor]
+
+    @classmethod
+    def newest(cls, folder: RunFolder) -> Resumed | None:
+        """The newest state of a folder, None for a new run.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        place = folder.newest()
+        if place is None:
+            return None
+        try:
+            values = json.loads((place / STATE).read_text(encoding="utf-8"))
+            tensors = load_file(place / OPTIMIZER)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{place} is damaged ({one_line(error)}); start anew with --fresh") from None
+        random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in [*tensors.items(), *values["optimizer"].items()]:
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = value
+        return cls(place, State(**values["state"]), state, random)
+
+    def restore_random_numbers(self) -> None:
+        """Go on drawing where the killed run was."""
+        torch.set_rng_state(self.random["random.cpu"])
+        if "random.cuda" in self.random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.random["random.cuda"])
+
+    def restore_optimizer(self, optimizer: Optimizer) -> None:
+        """Fill an optimizer of the same weights."""
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": self.optimizer})
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """One line for whatever keeps a file from being written.
+
+    Raises:
+        InputError: it could not be.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(
+            f"cannot write {place} ({why}); make room and run the same command again: it goes on"
+        ) from None
+
+
+def _split(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of an optimizer's state, and its plain numbers, by ``"7.exp_avg"``."""
+    named = {f"{number}.{key}": value for number, own in state.items() for key, value in own.items()}
+    tensors = {name: value.contiguous() for name, value in named.items() if isinstance(value, Tensor)}
+    return tensors, {
+        name: value for name, value in named.items() if not isinstance(value, Tensor) and value is not None
+    }
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _logged_step(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

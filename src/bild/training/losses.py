@@ -1,0 +1,139 @@
+"""What is minimised: the network's own loss, or one that also makes its earlier layers able to write.
+
+With ``L(i)`` the cross-entropy of the tokens when the shared head reads decoder layer ``i`` of ``n``:
+
+    last        L(n)
+    early-exit  ½ L(exit layer) + ½ L(n)        Kim et al. 2023, section 4.4
+    calm        Σ wᵢ L(i) with wᵢ = i / Σⱼ j    Schuster et al. 2022; Kim et al. 2023, section 7.2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from bild.errors import InputError, LoadError
+from bild.training.batches import IGNORED
+from bild.training.recipe import Recipe
+
+FINAL_NORMS = ("final_layer_norm", "final_layernorm", "norm", "ln_f", "layer_norm")
+"""What architectures call the norm between the decoder's last layer and the head; BART and Marian have none."""
+
+
+class Objective(nn.Module):
+    """A network and what its training minimises, as one module whose forward pass gives the loss.
+
+    Args:
+        network: its weights are trained in place.
+        recipe: loss, exit layer and label smoothing.
+        dtype: what matrix products are computed in; weights keep theirs.
+
+    Raises:
+        InputError: an exit layer the network does not have.
+        LoadError: a loss of inner layers for an architecture whose layers cannot be told apart.
+    """
+
+    def __init__(self, network: PreTrainedModel, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.network, self.smoothing, self.dtype = network, recipe.label_smoothing, dtype
+        self.cross_entropy = cross_entropy
+        self.inner, self.last = {}, 1.0
+        if recipe.loss != "last":
+            weights = layer_weights(recipe, count_layers(network))
+            self.last = weights.pop(max(weights))
+            self.inner = weights
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
+        """The loss, a scalar in nats: mean over the labelled tokens.
+
+        Args:
+            labels: next tokens ``[B, T]``, :data:`~bild.training.batches.IGNORED` where none counts.
+            inputs: of the network, ``[B, …]``.
+        """
+        with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.network(**inputs, use_cache=False, output_hidden_states=bool(self.inner))
+            loss = self.last * self.cross_entropy(output.logits, labels, self.smoothing)
+            for layer, weight in self.inner.items():
+                loss = loss + weight * self.cross_entropy(self.read(output, layer), labels, self.smoothing)
+        return loss
+
+    def read(self, output: Any, layer: int) -> Tensor:
+        """Logits ``[B, T, V]`` of a decoder layer before the last, through the norm and the head of the last.
+
+        Args:
+            output: of the network, with hidden states.
+            layer: counted from 1.
+        """
+        config = self.network.config
+        states = output.decoder_hidden_states if config.is_encoder_decoder else output.hidden_states
+        hidden = final_norm(self.network)(states[layer])
+        # T5 with tied embeddings scales what goes into its head.
+        if getattr(config, "scale_decoder_outputs", False):
+            hidden = hidden * config.d_model**-0.5
+        logits: Tensor = self.network.get_output_embeddings()(hidden)
+        return logits
+
+    def compile_layers(self) -> None:
+        """Compile each layer and the cross-entropy: the graph of one layer serves all of its kind."""
+        for module in self.network.modules():
+            if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1 and len(module) > 1:
+                for layer in module:
+                    layer.compile(dynamic=True)
+        self.cross_entropy = torch.compile(cross_entropy, dynamic=True)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean negative log-likelihood of the labelled tokens in nats, a share of it spread over all tokens.
+
+    Args:
+        logits: ``[B, T, V]``.
+        labels: ``[B, T]``.
+        label_smoothing: 0…1.
+    """
+    flat = logits.flatten(0, 1).float()
+    return functional.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)
+
+
+def layer_weights(recipe: Recipe, layers: int) -> dict[int, float]:
+    """How much the loss of each decoder layer counts, by its number from 1; they add up to 1.
+
+    Raises:
+        InputError: an exit layer that is not before the last.
+    """
+    if recipe.loss == "calm":
+        total = layers * (layers + 1) / 2
+        return {layer: layer / total for layer in range(1, layers + 1)}
+    assert recipe.exit_layer is not None
+    if not recipe.exit_layer < layers:
+        raise InputError(
+            f"exit_layer is {recipe.exit_layer}, but the network has {layers} decoder layers; "
+            f"allowed is 1 to {layers - 1}"
+        )
+    return {recipe.exit_layer: 0.5, layers: 0.5}
+
+
+def count_layers(network: PreTrainedModel) -> int:
+    """How many decoder layers there are.
+
+    Raises:
+        LoadError: a decoder that is not one list of layers.
+    """
+    lists = [child for child in network.get_decoder().children() if isinstance(child, nn.ModuleList)]
+    if len(lists) != 1:
+        raise LoadError(f"the decoder of {type(network).__name__} is not one list of layers; train it with --loss last")
+    return len(lists[0])
+
+
+def final_norm(network: PreTrainedModel) -> nn.Module:
+    """What the last layer's state goes through before the head."""
+    children = dict(network.get_decoder().named_children())
+    return next((children[name] for name in FINAL_NORMS if name in children), nn.Identity())
+
+
+def targets_in(labels: Tensor) -> int:
+    """How many tokens count."""
+    return int((labels != IGNORED).sum())

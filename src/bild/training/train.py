@@ -1,0 +1,232 @@
+"""Fine-tune a network on source and target texts, or train one from nothing."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bild.data import Data
+from bild.errors import InputError
+from bild.machine import describe_machine
+from bild.models import load_network, resolve_device, resolve_dtype
+from bild.models.compiling import has_compiler
+from bild.training.batches import Batches, Collator
+from bild.training.checkpoint import Resumed, RunFolder, State
+from bild.training.corpus import Coder, Corpus, pairs_of
+from bild.training.dev import DevScore
+from bild.training.loop import Plan, run
+from bild.training.losses import Objective
+from bild.training.progress import Progress, duration, say
+from bild.training.recipe import Recipe
+from bild.training.settings import Settings
+from bild.training.start import Start
+
+LONG_RUN = 1000
+"""Steps from which compiling, a minute or two, pays for itself."""
+DEV_TOKENS = 128
+"""Longest text of a dev score where nothing else is said."""
+
+
+def train(
+    start: Start,
+    data: Mapping[str, Data],
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    dev: Mapping[str, Data] | None = None,
+    settings: Settings | None = None,
+) -> State:
+    """Train a network; the same call goes on where a killed one stopped.
+
+    Args:
+        start: the network's beginning.
+        data: sets of source and target texts, by name.
+        out: folder of the run; at the end also a checkpoint with the best weights, or without ``dev`` the last.
+        recipe: how to train.
+        dev: sets to score the network on while it trains, by name.
+        settings: how to watch it, and where it computes.
+
+    Returns:
+        What the run came to: steps, seconds, dev scores.
+
+    Raises:
+        InputError: an option, a text or a folder that cannot be used.
+        LoadError: a checkpoint that cannot be loaded.
+    """
+    settings = Settings() if settings is None else settings
+    told = {"start": asdict(start), "data": {name: values.digest for name, values in data.items()}}
+
+    def corpus_of(coder: Coder) -> Corpus:
+        corpus = Corpus()
+        coder.encode(pairs_of(data, corpus), corpus)
+        return corpus
+
+    return fit(start, out, recipe, corpus_of, told, dev={} if dev is None else dev, settings=settings)
+
+
+def fit(
+    start: Start,
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    corpus_of: Callable[[Coder], Corpus],
+    told: dict[str, Any],
+    *,
+    dev: Mapping[str, Data],
+    settings: Settings,
+) -> State:
+    """Train a network on any corpus.
+
+    Args:
+        start: the network's beginning.
+        out: folder of the run.
+        recipe: how to train.
+        corpus_of: makes what is trained on; not called for a run that is finished.
+        told: what the corpus and the beginning depend on, as plain JSON values.
+        dev: sets to score the network on, by name; may be empty.
+        settings: how to watch it, and where it computes.
+    """
+    recipe = recipe.for_weights(trained=start.trained)
+    told = told | {
+        "dev": {name: values.digest for name, values in dev.items()},
+        "recipe": recipe.to_dict(),
+        "settings": settings.describe(),
+    }
+    folder = RunFolder(Path(out), told, fresh=settings.fresh)
+    if (done := folder.finished()) is not None:
+        say(f"{out} is finished; --fresh starts anew")
+        return done
+    tokenizer, device = start.load_tokenizer(), resolve_device(settings.device)
+    config = start.load_config(tokenizer, recipe)
+    corpus = corpus_of(settings.coder(tokenizer, config))
+    say(f"data: {corpus.describe()}")
+    if not len(corpus):
+        raise InputError(f"there is nothing to train on: {corpus.describe()}")
+    resumed = Resumed.newest(folder)
+    if resumed is None:
+        network = start.load_network(config, tokenizer, recipe, device)
+    else:
+        network = load_network(resumed.place, dtype=torch.float32, device=device, trainable=True)
+    facts = {"arguments": dict(settings.arguments), **told, "examples": corpus.facts(), "machine": describe_machine()}
+    return Job(network, tokenizer, corpus, folder, recipe, settings, facts, start.dtype(), dev).run(resumed)
+
+
+class Job:
+    """One network being trained in one folder.
+
+    Args:
+        network: float32, on its device.
+        tokenizer: of the network.
+        corpus: what it is trained on.
+        folder: of the run.
+        recipe: with its learning rate settled.
+        settings: of the run.
+        facts: provenance, plain JSON values.
+        came_in: number format the result is saved in where the settings say ``"auto"``.
+        dev: sets to score it on, by name.
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: Corpus,
+        folder: RunFolder,
+        recipe: Recipe,
+        settings: Settings,
+        facts: dict[str, Any],
+        came_in: torch.dtype,
+        dev: Mapping[str, Data],
+    ) -> None:
+        self.network, self.tokenizer, self.corpus = network, tokenizer, corpus
+        self.folder, self.recipe, self.settings, self.facts = folder, recipe, settings, facts
+        self.dtype = resolve_dtype(settings.dtype, network.device)
+        self.saved_as = came_in if settings.save_dtype == "auto" else resolve_dtype(settings.save_dtype)
+        self.batches = Batches(corpus, recipe, joined=not network.config.is_encoder_decoder)
+        self.steps = self.batches.steps()
+        self.progress = Progress(folder, self.steps)
+        self.state = State()
+        longest = DEV_TOKENS if settings.max_target_tokens is None else settings.max_target_tokens
+        options: dict[str, Any] = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": longest}
+        self.dev = DevScore(dev, settings.metric, dtype=self.dtype, **options) if dev else None
+
+    def run(self, resumed: Resumed | None) -> State:
+        """Train to the end and save the result."""
+        if resumed is not None:
+            self.state = resumed.state
+            self.folder.forget_log_after(self.state.step)
+            say(f"going on from step {self.state.step}/{self.steps}")
+        objective = Objective(self.network, self.recipe, self.dtype)
+        if self._compiles():
+            say("the first steps compile the layers, a minute or two")
+            objective.compile_layers()
+        if self.state.step < self.steps and not self._out_of_patience():
+            run(objective, self._plan(), self.state, resumed, self.network.device)
+        if self.dev is None:
+            self._save_result()
+        self.state.finished = True
+        self.folder.finish(self._provenance())
+        took = duration(self.state.seconds)
+        best = f", best dev score {self.state.best:.2f} at step {self.state.best_step}" if self.state.best else ""
+        say(f"done: {self.state.step} steps in {took}{best}; checkpoint in {self.folder.path}")
+        return self.state
+
+    def _plan(self) -> Plan:
+        config = self.network.config
+        start = config.decoder_start_token_id if config.is_encoder_decoder else None
+        pad = 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        every = max(100, self.steps // 20) if self.settings.eval_every is None else self.settings.eval_every
+        return Plan(
+            folder=self.folder.path,
+            recipe=self.recipe,
+            steps=self.steps,
+            batches=list(self.batches.after(self.state.step, self.steps)),
+            collate=Collator(self.corpus, pad, start),
+            places=self.corpus.places,
+            log_every=self.settings.log_every,
+            eval_every=None if self.dev is None else every,
+            save_minutes=self.settings.save_minutes,
+            on_log=self.progress.logged,
+            on_eval=self._score,
+            on_save=self._save_state,
+        )
+
+    def _compiles(self) -> bool:
+        if self.settings.compile is not None:
+            return self.settings.compile
+        return self.steps >= LONG_RUN and (self.network.device.type == "cuda" or has_compiler())
+
+    def _score(self) -> bool:
+        """Score the network, keep it if it is the best; whether to stop."""
+        assert self.dev is not None
+        state, scores = self.state, self.dev(self.network, self.tokenizer)
+        mean = sum(scores.values()) / len(scores)
+        best = state.best is None or mean > state.best
+        score = {"step": state.step, "metric": self.settings.metric, "sets": scores, "mean": mean}
+        state.scores.append(score)
+        if best:
+            state.best, state.best_step, state.worse = mean, state.step, 0
+            self._save_result()
+        else:
+            state.worse += 1
+        self.progress.scored(score, best=best)
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.state.worse >= self.settings.patience
+
+    def _save_result(self) -> None:
+        self.folder.save_result(copy.deepcopy(self.network).to(self.saved_as), self.tokenizer, self._provenance())
+
+    def _save_state(self, optimizer: Optimizer) -> None:
+        self.folder.save_state(self.network, self.tokenizer, optimizer, self.state, self._provenance())
+
+    def _provenance(self) -> dict[str, Any]:
+        return {**self.facts, "state": asdict(self.state)}
