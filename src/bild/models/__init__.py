@@ -7,7 +7,7 @@ from bild.models.early_exit import exit_layer
 from bild.models.loading import INT8, load_network, load_tokenizer, resolve_device, resolve_dtype
 from bild.models.pairing import run_pair
 from bild.models.quantize import Int8Linear, to_int8
-from bild.models.static import StaticModel
+from bild.models.static import StaticModel, is_prepared
 from bild.models.vocabulary import check_shared_vocabulary
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "StaticModel",
     "check_shared_vocabulary",
     "exit_layer",
+    "is_prepared",
     "load_network",
     "load_tokenizer",
     "resolve_device",
