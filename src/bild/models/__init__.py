@@ -15,7 +15,7 @@ from bild.models.loading import (
 )
 from bild.models.pairing import run_pair
 from bild.models.quantize import Int8Linear, to_int8
-from bild.models.static import StaticModel
+from bild.models.static import StaticModel, is_prepared
 from bild.models.vocabulary import check_shared_vocabulary
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "StaticModel",
     "check_shared_vocabulary",
     "exit_layer",
+    "is_prepared",
     "load_config",
     "load_network",
     "load_tokenizer",
