@@ -27,6 +27,10 @@ class Int8Linear(nn.Module):
         bias: of that layer ``[out]``, or None.
     """
 
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         rounded, scale = quantize_rows(weight)
@@ -46,7 +50,7 @@ class Int8Linear(nn.Module):
 def multiply_int8(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """``states @ (weight · scale)ᵀ`` with every row of the states rounded to int8 first.
 
-    Products are summed in int32, without error; only the two roundings count.
+    Products are summed exactly, in int32 (up to 133,000 of them), so only the two roundings count.
 
     Args:
         states: ``[N, in]``.
