@@ -12,7 +12,7 @@ import pytest
 import bild
 
 SOURCE = Path(bild.__file__).parent
-ROOMS = ["errors", "decoding", "models", "generation", "evaluation", "tuning", "cli"]
+ROOMS = ["errors", "decoding", "models", "generation", "evaluation", "tuning", "reproduction", "cli"]
 """A room may import itself and those before it."""
 
 

@@ -12,6 +12,7 @@ from bild import __version__
 from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
+from bild.cli.reproduce import reproduce
 from bild.cli.tune import tune
 from bild.cli.warmup import warmup
 from bild.errors import BildError
@@ -26,6 +27,7 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(info)
 app.command()(tune)
+app.command()(reproduce)
 app.command()(warmup)
 
 INTERRUPTED = 128 + signal.SIGINT

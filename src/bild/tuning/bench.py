@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LARGE = "large"
 CALIBRATION_TEXTS = 40
 """Texts of each set from which the cost of a pass is learnt."""
+WORTH_A_LINE = 32
+"""Branches; fewer are read in no time."""
 CALIBRATION_METHODS = (
     LARGE,
     "small",
@@ -88,9 +90,13 @@ class Bench:
         large = [Outcome.alone(tuple(result.token_ids)) for result in results]
         trees = [Tree(job) for job in self.decoder.jobs(sources, **self.options)]
         reader = Reader(self.decoder, trees, file)
-        simulator = Simulator(trees, reader, lambda done, total: self.say(f"{done} of {total} branches read"))
+        simulator = Simulator(trees, reader, self._tell)
         texts = Texts(self.sets, metric, lambda ids: decode(self.decoder.tokenizer, ids))
         return Search(simulator, texts, large, costs, budget, self.say)
+
+    def _tell(self, done: int, total: int) -> None:
+        if total >= WORTH_A_LINE:
+            self.say(f"{done} of {total} branches read")
 
 
 def _first_error(journal: Journal) -> str:

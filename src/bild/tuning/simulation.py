@@ -106,7 +106,8 @@ def thresholds(policy: Policy) -> tuple[float, float]:
 
 
 Progress = Callable[[int, int], None]
-Walk = Callable[[Tree, Any], Outcome | Unknown]
+Walk = Callable[[Tree, Any], Any]
+"""From a tree and a policy to an outcome, or to the prefix that is unknown."""
 
 
 class Simulator:
@@ -123,7 +124,7 @@ class Simulator:
         self, trees: Sequence[Tree], reader: Reader, progress: Progress | None = None, walk: Walk = simulate
     ) -> None:
         self.trees, self.reader, self.progress, self.walk = trees, reader, progress, walk
-        self.outcomes: dict[tuple[int, Any], Outcome] = {}
+        self.outcomes: dict[tuple[int, Any], Any] = {}
 
     def run(self, policies: Iterable[Any], texts: Sequence[int]) -> None:
         """Find out what these policies make of these texts (indices of trees)."""
@@ -133,11 +134,11 @@ class Simulator:
             blocked = []
             for index, policy in open_:
                 outcome = self.walk(self.trees[index], policy)
-                if isinstance(outcome, Outcome):
-                    self.outcomes[index, policy] = outcome
-                else:
+                if isinstance(outcome, Unknown):
                     missing[id(outcome.node)] = (index, outcome.node)
                     blocked.append((index, policy))
+                else:
+                    self.outcomes[index, policy] = outcome
             self._read(list(missing.values()))
             open_ = blocked
 
