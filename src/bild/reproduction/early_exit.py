@@ -52,8 +52,8 @@ def figure6(workspace: Workspace) -> Result:
             plots.cloud(axes, here.points["BiLD"], plots.COLOURS[variant.label], "BiLD (looked up)")
             axes.scatter(*plots.coordinates(here.points["exit alone"]), marker="v", label="exit alone (looked up)")
             if name in run:
-                stars = table1.coordinates(run[name], name, inputs.metric).values()
-                axes.scatter(*zip(*stars, strict=True), marker="*", s=110, label="chosen on dev (measured)", zorder=5)
+                measured = [*table1.coordinates(run[name], name, inputs.metric).values()]
+                plots.stars(axes, measured, plots.COLOURS[variant.label], "chosen on dev")
             plots.finish(axes, here.large, min(plots.coordinates(here.points["BiLD"])[1]))
 
     about = (
@@ -143,13 +143,13 @@ def _calm(workspace: Workspace, name: str) -> tuple[float, list[Left]]:
     assert inputs.calm is not None
     variant = Variant("CALM", inputs.calm, inputs.calm, "eager")
     described = {method: {"pair": variant.describe()} for method in (LARGE, *settings)}
-    summary = workspace.evaluate(lambda: _methods(workspace, variant, settings), described, name, LARGE)
+    summary = workspace.evaluate(lambda: _methods(workspace, variant, settings), described, name)
     found = []
     for method, setting in settings.items():
         own = figures(summary, method, name)
         speedup, quality = own.speedup.value, own.quality[inputs.metric].value
         assert speedup is not None and quality is not None
-        found.append(Left(*setting, 1 / speedup, quality, getattr(own, "mean_layers", None)))
+        found.append(Left(*setting, 1 / speedup, quality, own.mean_layers))
     whole = figures(summary, LARGE, name).quality[inputs.metric].value
     assert whole is not None
     return whole, found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bild.errors import InputError
+from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
 from bild.evaluation.data import Data, Example
 from bild.evaluation.quality import LABELS
 from bild.evaluation.roster import Setup
@@ -50,9 +51,11 @@ class Inputs:
         task: as for :func:`bild.evaluation.evaluate`.
         prefix: text put before every source.
         seeds: of what is sampled, one run each, default 1, 2, 3.
+        resamples: of the bootstrap, 1…, default 1000.
 
     Raises:
-        InputError: an example without reference, dev sets of other names, an unknown metric, no seed.
+        InputError: an example without reference, dev sets of other names, an unknown metric, no seed,
+            an early exit that is not ``DIR:N``.
     """
 
     setup: Setup
@@ -65,8 +68,10 @@ class Inputs:
     task: str = "translation"
     prefix: str = ""
     seeds: Sequence[int] = DEFAULT_SEEDS
+    resamples: int = DEFAULT_RESAMPLES
 
     def __post_init__(self) -> None:
+        _ = self.exit_variant
         if self.metric not in LABELS:
             raise InputError(f"metric is {self.metric!r}; allowed are {', '.join(LABELS)}")
         if not self.seeds:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from bild.reproduction.result import table
 
 SETS = ("IWSLT BLEU", "WMT BLEU", "XSUM ROUGE-L", "CNN/DM ROUGE-L")
@@ -35,7 +37,7 @@ SUMMARISED = ("IWSLT BLEU", "XSUM ROUGE-L")
 Cells = tuple[tuple[float, float | None], ...]
 
 
-def quality_table(rows: dict[str, Cells], sets: tuple[str, ...]) -> str:
+def quality_table(rows: Mapping[str, Cells], sets: Sequence[str]) -> str:
     """Quality and speedup, a column a data set."""
     lines = [
         [name, *(f"{quality:.2f}" + (f" · {speedup:.2f}×" if speedup else "") for quality, speedup in cells)]

@@ -43,6 +43,12 @@ def cloud(axes: Axes, points: Sequence[Point], colour: str, label: str, line: bo
         axes.plot(*coordinates(front), marker="o", markersize=3, color=colour, label=label)
 
 
+def stars(axes: Axes, measured: Sequence[tuple[float, float]], colour: str, label: str) -> None:
+    """Points that were run for real: normalised latency and quality of each."""
+    x, y = [latency for latency, _ in measured], [quality for _, quality in measured]
+    axes.scatter(x, y, marker="*", s=110, color=colour, edgecolors="black", label=f"{label} (measured)", zorder=5)
+
+
 def coordinates(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     """Normalised latency and quality; each point is of one set."""
     return [1 / point.speedup for point in points], [next(iter(point.quality.values())) for point in points]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
-from bild.decoding import FixedWindow, Policy, WithinDistance
+from bild.decoding import FixedWindow, Policy, Stats, WithinDistance
 from bild.evaluation.cells import interval
 from bild.evaluation.summary import MethodFigures, Summary
 from bild.tuning.search import Point
@@ -27,6 +28,12 @@ def policy_name(policy: Policy) -> str:
 def figures(summary: Summary, name: str, set_name: str) -> MethodFigures:
     """One method on one set."""
     return summary.sets[set_name].methods[name]
+
+
+def stats(own: MethodFigures) -> Stats:
+    """The counts of a policy."""
+    assert own.counts is not None
+    return Stats(**{field.name: own.counts[field.name] for field in fields(Stats)})
 
 
 def cells(summary: Summary, name: str, set_name: str, metric: str, policy: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from bild.decoding import Policy, Stats
 from bild.evaluation.summary import MethodFigures
 from bild.reproduction.inputs import Variant
+from bild.reproduction.rows import stats
 from bild.reproduction.workspace import Row, Workspace
 from bild.tuning.bench import LARGE
 
@@ -39,10 +40,7 @@ class Sampled:
     @property
     def counts(self) -> Stats:
         """Over all seeds."""
-        from bild.decoding.stats import RATES
-
-        raw = [one.counts for one in self.figures if one.counts is not None]
-        return Stats.total(Stats(**{key: value for key, value in one.items() if key not in RATES}) for one in raw)
+        return Stats.total(map(stats, self.figures))
 
     def cells(self) -> list[str]:
         """Mean quality with the range over seeds, and the speedup."""

@@ -15,7 +15,7 @@ from bild.reproduction import paper, sampled
 from bild.reproduction.choosing import choose_speculative, match, need_dev
 from bild.reproduction.grids import WINDOWS
 from bild.reproduction.result import Result, table
-from bild.reproduction.rows import HEADING, cells, figures, policy_name, values
+from bild.reproduction.rows import HEADING, cells, figures, policy_name, stats, values
 from bild.reproduction.sampled import Sampled
 from bild.reproduction.workspace import Row, Workspace
 from bild.tuning.bench import LARGE
@@ -100,11 +100,10 @@ def table4(workspace: Workspace) -> Result:
     rows, found = [], {}
     for name in workspace.names:
         here = compared(workspace, name)
-        stats = {row: _counted(here.greedy, row, name) for row in (EXACT, LATENCY, QUALITY)}
-        stats = {f"{row}, greedy": one for row, one in stats.items()}
-        stats |= {f"{row}, sampled": here.drawn[row].counts for row in (here.best_window, QUALITY)}
-        rows += [[name, row, *_shares(one)] for row, one in stats.items()]
-        found[name] = {row: {**one.to_dict(), **shares(one)} for row, one in stats.items()}
+        counts = {f"{row}, greedy": stats(figures(here.greedy, row, name)) for row in (EXACT, LATENCY, QUALITY)}
+        counts |= {f"{row}, sampled": here.drawn[row].counts for row in (here.best_window, QUALITY)}
+        rows += [[name, row, *_shares(one)] for row, one in counts.items()]
+        found[name] = {row: {**one.to_dict(), **shares(one)} for row, one in counts.items()}
     heading = ["", "", "fallbacks ÷ tokens", "rollbacks ÷ tokens", "rollbacks ÷ fallbacks", "thrown away ÷ drafted"]
     about = (
         "The runs of Table 3. A fallback is a pass of the large model, whatever made the small one hand over; a "
@@ -115,24 +114,16 @@ def table4(workspace: Workspace) -> Result:
                   {"sets": found})  # fmt: skip
 
 
-def shares(stats: Stats) -> dict[str, float]:
+def shares(own: Stats) -> dict[str, float]:
     """Fallbacks and rollbacks by what they are divided by; 0 where there is nothing to divide by."""
-    thrown = stats.num_draft_tokens - stats.num_accepted_tokens
+    thrown = own.num_draft_tokens - own.num_accepted_tokens
     return {
-        "fallbacks_per_token": stats.num_large_steps / max(1, stats.num_tokens),
-        "rollbacks_per_token": stats.num_rollbacks / max(1, stats.num_tokens),
-        "rollbacks_per_fallback": stats.num_rollbacks / max(1, stats.num_large_steps),
-        "thrown_away_per_drafted": thrown / max(1, stats.num_draft_tokens),
+        "fallbacks_per_token": own.num_large_steps / max(1, own.num_tokens),
+        "rollbacks_per_token": own.num_rollbacks / max(1, own.num_tokens),
+        "rollbacks_per_fallback": own.num_rollbacks / max(1, own.num_large_steps),
+        "thrown_away_per_drafted": thrown / max(1, own.num_draft_tokens),
     }
 
 
-def _shares(stats: Stats) -> list[str]:
-    return [f"{share:.2%}" for share in shares(stats).values()]
-
-
-def _counted(summary: Summary, row: str, name: str) -> Stats:
-    from bild.decoding.stats import RATES
-
-    counts = figures(summary, row, name).counts
-    assert counts is not None
-    return Stats(**{key: value for key, value in counts.items() if key not in RATES})
+def _shares(own: Stats) -> list[str]:
+    return [f"{share:.2%}" for share in shares(own).values()]

@@ -86,8 +86,7 @@ def figure4(workspace: Workspace) -> Result:
                 axes.scatter(*alone, marker="v", color=colour, label=f"{variant.label} small alone (looked up)")
                 own = [xy for row, xy in run.get(name, {}).items() if row.startswith(f"{variant.label},")]
                 if own:
-                    axes.scatter(*zip(*own, strict=True), marker="*", s=110, color=colour, edgecolors="black",
-                                 label=f"{variant.label}, Table 1 (measured)", zorder=5)  # fmt: skip
+                    plots.stars(axes, own, colour, f"{variant.label}, Table 1")
             plots.finish(axes, here.large, min(plots.coordinates(here.points[inputs.variants[0].label])[1]))
 
     about = (

@@ -96,16 +96,22 @@ class Workspace:
         return {"max_new_tokens": self.inputs.setup.max_new_tokens}
 
     def decoder(self, variant: Variant) -> BigLittleDecoder:
-        """The loaded pair; the last few stay loaded."""
+        """The pair, loaded once."""
         if variant not in self._decoders:
             from bild.generation import BigLittleDecoder
 
             setup = self.inputs.setup
             load = BigLittleDecoder.from_pretrained if self._load is None else self._load
-            common = {"dtype": setup.dtype, "device": setup.device, "trust_remote_code": setup.trust_remote_code}
             self.say(f"loading the {variant.label} pair")
-            names = {"pair": None, "large": variant.large, "small": variant.small}
-            self._decoders[variant] = load(**names, runtime=variant.runtime, **common)
+            self._decoders[variant] = load(
+                pair=None,
+                large=variant.large,
+                small=variant.small,
+                runtime=variant.runtime,
+                dtype=setup.dtype,
+                device=setup.device,
+                trust_remote_code=setup.trust_remote_code,
+            )
         return self._decoders[variant]
 
     def bench(self, variant: Variant, sets: Mapping[str, Any]) -> Bench:
@@ -125,7 +131,6 @@ class Workspace:
         if key not in self._searches:
             sets = {name: self.inputs.sets(split)[name]}
             costs = self.costs(variant)
-            # A row of a batch is rounded as the runtime rounds, the only way in which that matters here.
             folder = self._folder("traces", {"pair": variant.describe(), "data": digests(sets)})
             self._searches[key] = self.bench(variant, sets).search(folder / "branches.jsonl", self.inputs.metric, costs)
         return self._searches[key]
@@ -147,20 +152,19 @@ class Workspace:
         search = self.search(variant, name, split)
         return search.texts.quality({at: outcome.tokens for at, outcome in enumerate(search.large)})[name]
 
-    def run(self, rows: Sequence[Row], name: str, baseline: str = LARGE) -> Summary:
+    def run(self, rows: Sequence[Row], name: str) -> Summary:
         """Decode a test set by each row's policy for real, in turn."""
         described = {
             row.name: {"pair": row.variant.describe(), "policy": row.policy.to_dict(), **row.draw} for row in rows
         }
-        return self.evaluate(lambda: [self._method(row) for row in rows], described, name, baseline)
+        return self.evaluate(lambda: [self._method(row) for row in rows], described, name)
 
     def evaluate(
         self,
         methods: Callable[[], Sequence[Method]],
         described: Mapping[str, Any],
         name: str,
-        baseline: str,
-        limit: int | None = None,
+        baseline: str = LARGE,
     ) -> Summary:
         """Decode a test set by any methods, in turn.
 
@@ -169,13 +173,14 @@ class Workspace:
             described: by name, what each one's texts and times depend on.
             name: of the set.
             baseline: method the others are compared with.
-            limit: first texts only, 1…
         """
-        sets = {name: list(self.inputs.test[name])[:limit]}
+        sets = {name: self.inputs.test[name]}
         folder = self._folder("runs", {"methods": dict(described), "baseline": baseline, "data": digests(sets)})
         if folder not in self._summaries:
             self.say(f"running {len(described)} methods on {len(sets[name])} texts of {name}: {', '.join(described)}")
-            how = {"out": folder, "baseline": baseline, "task": self.inputs.task, "prefix": self.inputs.prefix}
+            inputs = self.inputs
+            how = {"out": folder, "baseline": baseline, "task": inputs.task, "prefix": inputs.prefix,
+                   "resamples": inputs.resamples}  # fmt: skip
             self._summaries[folder] = evaluate(methods(), sets, progress=self._tell, **how)  # type: ignore[arg-type]
         return self._summaries[folder]
 
