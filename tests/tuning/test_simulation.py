@@ -21,7 +21,12 @@ POLICIES = [
         (1.01, 2.0, False, 10),
         (0.25, 0.0, True, 4),
     ]
-] + [Policy.exact(fallback_threshold=0.2, max_draft_tokens=5)]
+] + [
+    Policy.exact(fallback_threshold=0.2, max_draft_tokens=5),
+    Policy.no_rollback(fallback_threshold=0.3),
+    Policy.no_fallback(rollback_threshold=1.0, window=3),
+    Policy.speculative_sampling(window=4),
+]
 
 
 def trees_of(pair: BigLittleDecoder, **options) -> list[Tree]:
@@ -91,7 +96,7 @@ def test_each_prefix_is_read_once_and_never_again_after_a_restart(tmp_path):
     assert len(set(lines)) == len(lines)
 
 
-@pytest.mark.parametrize("policy", [Policy.large(), Policy.typical(), Policy.speculative_sampling(), Policy.adaptive()])
+@pytest.mark.parametrize("policy", [Policy.large(), Policy.typical(), Policy.ensemble(), Policy.adaptive()])
 def test_policies_of_other_rules_are_refused(policy):
     with pytest.raises(ValueError, match="can be looked up"):
         simulate(trees_of(pair_of("t5"))[0], policy)

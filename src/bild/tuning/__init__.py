@@ -1,5 +1,6 @@
 """Thresholds for a quality budget: found on dev data, with evidence."""
 
+from bild.tuning.bench import Bench
 from bild.tuning.costs import CostModel
 from bild.tuning.search import Point, default_grid, pareto
 from bild.tuning.simulation import Outcome, simulate
@@ -8,6 +9,7 @@ from bild.tuning.tune import DEFAULT_BUDGET, Tuning, tune
 
 __all__ = [
     "DEFAULT_BUDGET",
+    "Bench",
     "CostModel",
     "Node",
     "Outcome",

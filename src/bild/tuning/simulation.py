@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from bild.decoding import ExactMatch, LowConfidence, Policy, WithinDistance
+from bild.decoding import ExactMatch, FixedWindow, LowConfidence, Policy, RejectionSampling, WithinDistance
 from bild.tuning.traces import Node, Reader, Tree
 
 
@@ -38,13 +39,14 @@ def simulate(tree: Tree, policy: Policy) -> Outcome | Unknown:
 
     Args:
         tree: what is known of the text; read with the policy's measure and metric.
-        policy: hands over at low confidence; accepts within a distance or exact matches.
+        policy: hands over at low confidence or after a window; accepts within a distance or exact matches.
 
     Raises:
         ValueError: a policy of other rules.
     """
     fallback, rollback = thresholds(policy)
-    window = policy.max_draft_tokens if policy.hand_over.window is None else policy.hand_over.window
+    own_window = policy.hand_over.window
+    window = policy.max_draft_tokens if own_window is None else min(own_window, policy.max_draft_tokens)
     node, small_steps, large_steps, drafted, accepted, rounds = tree.root, 0, 0, 0, 0, 0
     while True:
         draft: list[Node] = []
@@ -83,17 +85,29 @@ def simulate(tree: Tree, policy: Policy) -> Outcome | Unknown:
 
 
 def thresholds(policy: Policy) -> tuple[float, float]:
-    """Fallback and rollback threshold; exact match is a rollback threshold below every distance.
+    """Fallback and rollback threshold.
+
+    A fixed window is a fallback threshold below every confidence; exact match, which rejection sampling is where
+    decoding is greedy, is a rollback threshold below every distance.
 
     Raises:
         ValueError: rules that have none.
     """
-    known = type(policy.hand_over) is LowConfidence and not policy.hand_over.keeps_doubtful
-    if not known or type(policy.acceptance) not in (WithinDistance, ExactMatch) or policy.alone is not None:
-        raise ValueError("only policies of low confidence and a distance, or exact match, can be looked up")
-    assert isinstance(policy.hand_over, LowConfidence)
-    rollback = policy.acceptance.threshold if isinstance(policy.acceptance, WithinDistance) else -1.0
-    return policy.hand_over.threshold, rollback
+    hand_over, acceptance = policy.hand_over, policy.acceptance
+    exact = type(acceptance) is ExactMatch or (type(acceptance) is RejectionSampling and acceptance.lossless)
+    confident = type(hand_over) is LowConfidence and not hand_over.keeps_doubtful
+    known = (confident or type(hand_over) is FixedWindow) and (exact or type(acceptance) is WithinDistance)
+    if not known or policy.alone is not None:
+        raise ValueError(
+            "only policies of low confidence or a fixed window, and a distance or exact match, can be looked up"
+        )
+    fallback = hand_over.threshold if isinstance(hand_over, LowConfidence) else 0.0
+    return fallback, acceptance.threshold if isinstance(acceptance, WithinDistance) else -1.0
+
+
+Progress = Callable[[int, int], None]
+Walk = Callable[[Tree, Any], Any]
+"""From a tree and a policy to an outcome, or to the prefix that is unknown."""
 
 
 class Simulator:
@@ -103,27 +117,28 @@ class Simulator:
         trees: one a text.
         reader: reads prefixes.
         progress: told how many nodes have been read, and how many of those wanted in this round.
+        walk: finds the way of one policy through one tree; policies are what it takes.
     """
 
     def __init__(
-        self, trees: Sequence[Tree], reader: Reader, progress: Callable[[int, int], None] | None = None
+        self, trees: Sequence[Tree], reader: Reader, progress: Progress | None = None, walk: Walk = simulate
     ) -> None:
-        self.trees, self.reader, self.progress = trees, reader, progress
-        self.outcomes: dict[tuple[int, Policy], Outcome] = {}
+        self.trees, self.reader, self.progress, self.walk = trees, reader, progress, walk
+        self.outcomes: dict[tuple[int, Any], Any] = {}
 
-    def run(self, policies: Iterable[Policy], texts: Sequence[int]) -> None:
+    def run(self, policies: Iterable[Any], texts: Sequence[int]) -> None:
         """Find out what these policies make of these texts (indices of trees)."""
         open_ = [(index, policy) for policy in policies for index in texts if (index, policy) not in self.outcomes]
         while open_:
             missing: dict[int, tuple[int, Node]] = {}
             blocked = []
             for index, policy in open_:
-                outcome = simulate(self.trees[index], policy)
-                if isinstance(outcome, Outcome):
-                    self.outcomes[index, policy] = outcome
-                else:
+                outcome = self.walk(self.trees[index], policy)
+                if isinstance(outcome, Unknown):
                     missing[id(outcome.node)] = (index, outcome.node)
                     blocked.append((index, policy))
+                else:
+                    self.outcomes[index, policy] = outcome
             self._read(list(missing.values()))
             open_ = blocked
 
