@@ -87,12 +87,13 @@ def compute(workspace: Workspace) -> Result:
     parts = [about]
     for name, shown in found.items():
         parts.append(f"## {name}: `{policy_name(chosen[name].policy)}`")
-        parts += [_markdown(one) for one in shown] or ["The two models write the same texts."]
+        parts += [markdown(one) for one in shown] or ["The two models write the same texts."]
     values = {name: [_values(one) for one in shown] for name, shown in found.items()}
     return Result("Figure 9: who writes what", parts, {"row": label, "sets": values}, draw)
 
 
-def _markdown(shown: Shown) -> str:
+def markdown(shown: Shown) -> str:
+    """A list of what each wrote; marks as the legend says."""
     lines = [f"- {label}: {''.join(map(_marked, pieces)).strip()}" for label, pieces in shown.lines()]
     return "\n".join(lines) + f" ({shown.large_share:.0%} by the large model)"
 
