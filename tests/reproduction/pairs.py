@@ -8,18 +8,19 @@ from random import Random
 from bild import BigLittleDecoder
 from bild.evaluation import Example, Setup
 from bild.reproduction import Inputs
-from tests.models.test_generation_agrees import large_of, small_of
-from tests.networks import word_tokenizer
+from tests.models.test_generation_agrees import large_of
+from tests.networks import perturbed, word_tokenizer
 
 LONGEST = 8
 
 
 @cache
 def load_named(large: str, small: str) -> BigLittleDecoder:
-    """``large`` with ``unaligned`` (another network), ``aligned`` (much like it) or its own first layers."""
-    kinds = {"unaligned": "other", "aligned": "noisy", "large": "same"}
-    network = small if small.startswith("exit:") else small_of("t5", 1, kinds[small])
-    return BigLittleDecoder(large_of("t5", 1), network, word_tokenizer())
+    """``large`` with ``unaligned`` (somewhat like it), ``aligned`` (more so) or its own first layers."""
+    whole = large_of("t5", 1)
+    noise = {"unaligned": 0.3, "aligned": 0.15, "large": 0.0}
+    network = small if small.startswith("exit:") else perturbed(whole, noise[small])
+    return BigLittleDecoder(whole, network, word_tokenizer())
 
 
 def load(*, large: str, small: str, **options: object) -> BigLittleDecoder:
@@ -30,13 +31,12 @@ def load(*, large: str, small: str, **options: object) -> BigLittleDecoder:
 def examples(count: int, seed: int = 0) -> tuple[Example, ...]:
     """Texts whose reference is what the large model writes: it scores 100, all others less."""
     words, rng = list(word_tokenizer().get_vocab()), Random(seed)
-    sources = [" ".join(rng.choice(words[10:]) for _ in range(rng.randint(2, 6))) for _ in range(count)]
+    sources = [" ".join(rng.choice(words[10:]) for _ in range(rng.randint(2, 6))) for _ in range(3 * count)]
     texts = load_named("large", "aligned").generate(sources, "large", max_new_tokens=LONGEST)
-    # A reference that is empty would be none.
-    return tuple(
-        Example(str(i), source, (result.text or "w2",))
-        for i, (source, result) in enumerate(zip(sources, texts, strict=True))
-    )
+    # An empty reference would be none.
+    pairs = [(source, result.text) for source, result in zip(sources, texts, strict=True) if result.text][:count]
+    assert len(pairs) == count
+    return tuple(Example(str(at), source, (text,)) for at, (source, text) in enumerate(pairs))
 
 
 def inputs(sets: int = 1, **options: object) -> Inputs:

@@ -33,10 +33,10 @@ def test_lookups_equal_the_plain_loop(small, tmp_path):
     search, pair = workspace.search(variant, "set 0"), load_named("large", small)
     known = search.simulator
     oracle = Simulator(known.trees, known.reader, walk=replace_unlikely)
-    oracle.run(LIKELIHOODS, range(5))
+    oracle.run(LIKELIHOODS[::3], range(5))
     changed = set()
     for index, tree in enumerate(known.trees):
-        for likelihood in LIKELIHOODS:
+        for likelihood in LIKELIHOODS[::3]:
             found = oracle.outcomes[index, likelihood]
             assert (found.tokens, found.num_replaced, found.num_changed) == slowly(pair, tree.job.source, likelihood)
             changed.add(found.num_changed)

@@ -16,9 +16,7 @@ from bild.reproduction import ALL, ITEMS, Workspace, reproduce
 from bild.reproduction.choosing import within
 from bild.reproduction.counting import Cost
 from bild.reproduction.figure8 import counted
-from bild.reproduction.figure9 import examples, markdown
 from bild.reproduction.grids import WINDOWS
-from bild.reproduction.workspace import Row
 from bild.tuning import Point
 from tests.reproduction.pairs import LONGEST, inputs, load, load_named
 
@@ -158,34 +156,8 @@ def test_figure9_shows_the_text_that_is_decoded(made):
         assert kept.strip() == run.text
     text = (made.out / "figure9.md").read_text(encoding="utf-8")
     struck = sum(piece["kind"] == "rolled_back" for one in shown for piece in one["bild"])
-    assert text.count("~~") == 2 * (struck + 1)  # and once in the legend
+    assert struck and text.count("~~") == 2 * (struck + 1)  # and once in the legend
     assert re.search(r"\*\*w\d+\*\*", text)
-
-
-def test_what_is_rolled_back_stands_struck_before_its_correction(tmp_path):
-    workspace = Workspace(inputs(), tmp_path, load=load)
-    policy = Policy.bild(fallback_threshold=0.0, rollback_threshold=0.0, verify_end=True)
-    row = Row("strict", workspace.inputs.variants[0], policy)
-    shown = examples(workspace, "set 0", row)
-    pair, rolled_back = load_named("large", "unaligned"), 0
-    for one in shown:
-        (run,) = pair.generate([one.example.source], policy, max_new_tokens=LONGEST)
-        kinds = [piece.kind for piece in one.pieces]
-        rolled_back += run.stats.num_rollbacks
-        for at, piece in enumerate(one.pieces):
-            if piece.kind == "rolled_back":
-                assert f"~~{piece.text.strip()}~~" in markdown(one)
-                # Unless the correction is the end of the text, which is not shown.
-                assert kinds[at + 1 : at + 2] in (["large"], [])
-        assert "".join(piece.text for piece in one.pieces if piece.kind != "rolled_back").strip() == run.text
-    assert rolled_back > 2 and any("rolled_back" in [p.kind for p in one.pieces] for one in shown)
-
-
-def test_every_set_is_reported_by_itself(tmp_path):
-    reproduce("figure2", inputs(2), tmp_path, load=load)
-    sets = json.loads((tmp_path / "figure2.json").read_text(encoding="utf-8"))["values"]["sets"]
-    assert [*sets] == ["set 0", "set 1"] and sets["set 0"]["aligned"] != sets["set 1"]["aligned"]
-    assert "## set 1, aligned" in (tmp_path / "figure2.md").read_text(encoding="utf-8")
 
 
 def test_early_exits_are_a_pair_and_calm_is_run(made):
