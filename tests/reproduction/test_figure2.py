@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bild.reproduction import Workspace
-from bild.reproduction.figure2 import LIKELIHOODS, levels, replace_unlikely
+from bild.reproduction.figure2 import LIKELIHOODS, levels, look_up
 from bild.tuning.simulation import Simulator
 from tests.networks import EOS, START, forward
 from tests.reproduction.pairs import LONGEST, inputs, load, load_named
@@ -32,12 +32,12 @@ def test_lookups_equal_the_plain_loop(small, tmp_path):
     variant = workspace.inputs.variants[small == "aligned"]
     search, pair = workspace.search(variant, "set 0"), load_named("large", small)
     known = search.simulator
-    oracle = Simulator(known.trees, known.reader, walk=replace_unlikely)
+    oracle = Simulator(known.trees, known.reader, look_up)
     oracle.run(LIKELIHOODS[::3], range(5))
     changed = set()
     for index, tree in enumerate(known.trees):
         for likelihood in LIKELIHOODS[::3]:
-            found = oracle.outcomes[index, likelihood]
+            found = oracle.outcomes[likelihood][index]
             assert (found.tokens, found.num_replaced, found.num_changed) == slowly(pair, tree.job.source, likelihood)
             changed.add(found.num_changed)
     assert len(changed) > 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ from bild.reproduction import plots
 from bild.reproduction.inputs import Variant
 from bild.reproduction.result import Result, table
 from bild.reproduction.workspace import Workspace
-from bild.tuning.simulation import Simulator, Unknown
-from bild.tuning.traces import Tree
+from bild.tuning.simulation import Found, Simulator
+from bild.tuning.traces import Node, Tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,22 +32,32 @@ class Replaced:
     """Those of them that are not the small model's."""
 
 
-def replace_unlikely(tree: Tree, likelihood: float) -> Replaced | Unknown:
+def replace_unlikely(tree: Tree, likelihood: float) -> Generator[Node, None, Replaced]:
     """Write with the small model; take the large model's token where it finds the small one's less likely than this.
 
     Args:
         tree: what is known of the text, with nll as the distance.
         likelihood: 0…1; 0 replaces nothing, above 1 everything.
+
+    Yields:
+        Prefixes that nobody has read.
     """
     node, replaced, changed = tree.root, 0, 0
     while node.finish is None:
         if node.draft is None:
-            return Unknown(node)
+            yield node
+        assert node.draft is not None
         unlikely = math.exp(-node.distance) < likelihood
         replaced += unlikely
         changed += unlikely and node.own != node.draft
         node = tree.child(node, node.own if unlikely else node.draft)
     return Replaced(node.tokens, replaced, changed)
+
+
+def look_up(tree: Tree, likelihoods: Sequence[float], found: Found) -> Generator[Node, None, None]:
+    """What each threshold makes of one text."""
+    for number, likelihood in enumerate(likelihoods):
+        found(number, (yield from replace_unlikely(tree, likelihood)))
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,12 @@ def levels(workspace: Workspace, variant: Variant, name: str) -> list[Level]:
     """Every threshold on one test set."""
     search = workspace.search(variant, name)
     known = search.simulator
-    oracle = Simulator(known.trees, known.reader, known.progress, replace_unlikely)
+    oracle = Simulator(known.trees, known.reader, look_up)
     everything = range(len(known.trees))
     oracle.run(LIKELIHOODS, everything)
     found = []
     for likelihood in LIKELIHOODS:
-        texts = [oracle.outcomes[index, likelihood] for index in everything]
+        texts = [oracle.outcomes[likelihood][index] for index in everything]
         quality = search.texts.quality({index: text.tokens for index, text in enumerate(texts)})[name]
         tokens = sum(len(text.tokens) for text in texts)
         counts = (sum(getattr(text, field) for text in texts) for field in ("num_replaced", "num_changed"))

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
 
 WORK = "work"
-CHUNK = 64
-"""Policies whose outcomes are held at once."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +137,10 @@ class Workspace:
         """What these policies make of one set, looked up; in their order."""
         search = self.search(variant, name, split)
         missing = [policy for policy in policies if (variant, name, split, policy) not in self._points]
-        for at in range(0, len(missing), CHUNK):
-            part = missing[at : at + CHUNK]
-            self.say(f"{variant.label}, {name} ({split}): {at + len(part)} of {len(missing)} policies looked up")
-            for point in search.points(part, range(len(search.texts.examples))):
+        if missing:
+            self.say(f"{variant.label}, {name} ({split}): looking up {len(missing)} policies")
+            for point in search.points(missing, range(len(search.texts.examples))):
                 self._points[variant, name, split, point.policy] = point
-            search.simulator.outcomes.clear()
         return [self._points[variant, name, split, policy] for policy in policies]
 
     def quality_of_large(self, variant: Variant, name: str, split: str = "test") -> float:

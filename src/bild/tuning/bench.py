@@ -26,7 +26,7 @@ LARGE = "large"
 CALIBRATION_TEXTS = 40
 """Texts of each set from which the cost of a pass is learnt."""
 WORTH_A_LINE = 32
-"""Branches; fewer are read in no time."""
+"""Texts; fewer are read in no time."""
 CALIBRATION_METHODS = (
     LARGE,
     "small",
@@ -89,14 +89,13 @@ class Bench:
         results = self.decoder.generate(sources, LARGE, batch_size=64, **self.options)
         large = [Outcome.alone(tuple(result.token_ids)) for result in results]
         trees = [Tree(job) for job in self.decoder.jobs(sources, **self.options)]
-        reader = Reader(self.decoder, trees, file)
-        simulator = Simulator(trees, reader, self._tell)
+        simulator = Simulator(trees, Reader(self.decoder, trees, file, progress=self._tell))
         texts = Texts(self.sets, metric, lambda ids: decode(self.decoder.tokenizer, ids))
         return Search(simulator, texts, large, costs, budget, self.say)
 
     def _tell(self, done: int, total: int) -> None:
         if total >= WORTH_A_LINE:
-            self.say(f"{done} of {total} branches read")
+            self.say(f"{done} of {total} texts read")
 
 
 def _first_error(journal: Journal) -> str:
