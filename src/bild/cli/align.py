@@ -73,4 +73,5 @@ def align(
     dev_sets = read_sets(dev, split="validation", **columns) if dev else {}
     training.prepare(threads)
     models = {"pair": pair, "large": large, "small": small, "begin": begin, "trust_remote_code": trust_remote_code}
-    run(sets, out, chosen, dev=dev_sets, settings=settings, **models)
+    with training.resumable(out):
+        run(sets, out, chosen, dev=dev_sets, settings=settings, **models)

@@ -9,6 +9,8 @@ import typer
 from bild.cli import pair_options as options
 from bild.cli import training_options as training
 
+VOCAB_SIZE = 8000
+
 
 def train(
     data: training.Data,
@@ -29,6 +31,15 @@ def train(
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub name. Default: the checkpoint's.", rich_help_panel=training.START)
+    ] = None,
+    new_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--new-tokenizer", help="Make a tokenizer from the training texts.", rich_help_panel=training.START
+        ),
+    ] = False,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Pieces of the new tokenizer, 16… Default: 8000.", rich_help_panel=training.START)
     ] = None,
     target_data: training.TargetData = None,
     source_column: training.SourceColumn = "source",
@@ -52,6 +63,16 @@ def train(
     warmup_steps: training.WarmupSteps = None,
     label_smoothing: training.LabelSmoothing = None,
     dropout: training.Dropout = None,
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="last, early-exit (mean of --exit-layer and last) or calm (all layers).",
+            rich_help_panel=training.RECIPE,
+        ),
+    ] = "last",
+    exit_layer: Annotated[
+        int | None, typer.Option(help="Decoder layer of the early exit, 1…", rich_help_panel=training.RECIPE)
+    ] = None,
     seed: training.Seed = 0,
     device: options.Device = "auto",
     dtype: training.Dtype = "auto",
@@ -70,16 +91,20 @@ def train(
     """
     arguments = training.given(locals())
     from bild.data import read_sets
+    from bild.errors import InputError
     from bild.training import Recipe, Settings, Start
     from bild.training import train as run
 
-    start = Start(
-        checkpoint=model, config=config, shape=shape, tokenizer=tokenizer, trust_remote_code=trust_remote_code
-    )
+    if vocab_size is not None and not new_tokenizer:
+        raise InputError("--vocab-size goes with --new-tokenizer")
+    size = (VOCAB_SIZE if vocab_size is None else vocab_size) if new_tokenizer else None
+    begin = {"checkpoint": model, "config": config, "shape": shape, "tokenizer": tokenizer, "vocab_size": size}
+    start = Start(**begin, trust_remote_code=trust_remote_code)
     chosen = Recipe.preset(recipe, **training.fields_of(Recipe, arguments))
     settings = Settings(**training.fields_of(Settings, arguments), arguments=arguments)
     columns = {"source_column": source_column, "target_column": target_column}
     sets = read_sets(data, target_data, split=split, limit=limit, **columns)
     dev_sets = read_sets(dev, split="validation", **columns) if dev else {}
     training.prepare(threads)
-    run(start, sets, out, chosen, dev=dev_sets, settings=settings)
+    with training.resumable(out):
+        run(start, sets, out, chosen, dev=dev_sets, settings=settings)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +103,16 @@ def fields_of(kind: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those arguments that are fields of a dataclass."""
     names = {field.name for field in fields(kind)} - {"arguments"}
     return {name: value for name, value in arguments.items() if name in names}
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Say what an interrupted run can do."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on where it stopped ({out})", file=sys.stderr)
+        raise
 
 
 def prepare(threads: int | None) -> None:

@@ -170,9 +170,10 @@ def load_tokenizer(name: str | os.PathLike[str], *, trust_remote_code: bool = Fa
     Raises:
         LoadError: a tokenizer that cannot be read.
     """
-    path = _existing(name)
+    holds = Path(name).is_dir() and any(any(Path(name).glob(pattern)) for pattern in TOKENIZER_FILES)
+    path = os.fspath(name) if holds else _existing(name)
     # transformers invents a tokenizer of special tokens for a folder that has none.
-    if Path(path).is_dir() and not any(any(Path(path).glob(pattern)) for pattern in TOKENIZER_FILES):
+    if Path(path).is_dir() and not holds:
         return None
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, path, name, trust_remote_code=trust_remote_code)
     return tokenizer

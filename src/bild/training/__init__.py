@@ -5,10 +5,10 @@ train(Start(checkpoint="models/small"), {"train": read_examples("train.jsonl")},
 align({"train": read_examples("train.jsonl")}, "aligned", recipe, pair="models")
 """
 
-from bild.training.align import align
+from bild.training.alignment import align
+from bild.training.job import train
 from bild.training.recipe import Recipe
 from bild.training.settings import Settings
 from bild.training.start import Start
-from bild.training.train import train
 
 __all__ = ["Recipe", "Settings", "Start", "align", "train"]

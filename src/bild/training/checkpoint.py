@@ -28,7 +28,7 @@ from bild.data import claim
 from bild.errors import InputError, one_line
 
 RUN, LOG, PROVENANCE, STATE, OPTIMIZER = "run.json", "log.jsonl", "training.json", "state.json", "optimizer.safetensors"
-RESULT = "model.safetensors"
+RESULT, TOKENIZER = "model.safetensors", "tokenizer"
 
 
 @dataclass
@@ -104,10 +104,10 @@ class RunFolder:
             if torch.cuda.is_available():
                 random["random.cuda"] = torch.cuda.get_rng_state()
             save_file(tensors | random, partial / OPTIMIZER)
-            _write_json(partial / STATE, {"state": asdict(state), "optimizer": numbers})
+            # A rate may follow from the size a weight began with; the schedule multiplies these.
+            rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+            _write_json(partial / STATE, {"state": asdict(state), "optimizer": numbers, "rates": rates})
             _write_json(partial / PROVENANCE, provenance)
-            if place.exists():
-                shutil.rmtree(place)
             partial.rename(place)
             for other in self.path.glob("step-*[0-9]"):
                 if other != place:
@@ -153,8 +153,8 @@ class RunFolder:
     def _clear(self) -> None:
         for name in (RUN, LOG, PROVENANCE, RESULT):
             (self.path / name).unlink(missing_ok=True)
-        for state in self.path.glob("step-*"):
-            shutil.rmtree(state)
+        for folder in (*self.path.glob("step-*"), *self.path.glob(TOKENIZER)):
+            shutil.rmtree(folder)
 
 
 @dataclass
@@ -164,6 +164,8 @@ class Resumed:
     place: Path
     state: State
     optimizer: dict[int, dict[str, Any]]
+    rates: list[float]
+    """Peak learning rate of each group of weights."""
     random: dict[str, Tensor]
 
     @classmethod
@@ -186,7 +188,7 @@ class Resumed:
         for name, value in [*tensors.items(), *values["optimizer"].items()]:
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = value
-        return cls(place, State(**values["state"]), state, random)
+        return cls(place, State(**values["state"]), state, values["rates"], random)
 
     def restore_random_numbers(self) -> None:
         """Go on drawing where the killed run was."""
@@ -197,6 +199,8 @@ class Resumed:
     def restore_optimizer(self, optimizer: Optimizer) -> None:
         """Fill an optimizer of the same weights."""
         optimizer.load_state_dict(optimizer.state_dict() | {"state": self.optimizer})
+        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
 
 
 @contextmanager

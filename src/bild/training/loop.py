@@ -81,7 +81,9 @@ def run(objective: Objective, plan: Plan, state: State, resumed: Resumed | None,
     trainer = _Trainer(objective, arguments, plan, state, resumed)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Watch(trainer))
-    trainer.train()
+    # A layer that cannot be compiled runs as it is.
+    with torch._dynamo.config.patch(suppress_errors=True):
+        trainer.train()
 
 
 class _Trainer(Trainer):

@@ -26,6 +26,7 @@ class Start:
         shape: ``TYPE:key=value,…`` for a new network, keys as in transformers' configurations:
             ``"t5:d_model=256,num_layers=8"``.
         tokenizer: folder or hub name; None: the checkpoint's.
+        vocab_size: pieces of a new tokenizer made from the training texts, 16…; None: none is made.
         trust_remote_code: whether code that comes with a checkpoint may run.
 
     Raises:
@@ -36,12 +37,15 @@ class Start:
     config: str | None = None
     shape: str | None = None
     tokenizer: str | None = None
+    vocab_size: int | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         given = [value for value in (self.checkpoint, self.config, self.shape) if value is not None]
         if len(given) != 1:
             raise InputError(f"{len(given)} beginnings are given; allowed is one of --model, --config, --shape")
+        if self.vocab_size is not None and (self.trained or self.tokenizer is not None):
+            raise InputError("a new tokenizer is for a new network, without --model and --tokenizer")
 
     @property
     def trained(self) -> bool:
@@ -56,7 +60,7 @@ class Start:
         return named if isinstance(named, torch.dtype) else torch.float32
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the network.
+        """The tokenizer of the network, where none is to be made.
 
         Raises:
             InputError: there is none.

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bild.errors import InputError, one_line
-from bild.training.checkpoint import writing
+from bild.models import load_tokenizer
+from bild.training.checkpoint import TOKENIZER, writing
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SMALLEST = 16
@@ -43,12 +44,14 @@ def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
 
 
-def kept_tokenizer(folder: Path, texts: Iterable[str], size: int) -> Path:
-    """As :func:`make_tokenizer`, made once and kept in a folder; where it is."""
-    place, partial = folder / "tokenizer", folder / "tokenizer.partial"
+def kept_tokenizer(folder: Path, texts: Iterable[str], size: int) -> PreTrainedTokenizerBase:
+    """As :func:`make_tokenizer`, made once and kept in a folder."""
+    place, partial = folder / TOKENIZER, folder / f"{TOKENIZER}.partial"
     if not place.exists():
         made = make_tokenizer(texts, size)
         with writing(folder):
             made.save_pretrained(partial)
             partial.rename(place)
-    return place
+    kept = load_tokenizer(place)
+    assert kept is not None
+    return kept

@@ -12,12 +12,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from bild.data import Data
-from bild.errors import LoadError
+from bild.errors import InputError, LoadError
 from bild.generation import BigLittleDecoder
 from bild.generation.pair import choose_pair
 from bild.models import (
     check_shared_vocabulary,
+    exit_layer,
     load_config,
     load_network,
     load_tokenizer,
@@ -26,12 +29,12 @@ from bild.models import (
 )
 from bild.training.checkpoint import State
 from bild.training.corpus import Coder, Corpus, Pair, pairs_of
+from bild.training.job import fit
 from bild.training.labels import Labels
 from bild.training.progress import duration, say
 from bild.training.recipe import Recipe
 from bild.training.settings import Settings
 from bild.training.start import Start
-from bild.training.train import fit
 
 MANY = 500
 """Inputs from which compiling the large model pays, even if it must be done first."""
@@ -72,6 +75,8 @@ def align(
     """
     settings = Settings() if settings is None else settings
     chosen = choose_pair(pair, large, small)
+    if begin is None and exit_layer(chosen.small) is not None:
+        raise InputError(f"the small model is {chosen.small}, a part of the large one; name one of its own with --from")
     start = Start(checkpoint=os.fspath(begin or chosen.small), trust_remote_code=trust_remote_code)
     _check_pair(chosen.large, start)
     asked = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": settings.max_target_tokens}
@@ -86,7 +91,10 @@ def align(
         coder.encode(_learnable(labels, places, coder, corpus), corpus)
         return corpus
 
-    return fit(start, out, recipe, corpus_of, told, dev={} if dev is None else dev, settings=settings)
+    def tokenizer_of(_: Path) -> PreTrainedTokenizerBase:
+        return start.load_tokenizer()
+
+    return fit(start, out, recipe, tokenizer_of, corpus_of, told, dev={} if dev is None else dev, settings=settings)
 
 
 def _check_pair(large: str, start: Start) -> None:

@@ -28,6 +28,7 @@ from bild.training.progress import Progress, duration, say
 from bild.training.recipe import Recipe
 from bild.training.settings import Settings
 from bild.training.start import Start
+from bild.training.vocabulary import kept_tokenizer
 
 LONG_RUN = 1000
 """Steps from which compiling, a minute or two, pays for itself."""
@@ -69,13 +70,21 @@ def train(
         coder.encode(pairs_of(data, corpus), corpus)
         return corpus
 
-    return fit(start, out, recipe, corpus_of, told, dev={} if dev is None else dev, settings=settings)
+    def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+        if start.vocab_size is None:
+            return start.load_tokenizer()
+        examples = (example for each in data.values() for example in each.examples)
+        texts = (text for example in examples for text in (settings.prefix + example.source, *example.references))
+        return kept_tokenizer(folder, texts, start.vocab_size)
+
+    return fit(start, out, recipe, tokenizer_of, corpus_of, told, dev={} if dev is None else dev, settings=settings)
 
 
 def fit(
     start: Start,
     out: str | os.PathLike[str],
     recipe: Recipe,
+    tokenizer_of: Callable[[Path], PreTrainedTokenizerBase],
     corpus_of: Callable[[Coder], Corpus],
     told: dict[str, Any],
     *,
@@ -88,6 +97,7 @@ def fit(
         start: the network's beginning.
         out: folder of the run.
         recipe: how to train.
+        tokenizer_of: loads or makes the tokenizer of a run in a folder.
         corpus_of: makes what is trained on; not called for a run that is finished.
         told: what the corpus and the beginning depend on, as plain JSON values.
         dev: sets to score the network on, by name; may be empty.
@@ -103,12 +113,15 @@ def fit(
     if (done := folder.finished()) is not None:
         say(f"{out} is finished; --fresh starts anew")
         return done
-    tokenizer, device = start.load_tokenizer(), resolve_device(settings.device)
+    tokenizer, device = tokenizer_of(folder.path), resolve_device(settings.device)
     config = start.load_config(tokenizer, recipe)
     corpus = corpus_of(settings.coder(tokenizer, config))
     say(f"data: {corpus.describe()}")
     if not len(corpus):
-        raise InputError(f"there is nothing to train on: {corpus.describe()}")
+        raise InputError(
+            f"there is nothing to train on: {corpus.describe()}; allowed are rows with a text in --source-column and "
+            "in --target-column"
+        )
     resumed = Resumed.newest(folder)
     if resumed is None:
         network = start.load_network(config, tokenizer, recipe, device)

@@ -1,0 +1,124 @@
+"""Losses against a plain computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bild.errors import InputError, LoadError
+from bild.training.batches import IGNORED
+from bild.training.losses import Objective, cross_entropy, layer_weights
+from tests.networks import ARCHITECTURES, build
+from tests.training.tiny import recipe
+
+
+def batch_of(network, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, 40, (3, 7), generator=generator)
+    labels = torch.randint(2, 40, (3, 7), generator=generator)
+    labels[0, 4:] = IGNORED
+    batch = {"input_ids": ids, "labels": labels}
+    if network.config.is_encoder_decoder:
+        batch["attention_mask"] = torch.ones_like(ids)
+        batch["decoder_input_ids"] = torch.randint(2, 40, (3, 7), generator=generator)
+    return batch
+
+
+def plain_loss(network, batch) -> torch.Tensor:
+    """Minus the mean log-probability of the labels, token by token."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = network(**inputs, use_cache=False).logits
+    losses = [
+        -logits[row, at].log_softmax(-1)[label]
+        for row, labels in enumerate(batch["labels"].tolist())
+        for at, label in enumerate(labels)
+        if label != IGNORED
+    ]
+    return torch.stack(losses).mean()
+
+
+def first_layers(name: str, count: int, layers: int):
+    """The same network with nothing between its first decoder layers and its head."""
+    network = build(name, layers=layers)
+    decoder = network.get_decoder()
+    ((attribute, whole),) = [
+        (attribute, child) for attribute, child in decoder.named_children() if isinstance(child, nn.ModuleList)
+    ]
+    setattr(decoder, attribute, whole[:count])
+    return network
+
+
+def layers_of(name: str) -> int:
+    # T5's decoders have one more than asked for.
+    return 3 if name in ("t5", "mt5") else 2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_losses_are_those_of_networks_cut_short(name):
+    network = build(name, layers=2)
+    batch, count = batch_of(network), layers_of(name)
+    with torch.no_grad():
+        plain = [plain_loss(first_layers(name, layer, 2), batch) for layer in range(1, count + 1)]
+        assert len({round(float(loss), 3) for loss in plain}) == count
+        expected = {
+            "last": plain[-1],
+            "early-exit": (plain[0] + plain[-1]) / 2,
+            "calm": sum(layer * loss for layer, loss in enumerate(plain, 1)) / sum(range(1, count + 1)),
+        }
+        for kind, loss in expected.items():
+            chosen = recipe(loss=kind, exit_layer=1 if kind == "early-exit" else None)
+            assert Objective(network, chosen)(**batch).item() == pytest.approx(loss.item(), rel=1e-5), kind
+
+
+def test_the_last_loss_is_the_networks_own():
+    network = build("t5")
+    batch = batch_of(network)
+    assert Objective(network, recipe())(**batch).item() == pytest.approx(network(**batch).loss.item(), rel=1e-5)
+
+
+def test_label_smoothing_spreads_a_share_over_all_tokens():
+    logits, labels = torch.randn(2, 3, 5), torch.tensor([[1, 2, IGNORED], [0, IGNORED, 4]])
+    logs = logits.log_softmax(-1)
+    kept = [(0, 0, 1), (0, 1, 2), (1, 0, 0), (1, 2, 4)]
+    expected = -sum(0.7 * logs[b, t, y] + 0.3 * logs[b, t].mean() for b, t, y in kept) / 4
+    assert cross_entropy(logits, labels, 0.3).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_gradient_flows_to_the_exit_layer():
+    """The exit layer learns what the last loss alone would not teach it."""
+    gradients = {}
+    for kind in ("last", "early-exit"):
+        network = build("t5", layers=2)
+        chosen = recipe(loss=kind, exit_layer=1 if kind == "early-exit" else None)
+        Objective(network, chosen)(**batch_of(network)).backward()
+        gradients[kind] = [block.layer[-1].DenseReluDense.wo.weight.grad.clone() for block in network.decoder.block]
+    # Above the exit only half of the last loss remains; the exit layer gets the exit's gradient besides.
+    for layer in (1, 2):
+        torch.testing.assert_close(gradients["early-exit"][layer], gradients["last"][layer] / 2)
+    added = gradients["early-exit"][0] - gradients["last"][0] / 2
+    assert added.norm() > 0.1 * gradients["last"][0].norm()
+
+
+def test_weights_of_layers_add_up():
+    calm = layer_weights(recipe(loss="calm"), 8)
+    assert calm[1] == pytest.approx(1 / 36) and calm[8] == pytest.approx(8 / 36)
+    assert sum(calm.values()) == pytest.approx(1.0)
+    assert layer_weights(recipe(loss="early-exit", exit_layer=1), 8) == {1: 0.5, 8: 0.5}
+
+
+def test_exits_that_are_not_there():
+    with pytest.raises(InputError, match="exit_layer is 3, but the network has 3 decoder layers; allowed is 1 to 2"):
+        Objective(build("t5", layers=2), recipe(loss="early-exit", exit_layer=3))
+    network = build("gpt2")
+    network.transformer.more = nn.ModuleList()
+    with pytest.raises(LoadError, match="is not one list of layers; train it with --loss last"):
+        Objective(network, recipe(loss="calm"))
+
+
+def test_bfloat16_products_come_near():
+    network = build("t5", dtype=torch.float32)
+    batch = batch_of(network)
+    exact = Objective(network, recipe(loss="calm"))(**batch).item()
+    rounded = Objective(network, recipe(loss="calm"), torch.bfloat16)(**batch).item()
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
