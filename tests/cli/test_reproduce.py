@@ -52,7 +52,7 @@ def test_a_figure_of_the_bundled_pair(run, data, tmp_path):
         latencies = [point["normalised_latency"] for point in curves[f"rollback {far:g}"]]
         assert latencies[-1] > latencies[0]
     assert [options["dtype"] for options in run.loaded] == ["float32"]
-    assert "looked up" in err
+    assert "looking up" in err
 
 
 def test_options_reach_the_inputs(run, data, tmp_path):

@@ -33,7 +33,7 @@ POLICIES = [
 
 @cache
 def double(name: str) -> BigLittleDecoder:
-    """In 64 bits: a lookup reads tokens in other pieces than a run, and two of them may be as likely but for rounding."""
+    """In 64 bits: a lookup reads tokens in other pieces than a run, and two may be as likely but for rounding."""
     pair = pair_of(name)
     return BigLittleDecoder(*(deepcopy(model.network).double() for model in (pair.large, pair.small)))
 
