@@ -23,6 +23,7 @@ ROOMS = [
     "training",
     "evaluation",
     "tuning",
+    "reproduction",
     "cli",
 ]
 """A room may import itself and those before it."""

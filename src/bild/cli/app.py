@@ -13,6 +13,7 @@ from bild.cli.align import align
 from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
+from bild.cli.reproduce import reproduce
 from bild.cli.train import train
 from bild.cli.tune import tune
 from bild.cli.warmup import warmup
@@ -30,6 +31,7 @@ app.command()(train)
 app.command()(align)
 app.command()(info)
 app.command()(tune)
+app.command()(reproduce)
 app.command()(warmup)
 
 INTERRUPTED = 128 + signal.SIGINT

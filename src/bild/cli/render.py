@@ -7,10 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Stats
 from bild.generation import Result
-from bild.generation.text import pieces
+from bild.generation.trace import trace as pieces_of
 
-STYLES = {"small": "green", "large": "bold red"}
-ROLLED_BACK = "strike dim"
+STYLES = {"small": "green", "large": "bold red", "rolled_back": "strike dim"}
+MARKS = {"small": ("", ""), "large": ("[", "]"), "rolled_back": ("~", "~")}
 
 
 def trace(result: Result, tokenizer: PreTrainedTokenizerBase | None) -> Text:
@@ -19,22 +19,8 @@ def trace(result: Result, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     Without colours, the large model's tokens stand in [brackets] and rolled-back ones between ~tildes~.
     """
     line = Text()
-    written: list[int] = []
-    for commit in result.rounds:
-        texts = pieces(tokenizer, commit.tokens, written)
-        for text, writer in zip(texts, commit.writers, strict=True):
-            if commit.rolled_back and writer == "large":
-                lost = commit.draft[commit.accepted :]
-                _mark(
-                    line,
-                    "".join(pieces(tokenizer, lost, [*written, *commit.tokens[: commit.accepted]])),
-                    "~",
-                    "~",
-                    ROLLED_BACK,
-                )
-            brackets = ("[", "]") if writer == "large" else ("", "")
-            _mark(line, text, *brackets, STYLES[writer])
-        written += commit.tokens
+    for piece in pieces_of(result, tokenizer):
+        _mark(line, piece.text, *MARKS[piece.kind], STYLES[piece.kind])
     return line
 
 

@@ -128,7 +128,8 @@ class EagerScorer:
         wanted = torch.tensor(ends, dtype=torch.long, device=new.device)
         kept, index = wanted.unique(return_inverse=True)
         logits = self._logits(inputs, kept)
-        return logits.take_along_dim((index if logits.shape[1] == len(kept) else wanted)[..., None], dim=1)
+        # Indexing by rows copies whole vectors; take_along_dim would look up every number of them by itself.
+        return logits[rows_of(wanted), index if logits.shape[1] == len(kept) else wanted]
 
     def _inputs(self, new: Tensor, mask: Tensor | None, positions: Tensor | None) -> dict[str, Any]:
         """The arguments of the network's forward pass."""
@@ -172,10 +173,11 @@ class EagerScorer:
         """Move row ``b`` right by ``shifts[b]`` columns and drop the first ``unused`` ones."""
         device = self.model.device
         columns = torch.arange(unused, self._size, device=device) - torch.tensor(shifts, device=device)[:, None]
-        index = (columns % self._size)[:, None, :, None]
+        index = (columns % self._size)[:, None]
+        rows = rows_of(index)
         for layer in self._cache.layers:
-            layer.keys = layer.keys.take_along_dim(index, dim=2)
-            layer.values = layer.values.take_along_dim(index, dim=2)
+            heads = torch.arange(layer.keys.shape[1], device=device)[:, None]
+            layer.keys, layer.values = layer.keys[rows, heads, index], layer.values[rows, heads, index]
 
 
 def check_last(tokens: Sequence[Sequence[int]], last: int) -> None:
@@ -183,6 +185,12 @@ def check_last(tokens: Sequence[Sequence[int]], last: int) -> None:
     width = max(len(row) for row in tokens)
     if not 1 <= last <= width:
         raise ValueError(f"cannot score {last} positions of {width} new tokens")
+
+
+def rows_of(index: Tensor) -> Tensor:
+    """The number of each row, to go with an index ``[B, …]`` of what it picks from that row."""
+    rows = torch.arange(index.shape[0], device=index.device)
+    return rows.view(-1, *[1] * (index.dim() - 1))
 
 
 def pad(tokens: Sequence[int], width: int) -> list[int]:

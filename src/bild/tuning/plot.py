@@ -8,8 +8,9 @@ from pathlib import Path
 from bild.data.quality import LABELS
 from bild.errors import InputError
 from bild.evaluation.figures import ALL
+from bild.tuning.bench import LARGE
 from bild.tuning.search import Point
-from bild.tuning.tune import LARGE, Tuning, losses
+from bild.tuning.tune import Tuning, losses
 
 
 def draw(found: Tuning, file: Path) -> None:

@@ -147,7 +147,8 @@ class Search:
         large_s = self.costs.predict([self.large[index] for index in texts])
         points = []
         for policy in policies:
-            outcomes = {index: self.simulator.outcomes[index, policy] for index in texts}
+            of_policy = self.simulator.outcomes[policy]
+            outcomes = {index: of_policy[index] for index in texts}
             quality = self.texts.quality({index: outcome.tokens for index, outcome in outcomes.items()})
             loss = {name: reference[name] - value for name, value in quality.items()}
             seconds = self.costs.predict(list(outcomes.values()))

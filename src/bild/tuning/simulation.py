@@ -1,11 +1,15 @@
-"""What a policy would write and how many passes it would take, from what is known of the prefixes."""
+"""What policies would write and how many passes they would take, from what is known of the prefixes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from bild.decoding import ExactMatch, LowConfidence, Policy, WithinDistance
+import numpy as np
+
+from bild.decoding import ExactMatch, FixedWindow, LowConfidence, Policy, RejectionSampling, WithinDistance
 from bild.tuning.traces import Node, Reader, Tree
 
 
@@ -26,74 +30,166 @@ class Outcome:
         return cls(tokens, 0, len(tokens), 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A prefix the policy reaches that nobody has read."""
+class Limits(NamedTuple):
+    """A policy as numbers."""
 
-    node: Node
+    window: int
+    """Longest draft."""
+    fallback: float
+    """Hand over when the confidence is below."""
+    rollback: float
+    """Roll back what is further away."""
+    end: float
+    """A draft that ends the text is read when its least confidence is below."""
 
 
-def simulate(tree: Tree, policy: Policy) -> Outcome | Unknown:
+def limits(policy: Policy) -> Limits:
+    """The numbers of a policy.
+
+    A fixed window is a fallback threshold below every confidence; exact match, which rejection sampling is where
+    decoding is greedy, is a rollback threshold below every distance.
+
+    Raises:
+        ValueError: rules that have none.
+    """
+    hand_over, acceptance, end = policy.hand_over, policy.acceptance, policy.verify_end
+    exact = type(acceptance) is ExactMatch or (type(acceptance) is RejectionSampling and acceptance.lossless)
+    confident = type(hand_over) is LowConfidence and not hand_over.keeps_doubtful
+    known = (confident or type(hand_over) is FixedWindow) and (exact or type(acceptance) is WithinDistance)
+    if not known or policy.alone is not None:
+        raise ValueError(
+            "only policies of low confidence or a fixed window, and a distance or exact match, can be looked up"
+        )
+    return Limits(
+        policy.max_draft_tokens if hand_over.window is None else min(hand_over.window, policy.max_draft_tokens),
+        hand_over.threshold if isinstance(hand_over, LowConfidence) else 0.0,
+        acceptance.threshold if isinstance(acceptance, WithinDistance) else -1.0,
+        {False: -1.0, True: math.inf}[end] if isinstance(end, bool) else end,
+    )
+
+
+@dataclass(slots=True)
+class Box:
+    """The limits that lead the same way through a tree, beside the window: above each first one, up to each second."""
+
+    fallback: tuple[float, float] = (-math.inf, math.inf)
+    rollback: tuple[float, float] = (-math.inf, math.inf)
+    end: tuple[float, float] = (-math.inf, math.inf)
+
+    def below_fallback(self, confidence: float) -> None:
+        """This confidence was too low."""
+        self.fallback = (max(self.fallback[0], confidence), self.fallback[1])
+
+    def not_below_fallback(self, confidence: float) -> None:
+        """This one was not."""
+        self.fallback = (self.fallback[0], min(self.fallback[1], confidence))
+
+    def kept(self, distance: float) -> None:
+        """A token as far away as this was kept; a threshold equal to it would keep it too."""
+        self.rollback = (max(self.rollback[0], _before(distance)), self.rollback[1])
+
+    def lost(self, distance: float) -> None:
+        """A token as far away as this was rolled back."""
+        self.rollback = (self.rollback[0], min(self.rollback[1], _before(distance)))
+
+    def ended(self, least: float, read: bool) -> None:
+        """A draft of this least confidence ended the text, and was read or not."""
+        low, high = self.end
+        self.end = (max(low, least), high) if read else (low, min(high, least))
+
+    def holds(self, table: np.ndarray) -> np.ndarray:
+        """Which rows ``[P, 4]`` of :class:`Limits` are inside, the window aside: ``[P]``, booleans."""
+        bounds = np.array([self.fallback, self.rollback, self.end])
+        inside: np.ndarray = ((table[:, 1:] > bounds[:, 0]) & (table[:, 1:] <= bounds[:, 1])).all(1)
+        return inside
+
+
+def _before(number: float) -> float:
+    return math.nextafter(number, -math.inf)
+
+
+def walk(tree: Tree, at: Limits) -> Generator[Node, None, tuple[Outcome, Box]]:
     """Decode one text greedily by looking up what both models say (Algorithm 1).
 
     Args:
         tree: what is known of the text; read with the policy's measure and metric.
-        policy: hands over at low confidence; accepts within a distance or exact matches.
+        at: the policy.
 
-    Raises:
-        ValueError: a policy of other rules.
+    Yields:
+        Prefixes that nobody has read; they must have been when it goes on.
     """
-    fallback, rollback = thresholds(policy)
-    window = policy.max_draft_tokens if policy.hand_over.window is None else policy.hand_over.window
-    node, small_steps, large_steps, drafted, accepted, rounds = tree.root, 0, 0, 0, 0, 0
+    node, box, small_steps, large_steps, drafted, accepted, rounds = tree.root, Box(), 0, 0, 0, 0, 0
     while True:
         draft: list[Node] = []
         least, reason = 2.0, ""
         while not reason:
             if node.draft is None:
-                return Unknown(node)
+                yield node
             small_steps += 1
-            if node.confidence < fallback:
+            if node.confidence < at.fallback:
+                box.below_fallback(node.confidence)
                 break
             least = min(least, node.confidence)
             draft.append(node)
-            node = node.children[node.draft]
+            node = node.children[node.draft]  # type: ignore[index]  # it has been read by now
             if node.finish is not None:
                 reason = "end"
-            elif len(draft) == window:
+            elif len(draft) == at.window:
                 reason = "window"
+        box.not_below_fallback(least)
         rounds += 1
         drafted += len(draft)
-        end = policy.verify_end
-        if reason == "end" and not (end if isinstance(end, bool) else least < end):
-            accepted += len(draft)
-            break
+        if reason == "end":
+            box.ended(least, read=least < at.end)
+            if least >= at.end:
+                accepted += len(draft)
+                break
         large_steps += 1
-        kept = next((i for i, at in enumerate(draft) if at.distance > rollback and at.draft != at.own), len(draft))
+        kept = _judge(draft, at.rollback, box)
         accepted += kept
         if reason == "end" and kept == len(draft):
             break
-        at = draft[kept] if kept < len(draft) else node
-        if at.draft is None:
-            return Unknown(at)
-        node = tree.child(at, at.own)
+        last = draft[kept] if kept < len(draft) else node
+        if last.draft is None:
+            yield last
+        node = tree.child(last, last.own)
         if node.finish is not None:
             break
-    return Outcome(node.tokens, small_steps, large_steps, drafted, accepted, rounds)
+    return Outcome(node.tokens, small_steps, large_steps, drafted, accepted, rounds), box
 
 
-def thresholds(policy: Policy) -> tuple[float, float]:
-    """Fallback and rollback threshold; exact match is a rollback threshold below every distance.
+def _judge(draft: Sequence[Node], rollback: float, box: Box) -> int:
+    """How many tokens of a draft the large model keeps."""
+    furthest = -math.inf
+    for i, at in enumerate(draft):
+        if at.draft != at.own:
+            if at.distance > rollback:
+                box.kept(furthest)
+                box.lost(at.distance)
+                return i
+            furthest = max(furthest, at.distance)
+    box.kept(furthest)
+    return len(draft)
 
-    Raises:
-        ValueError: rules that have none.
-    """
-    known = type(policy.hand_over) is LowConfidence and not policy.hand_over.keeps_doubtful
-    if not known or type(policy.acceptance) not in (WithinDistance, ExactMatch) or policy.alone is not None:
-        raise ValueError("only policies of low confidence and a distance, or exact match, can be looked up")
-    assert isinstance(policy.hand_over, LowConfidence)
-    rollback = policy.acceptance.threshold if isinstance(policy.acceptance, WithinDistance) else -1.0
-    return policy.hand_over.threshold, rollback
+
+Found = Callable[[int, Any], None]
+"""Told what the policy of this number makes of a text."""
+Look = Callable[[Tree, Sequence[Any], Found], Generator[Node, None, None]]
+"""Finds out what policies make of one text; yields prefixes as :func:`walk` does."""
+
+
+def look_up(tree: Tree, policies: Sequence[Policy], found: Found) -> Generator[Node, None, None]:
+    """What each policy makes of one text. Policies that go the same way share one walk."""
+    table = np.array([limits(policy) for policy in policies], dtype=np.float64)
+    open_ = np.ones(len(policies), dtype=bool)
+    while open_.any():
+        first = int(open_.argmax())
+        at = Limits(int(table[first, 0]), *table[first, 1:].tolist())
+        outcome, box = yield from walk(tree, at)
+        same = open_ & (table[:, 0] == at.window) & box.holds(table)
+        for number in same.nonzero()[0].tolist():
+            found(number, outcome)
+        open_ &= ~same
 
 
 class Simulator:
@@ -102,38 +198,25 @@ class Simulator:
     Args:
         trees: one a text.
         reader: reads prefixes.
-        progress: told how many nodes have been read, and how many of those wanted in this round.
+        look: finds what policies make of one text; policies are what it takes.
     """
 
-    def __init__(
-        self, trees: Sequence[Tree], reader: Reader, progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        self.trees, self.reader, self.progress = trees, reader, progress
-        self.outcomes: dict[tuple[int, Policy], Outcome] = {}
+    def __init__(self, trees: Sequence[Tree], reader: Reader, look: Look = look_up) -> None:
+        self.trees, self.reader, self.look = trees, reader, look
+        self.outcomes: dict[Hashable, dict[int, Any]] = {}
+        """By policy, then by text."""
 
-    def run(self, policies: Iterable[Policy], texts: Sequence[int]) -> None:
+    def run(self, policies: Iterable[Any], texts: Sequence[int]) -> None:
         """Find out what these policies make of these texts (indices of trees)."""
-        open_ = [(index, policy) for policy in policies for index in texts if (index, policy) not in self.outcomes]
-        while open_:
-            missing: dict[int, tuple[int, Node]] = {}
-            blocked = []
-            for index, policy in open_:
-                outcome = simulate(self.trees[index], policy)
-                if isinstance(outcome, Outcome):
-                    self.outcomes[index, policy] = outcome
-                else:
-                    missing[id(outcome.node)] = (index, outcome.node)
-                    blocked.append((index, policy))
-            self._read(list(missing.values()))
-            open_ = blocked
+        known = [(policy, self.outcomes.setdefault(policy, {})) for policy in dict.fromkeys(policies)]
 
-    def _read(self, missing: Sequence[tuple[int, Node]]) -> None:
-        done = 0
+        def look(index: int) -> Generator[Node, None, None]:
+            missing = [(policy, of_policy) for policy, of_policy in known if index not in of_policy]
 
-        def tell(count: int) -> None:
-            nonlocal done
-            done += count
-            if self.progress is not None:
-                self.progress(done, len(missing))
+            def found(number: int, outcome: Any) -> None:
+                missing[number][1][index] = outcome
 
-        self.reader.read(missing, tell)
+            if missing:
+                yield from self.look(self.trees[index], [policy for policy, _ in missing], found)
+
+        self.reader.follow({index: look(index) for index in texts})

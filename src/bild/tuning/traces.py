@@ -8,7 +8,7 @@ computed once and shared by all policies: where policies part, a new branch is r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
     from bild.generation.jobs import Job
 
-BATCH = 64
-"""Rows read together."""
-BRANCH = 32
+BATCH = 32
+"""Texts read together."""
+BRANCH = 12
 """Tokens the small model writes ahead; longer texts are continued when they are needed."""
 
 
@@ -94,7 +94,8 @@ class Reader:
         file: JSON lines that everything read is appended to, and that is read first; None: nothing is kept.
         measure: of confidence.
         metric: of distance.
-        batch_size: rows read together, 1…
+        batch_size: texts read together, 1…
+        progress: told how many texts are done, of those that something had to be read of.
     """
 
     def __init__(
@@ -106,8 +107,9 @@ class Reader:
         measure: MeasureName = "max_probability",
         metric: MetricName = "nll",
         batch_size: int = BATCH,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self.decoder, self.trees, self.file = decoder, trees, file
+        self.decoder, self.trees, self.file, self.progress = decoder, trees, file, progress
         # Never unsure and never rolled back: a draft is the whole branch, the verdict what large says of it.
         self.policy = Policy(
             hand_over=LowConfidence(0.0, measure),
@@ -118,37 +120,54 @@ class Reader:
         if file is not None and file.exists():
             self._load(file)
 
-    def read(self, wanted: Iterable[tuple[int, Node]], progress: Callable[[int], None] | None = None) -> None:
-        """Fill in these nodes and those along the small model's own continuation.
+    def follow(self, ways: Mapping[int, Iterator[Node]]) -> None:
+        """Let each text go its way through its tree; read the prefixes at which it stands still.
 
         Args:
-            wanted: nodes that nobody has read, each once, with the index of their tree.
-            progress: told the number of nodes after every batch.
+            ways: by text, the index of its tree; each yields nodes that nobody has read, and goes on when they are.
         """
-        # Rows of one length need no padding.
-        ordered = sorted(wanted, key=lambda item: (len(self.trees[item[0]].job.source), len(item[1].tokens)))
+        standing = [(index, way, node) for index, way in ways.items() if (node := next(way, None)) is not None]
+        # Sources of one length need no padding.
+        standing.sort(key=lambda item: len(self.trees[item[0]].job.source))
         with torch.inference_mode():
-            for at in range(0, len(ordered), self.batch_size):
-                batch = ordered[at : at + self.batch_size]
-                self._read(batch)
-                if progress is not None:
-                    progress(len(batch))
+            for at in range(0, len(standing), self.batch_size):
+                self._follow(standing[at : at + self.batch_size])
+                done = min(at + self.batch_size, len(standing))
+                self.progress(done, len(standing))
 
-    def _read(self, batch: Sequence[tuple[int, Node]]) -> None:
-        sources = [self.trees[index].job.source for index, _ in batch]
-        rows = [self.trees[index].row(node) for index, node in batch]
+    def _follow(self, standing: list[tuple[int, Iterator[Node], Node]]) -> None:
+        """A row a text: both models keep what they have read of it, and go back no further than they must."""
+        sources = [self.trees[index].job.source for index, _, _ in standing]
         large = self.decoder.large.start(sources)
-        drafts = ModelDrafter(self.decoder.small.beside(large, sources), self.policy).draft(rows)
-        verdicts = verify(large, rows, drafts, self.policy.acceptance, Greedy())
-        branches = [
-            Branch(index, node.tokens, draft.tokens, draft.confidences, list(verdict.own), list(verdict.distances))
-            for (index, node), draft, verdict in zip(batch, drafts, verdicts, strict=True)
-        ]
-        for branch in branches:
+        drafter = ModelDrafter(self.decoder.small.beside(large, sources), self.policy)
+        read: list[list[int]] = [[] for _ in standing]
+        while standing:
+            rows = [self.trees[index].row(node) for index, _, node in standing]
+            # The last token is read again: what follows it is asked for.
+            lengths = [min(_shared(old, row.tokens), len(row.tokens) - 1) for old, row in zip(read, rows, strict=True)]
+            large.truncate(lengths)
+            drafter.truncate(lengths)
+            drafts = drafter.draft(rows)
+            verdicts = verify(large, rows, drafts, self.policy.acceptance, Greedy())
+            self._keep(
+                Branch(index, node.tokens, draft.tokens, draft.confidences, list(verdict.own), list(verdict.distances))
+                for (index, _, node), draft, verdict in zip(standing, drafts, verdicts, strict=True)
+            )
+            nodes = [next(way, None) for _, way, _ in standing]
+            kept = [b for b, node in enumerate(nodes) if node is not None]
+            if kept and len(kept) < len(standing):
+                large.keep(kept)
+                drafter.keep(kept)
+            read = [rows[b].tokens for b in kept]
+            standing = [(*standing[b][:2], node) for b, node in enumerate(nodes) if node is not None]
+
+    def _keep(self, branches: Iterable[Branch]) -> None:
+        every = list(branches)
+        for branch in every:
             self._grow(branch)
         if self.file is not None:
             with self.file.open("a", encoding="utf-8") as out:
-                out.writelines(json.dumps(branch) + "\n" for branch in branches)
+                out.writelines(json.dumps(branch) + "\n" for branch in every)
 
     def _grow(self, branch: Branch) -> None:
         tree = self.trees[branch.text]
@@ -163,3 +182,8 @@ class Reader:
     def _load(self, file: Path) -> None:
         for line in whole_lines(file):
             self._grow(Branch(*json.loads(line)))
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

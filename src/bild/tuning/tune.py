@@ -11,37 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from bild.data.examples import Data, Example
 from bild.data.quality import LABELS
-from bild.decoding import Policy, Stats
+from bild.decoding import Policy
 from bild.decoding.presets import DEFAULT_MAX_DRAFT_TOKENS
 from bild.errors import InputError
 from bild.evaluation.bootstrap import Estimate
 from bild.evaluation.figures import ALL, summarise
 from bild.evaluation.folder import Folder
-from bild.evaluation.journal import Journal
-from bild.evaluation.measure import measure
-from bild.evaluation.own import PolicyMethod
 from bild.evaluation.summary import Summary
-from bild.generation.text import decode
 from bild.machine import describe_machine, versions
+from bild.tuning.bench import LARGE, Bench
 from bild.tuning.costs import CostModel
-from bild.tuning.search import Point, Search, Texts, default_grid, distinct, pareto
-from bild.tuning.simulation import Outcome, Simulator
-from bild.tuning.traces import Reader, Tree
+from bild.tuning.search import Point, default_grid, distinct, pareto
 
 if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
 
-LARGE = "large"
 CALIBRATION, FINALS, TRACES, RESULT = "calibration.jsonl", "finals.jsonl", "traces.jsonl", "tune.json"
-CALIBRATION_TEXTS = 40
-"""Texts of each set from which the cost of a pass is learnt."""
-CALIBRATION_METHODS = (
-    LARGE,
-    "small",
-    "exact",
-    "bild:fallback_threshold=0.3:rollback_threshold=3:verify_end=no",
-    "bild:fallback_threshold=0.6:rollback_threshold=2:verify_end=yes",
-)
 FINALISTS = 4
 FINAL_SECONDS = 240.0
 """Seconds that running the finalists may take; fewer texts where all would take longer."""
@@ -157,75 +142,27 @@ def tune(
     asked["data"] = {name: Data(name, list(members)).digest for name, members in sets.items()}
     files = (CALIBRATION, FINALS, TRACES, RESULT)
     folder = Folder(Path(out), {**asked, "versions": versions()}, fresh=fresh, files=files)
-    run = _Run(decoder, sets, prefix, {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, say)
-    costs = run.calibrate(folder.path / CALIBRATION)
-    search = run.search(folder.path / TRACES, metric, costs, budget)
+    bench = Bench(decoder, sets, prefix, {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, say)
+    costs = bench.calibrate(folder.path / CALIBRATION)
+    search = bench.search(folder.path / TRACES, metric, costs, budget)
     points = search.run(default_grid() if grid is None else grid)
     finalists = distinct(search.within_budget(points) or sorted(points, key=lambda point: point.worst_loss))[:FINALISTS]
-    summary = run.finals(finalists, folder.path / FINALS)
+    summary = _finals(bench, finalists, folder.path / FINALS)
     method, point = _choose(summary, finalists, metric, budget)
     found = Tuning(point.policy, method, metric, budget, summary, pareto(points), points, costs, asked)
     folder.save(RESULT, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
     return found
 
 
-@dataclass
-class _Run:
-    """What all stages share."""
-
-    decoder: BigLittleDecoder
-    sets: Mapping[str, Sequence[Example]]
-    prefix: str
-    options: dict[str, Any]
-    say: Callable[[str], None]
-
-    def calibrate(self, file: Path) -> CostModel:
-        """What a pass costs, from a few policies on a few texts."""
-        self.say("measuring what a pass of each model costs")
-        methods = [self._method(name, self.decoder.resolve_policy(name)) for name in CALIBRATION_METHODS]
-        journal = self._measure(methods, CALIBRATION_TEXTS, file)
-        records = [record for row in journal.records.values() for record in row.values() if record.error is None]
-        if not records:
-            raise InputError(f"none of the texts can be decoded: {_first_error(journal)}")
-        counts = [Stats(**record.stats) for record in records if record.stats is not None]
-        return CostModel.fit(counts, [record.total_s or 0.0 for record in records])
-
-    def search(self, file: Path, metric: str, costs: CostModel, budget: float) -> Search:
-        """Everything that looking policies up takes."""
-        sources = [self.prefix + example.source for members in self.sets.values() for example in members]
-        self.say(f"the large model alone on {len(sources)} texts")
-        results = self.decoder.generate(sources, LARGE, batch_size=64, **self.options)
-        large = [Outcome.alone(tuple(result.token_ids)) for result in results]
-        trees = [Tree(job) for job in self.decoder.jobs(sources, **self.options)]
-        reader = Reader(self.decoder, trees, file)
-        simulator = Simulator(trees, reader, lambda done, total: self.say(f"{done} of {total} branches read"))
-        texts = Texts(self.sets, metric, lambda ids: decode(self.decoder.tokenizer, ids))
-        return Search(simulator, texts, large, costs, budget, self.say)
-
-    def finals(self, points: Sequence[Point], file: Path) -> Summary:
-        """These policies and the large model alone, in turn."""
-        seconds = sum(point.seconds for point in points) + points[0].seconds * points[0].speedup
-        longest = max(len(members) for members in self.sets.values())
-        count = max(1, min(longest, int(longest * FINAL_SECONDS / seconds)))
-        self.say(
-            f"running {len(points)} policies beside the large model alone, about {min(seconds, FINAL_SECONDS):.0f} s"
-        )
-        named = {LARGE: Policy.large(), **{method_name(point.policy): point.policy for point in points}}
-        methods = [self._method(name, policy) for name, policy in named.items()]
-        journal = self._measure(methods, count, file)
-        return summarise(journal, {name: list(members)[:count] for name, members in self.sets.items()}, baseline=LARGE)
-
-    def _method(self, name: str, policy: Policy) -> PolicyMethod:
-        return PolicyMethod(name, self.decoder, policy, self.options)
-
-    def _measure(self, methods: Sequence[PolicyMethod], count: int, file: Path) -> Journal:
-        sets = {name: list(members)[:count] for name, members in self.sets.items()}
-        journal = Journal([method.name for method in methods], file)
-        try:
-            measure(methods, sets, journal, prefix=self.prefix)
-        finally:
-            journal.close()
-        return journal
+def _finals(bench: Bench, points: Sequence[Point], file: Path) -> Summary:
+    """These policies and the large model alone, in turn."""
+    seconds = sum(point.seconds for point in points) + points[0].seconds * points[0].speedup
+    longest = max(len(members) for members in bench.sets.values())
+    count = max(1, min(longest, int(longest * FINAL_SECONDS / seconds)))
+    bench.say(f"running {len(points)} policies beside the large model alone, about {min(seconds, FINAL_SECONDS):.0f} s")
+    named = {LARGE: Policy.large(), **{method_name(point.policy): point.policy for point in points}}
+    few = bench.first(count)
+    return summarise(few.run([few.method(*each) for each in named.items()], file), few.sets, baseline=LARGE)
 
 
 def method_name(policy: Policy) -> str:
@@ -277,8 +214,3 @@ def _check(sets: Mapping[str, Sequence[Example]], budget: float, metric: str) ->
 def _values(estimate: Estimate) -> list[float | None]:
     """Value, low and high end of the interval."""
     return [None if number is None else round(number, 4) for number in (estimate.value, estimate.low, estimate.high)]
-
-
-def _first_error(journal: Journal) -> str:
-    errors = (record.error for row in journal.records.values() for record in row.values())
-    return next((error for error in errors if error is not None), "no texts")
