@@ -21,7 +21,7 @@ demo: setup ## translate a few sentences with the bundled pair, beside the large
 	$(BIN)/bild generate --input docs/demo.txt --compare --trace
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .

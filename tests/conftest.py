@@ -21,8 +21,11 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session", autouse=True)
 def graph_cache(tmp_path_factory) -> Path:
     """Where graphs are compiled to: the run's own folder, or $BILD_TEST_CACHE to keep them between runs."""
-    kept = os.environ.get("BILD_TEST_CACHE")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("graphs")
+    kept, base = os.environ.get("BILD_TEST_CACHE"), tmp_path_factory.getbasetemp()
+    # Workers of one run share what any of them compiles.
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(kept) if kept else run / "graphs"
+    folder.mkdir(exist_ok=True)
     os.environ["BILD_CACHE"] = str(folder)
     return folder
 

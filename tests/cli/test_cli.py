@@ -124,7 +124,7 @@ OPTIONS = {
     "--repetition-penalty": ("4", {"repetition_penalty": 4.0}),
     "--no-repeat-ngram-size": ("1", {"no_repeat_ngram_size": 1, "min_new_tokens": 20}),
     "--stop": ("boy", {"stop_strings": ["boy"]}),
-    "--prefix": ("Heute ", {"prefix": "Heute "}),
+    "--prefix": ("Zwei Hunde und ", {"prefix": "Zwei Hunde und "}),
 }
 
 
