@@ -6,15 +6,15 @@ python benchmarks/results.py out/reproduce
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bild.errors import BildError, InputError
 from bild.reproduction.items import ITEMS
-from bild.reproduction.result import read, table
+from bild.reproduction.result import table
 from docs import DOCS, replace_section
 
 PAGES = DOCS / "results"
@@ -27,46 +27,46 @@ TABLE1 = {
 """Rows, and the paper's speedups on its four sets."""
 
 
-def main(folder: Path) -> None:
+def main(folders: Sequence[Path]) -> None:
     """Copy and summarise."""
     PAGES.mkdir(exist_ok=True)
     for item in ITEMS:
-        page = folder / f"{item}.md"
-        if not page.exists():
-            raise InputError(f"{page} is missing; run bild reproduce all --out {folder} first")
+        page = last(folders, f"{item}.md")
         for file in (page, page.with_suffix(".png")):
             if file.exists():
                 shutil.copy(file, PAGES)
-    replace_section(DOCS / "results.md", "results", "\n\n".join([speeds(folder), took(folder)]))
+    replace_section(DOCS / "results.md", "results", "\n\n".join([speeds(folders), took(folders[0])]))
 
 
-def speeds(folder: Path) -> str:
+def last(folders: Sequence[Path], name: str) -> Path:
+    """This file of the last folder that has it."""
+    found = [folder / name for folder in folders if (folder / name).exists()]
+    if not found:
+        raise InputError(
+            f"no {name} in {', '.join(map(str, folders))}; run bild reproduce all --out {folders[0]} first"
+        )
+    return found[-1]
+
+
+def speeds(folders: Sequence[Path]) -> str:
     """Table 1 in one table."""
-    sets = values(folder, "table1")["sets"]
-    heading = ["", *(f"{name}: speedup · Δ" for name in sets), "paper: speedup"]
+    found = json.loads(last(folders, "table1.json").read_text(encoding="utf-8"))
+    sets, texts = found["values"]["sets"], found["inputs"]["data"]["test"]
+    heading = ["", *(f"{name}, {texts[name]['texts']} texts: speedup · Δ" for name in sets), "paper: speedup"]
     rows = []
     for row, said in TABLE1.items():
         if all(row in of_set for of_set in sets.values()):
-            found = [of_set[row] for of_set in sets.values()]
-            cells = [f"{interval(one['speedup'])}× · {interval(one['difference'], '+')}" for one in found]
+            ours = [of_set[row] for of_set in sets.values()]
+            cells = [f"{interval(one['speedup'])}× · {interval(one['difference'], '+')}" for one in ours]
             rows.append([row, *cells, said])
     return table(heading, rows)
 
 
 def took(folder: Path) -> str:
-    """How long each item took, in the order in which they shared work."""
-    seconds = {item: (read(item, folder) or {}).get("seconds", 0.0) for item in ITEMS}
+    """How long each item of `all` took, in the order in which they shared work."""
+    seconds = {item: json.loads((folder / f"{item}.json").read_text(encoding="utf-8"))["seconds"] for item in ITEMS}
     parts = ", ".join(f"{item} {value:.0f}" for item, value in seconds.items())
-    return f"Seconds: {parts}; all {sum(seconds.values()) / 60:.0f} minutes."
-
-
-def values(folder: Path, item: str) -> dict[str, Any]:
-    """The numbers of an item."""
-    found = read(item, folder)
-    if found is None:
-        raise InputError(f"{folder / item}.json is missing; run bild reproduce {item} --out {folder} first")
-    numbers: dict[str, Any] = found["values"]
-    return numbers
+    return f"Seconds of `bild reproduce all`: {parts}; {sum(seconds.values()) / 60:.0f} minutes."
 
 
 def interval(numbers: Sequence[float], sign: str = "") -> str:
@@ -77,6 +77,6 @@ def interval(numbers: Sequence[float], sign: str = "") -> str:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        main([Path(name) for name in sys.argv[1:]])
     except BildError as error:
         raise SystemExit(f"error: {error}") from None
