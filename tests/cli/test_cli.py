@@ -121,7 +121,7 @@ def test_exact_takes_thresholds_too(bundled):
 OPTIONS = {
     "--max-new-tokens": ("3", {"max_new_tokens": 3}),
     "--min-new-tokens": ("20", {"min_new_tokens": 20}),
-    "--repetition-penalty": ("4", {"repetition_penalty": 4.0}),
+    "--repetition-penalty": ("4", {"repetition_penalty": 4.0, "min_new_tokens": 20}),
     "--no-repeat-ngram-size": ("1", {"no_repeat_ngram_size": 1, "min_new_tokens": 20}),
     "--stop": ("boy", {"stop_strings": ["boy"]}),
     "--prefix": ("Zwei Hunde und ", {"prefix": "Zwei Hunde und "}),
@@ -131,10 +131,12 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_text_options_reach_the_loop(run, bundled, name):
     value, option = OPTIONS[name]
-    extra = ["--min-new-tokens", "20"] if name == "--no-repeat-ngram-size" else []
+    # A text that ends early has nothing to repeat.
+    longer = {"min_new_tokens": 20} if "min_new_tokens" in option else {}
+    extra = ["--min-new-tokens", "20"] if longer and name != "--min-new-tokens" else []
     _, out, _ = run("generate", TWO[1], name, value, *extra)
     expected = translations(bundled, TWO[1], **option)
-    assert out.splitlines() == expected != translations(bundled, TWO[1])
+    assert out.splitlines() == expected != translations(bundled, TWO[1], **(longer if extra else {}))
 
 
 SAMPLING = {

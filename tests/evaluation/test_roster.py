@@ -165,9 +165,9 @@ def test_an_own_method_says_what_the_decoder_says(bundled, sentences, monkeypatc
     }  # fmt: skip
 
 
-def test_the_configuration_names_the_checkpoints_and_the_policy():
+def test_the_configuration_names_the_checkpoints_and_the_policy(bundled):
     described = Setup(dtype="float32").describe()
-    assert described["large"].endswith("large") and described["policy"]["verify_end"] == 0.6
+    assert described["large"].endswith("large") and described["policy"] == bundled.policy.to_dict()
     assert described["dtype"] == "float32" and "pair" not in described
 
 
