@@ -125,6 +125,24 @@ def test_typical_acceptance_equals_its_formula():
     assert both == {True, False}
 
 
+RULES = [WithinDistance(1.0), WithinDistance(0.3, "margin"), TypicalAcceptance(0.2, 0.5), ExactMatch()]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_model_that_says_its_likeliest_tokens_is_judged_alike(rule, sampled):
+    verdicts = set()
+    for seed in range(40):
+        plain = reading(seed, Sampling() if sampled else None)
+        probability, likeliest = plain.logits.softmax(-1).max(-1)
+        expected, found = rule.judge(plain), rule.judge(plain._replace(summary=(likeliest, probability)))
+        assert found.keep.tolist() == expected.keep.tolist()
+        assert found.replacement.tolist() == expected.replacement.tolist()
+        torch.testing.assert_close(found.distance, expected.distance)
+        verdicts |= set(expected.keep[0, :-1].tolist())
+    assert verdicts == {False, True}
+
+
 @pytest.mark.parametrize("weight", [1.0, 0.7, 0.0])
 def test_rejection_sampling_equals_its_formula(weight):
     def warp(logits):

@@ -194,8 +194,8 @@ def test_both_graphs_take_long_sources():
 
 def check_proposal(scorer, single, tokens: list[list[int]]) -> None:
     """Two scorers are fed the same, one proposes what the other's logits say."""
-    likeliest, probability = scorer.propose(tokens)
-    logits = single.extend(tokens)[:, -1]
+    logits, likeliest, probability = (each[:, -1] for each in scorer.summarize(tokens))
+    torch.testing.assert_close(logits, single.extend(tokens)[:, -1], **CLOSE)
     wrote = [b for b, row in enumerate(tokens) if row]
     torch.testing.assert_close(probability[wrote], logits.softmax(-1).amax(-1)[wrote], rtol=0.0, atol=1e-4)
     assert likeliest[wrote].tolist() == logits.argmax(-1)[wrote].tolist()
@@ -221,7 +221,7 @@ def test_proposes_from_the_shared_vocabulary_only(name):
     source = random_source(rng, model.network)
     for _ in range(10):
         tokens = random_tokens(rng, 4)
-        (likeliest,), (probability,) = model.start([source]).propose([tokens])
+        _, ((likeliest,),), ((probability,),) = model.start([source]).summarize([tokens])
         exact = forward(model.network, source, tokens)[-1]
         beyond += int(exact.argmax() >= 9)
         assert likeliest == exact[:9].argmax()

@@ -60,6 +60,23 @@ def test_labels_are_the_large_models_texts_and_the_small_model_learns_them(tmp_p
     assert 1 - agreed[1] < (1 - agreed[0]) / 2
 
 
+def test_distilled_the_small_model_comes_near_the_large_models_distributions(tmp_path):
+    names = pair_of(tmp_path, "gpt2")
+    asked = settings(max_target_tokens=6, save_minutes=60)
+    distances = {}
+    for share in (0.0, 1.0):
+        out = tmp_path / f"out-{share}"
+        align(inputs(), out, recipe(lr=1e-2, max_steps=80, distill=share), **names, settings=asked)
+        pair = bild.BigLittleDecoder.from_pretrained(
+            large=names["large"], small=str(out), dtype="float32", device="cpu"
+        )
+        policy = bild.Policy.bild(fallback_threshold=0.0, rollback_threshold=float("inf"), metric="kl", verify_end=True)
+        results = pair.generate(UNIQUE[:20], policy, max_new_tokens=6)
+        found = [distance for result in results for commit in result.rounds for distance in commit.distances]
+        distances[share] = sum(found) / len(found)
+    assert distances[1.0] < distances[0.0] / 2
+
+
 def end_early(name: str) -> None:
     """A random encoder-decoder never ends its texts: let its end token win now and then."""
     from safetensors.torch import save_file

@@ -8,7 +8,7 @@ from torch import nn
 
 from bild.errors import InputError, LoadError
 from bild.training.batches import IGNORED
-from bild.training.losses import Objective, cross_entropy, layer_weights
+from bild.training.losses import Objective, cross_entropy, divergence, layer_weights
 from tests.networks import ARCHITECTURES, build
 from tests.training.tiny import recipe
 
@@ -83,6 +83,43 @@ def test_label_smoothing_spreads_a_share_over_all_tokens():
     kept = [(0, 0, 1), (0, 1, 2), (1, 0, 0), (1, 2, 4)]
     expected = -sum(0.7 * logs[b, t, y] + 0.3 * logs[b, t].mean() for b, t, y in kept) / 4
     assert cross_entropy(logits, labels, 0.3).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_distilling_compares_distributions_where_tokens_are_labelled(name):
+    network, teacher = build(name, seed=0), build(name, seed=1)
+    batch = batch_of(network)
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    with torch.no_grad():
+        p, q = (each(**inputs, use_cache=False).logits.double().softmax(-1) for each in (teacher, network))
+    counted = (batch["labels"] != IGNORED).nonzero().tolist()
+    plain = sum(float(p[b, t] @ (p[b, t].log() - q[b, t].log())) for b, t in counted) / len(counted)
+    assert plain > 0.01
+    for share in (1.0, 0.25):
+        expected = share * plain + (1 - share) * plain_loss(network, batch).item()
+        objective = Objective(network, recipe(distill=share), teacher=teacher)
+        assert objective(**batch).item() == pytest.approx(expected, rel=1e-4)
+        objective(**batch).backward()
+    assert all(weight.grad is None for weight in teacher.parameters())
+    # Neither trained nor saved.
+    assert len(list(objective.parameters())) == len(list(network.parameters()))
+    assert Objective(network, recipe(distill=1.0), teacher=network)(**batch).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_distributions_over_vocabularies_padded_differently():
+    generator = torch.Generator().manual_seed(0)
+    taught, logits = torch.randn(1, 2, 7, generator=generator), torch.randn(1, 2, 5, generator=generator)
+    expected = divergence(taught[..., :5], logits, torch.ones(1, 2)).item()
+    assert expected > 0.1 and divergence(taught, logits, torch.ones(1, 2)).item() == pytest.approx(expected)
+
+
+def test_distilling_needs_a_large_model_and_the_last_layer():
+    with pytest.raises(InputError, match=r"distill is 0.5, but there is no large model to learn from; use bild align"):
+        Objective(build("t5"), recipe(distill=0.5))
+    with pytest.raises(InputError, match=r"distill is 0.5 and the loss calm; inner layers learn from labels alone"):
+        recipe(distill=0.5, loss="calm")
+    with pytest.raises(InputError, match=r"distill is 1.5; allowed is 0 to 1"):
+        recipe(distill=1.5)
 
 
 def test_gradient_flows_to_the_exit_layer():

@@ -45,6 +45,13 @@ def align(
     warmup_steps: training.WarmupSteps = None,
     label_smoothing: training.LabelSmoothing = None,
     dropout: training.Dropout = None,
+    distill: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the loss that compares whole distributions with the large model's, 0…1, default 0.",
+            rich_help_panel=training.RECIPE,
+        ),
+    ] = None,
     seed: training.Seed = 0,
     device: options.Device = "auto",
     dtype: training.Dtype = "auto",

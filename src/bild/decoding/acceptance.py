@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bild.decoding.choice import Choice, Greedy, draw
-from bild.decoding.distances import METRICS, MetricName, negative_log_likelihood
+from bild.decoding.distances import METRICS, MetricName
 from bild.decoding.hand_over import entropy
 from bild.decoding.rows import Row, Use, uniforms
 
@@ -33,10 +33,29 @@ class Reading(NamedTuple):
     counts: Sequence[int]
     choice: Choice
     """How the large model picks its tokens."""
+    summary: Sequence[Tensor] | None = None
+    """The likeliest token and its probability at each position ``[B, T]``, where the model said so itself."""
+
+    def likeliest(self) -> Tensor:
+        """The token ``[B, T]`` of the highest logit; the first of equals."""
+        return self.logits.argmax(-1) if self.summary is None else self.summary[0]
 
     def own(self) -> Tensor:
         """The tokens ``[B, T]`` the large model itself picks."""
+        if isinstance(self.choice, Greedy):
+            return self.likeliest()
         return self.choice(self.logits, self.rows, self.counts)
+
+    def distance(self, metric: MetricName) -> Tensor:
+        """``d(p_S, p_L)`` of each drafted token ``[B, T]``."""
+        if metric == "nll" and self.summary is not None:
+            # Two numbers of the vocabulary instead of all of them: −log p(x) = z_max − z(x) − log p_max.
+            likeliest, probability = self.summary
+            pair = self.logits.gather(-1, torch.stack([likeliest, self.drafted], -1))
+            return pair[..., 0] - pair[..., 1] - probability.log()
+        return METRICS[metric].of(
+            self.logits, self.drafted, self.logits if self.draft_logits is None else self.draft_logits
+        )
 
     def uniforms(self, use: Use) -> Tensor:
         """A random number for every position ``[B, T]``."""
@@ -103,9 +122,7 @@ class WithinDistance:
         return METRICS[self.metric].needs_draft_logits
 
     def judge(self, reading: Reading) -> Judgement:
-        logits, drafted, draft_logits, *_ = reading
-        distance = METRICS[self.metric].of(logits, drafted, logits if draft_logits is None else draft_logits)
-        return keep_near(reading, distance, self.limit(reading))
+        return keep_near(reading, reading.distance(self.metric), self.limit(reading))
 
     def limit(self, reading: Reading) -> float | Tensor:
         """The largest distance that is kept: one number, or one a row ``[B, 1]``."""
@@ -145,7 +162,7 @@ class TypicalAcceptance:
 
     def judge(self, reading: Reading) -> Judgement:
         least = (self.delta * (-entropy(reading.logits)).exp()).clamp(max=self.epsilon)
-        return keep_near(reading, negative_log_likelihood(reading.logits, reading.drafted), -least.log())
+        return keep_near(reading, reading.distance("nll"), -least.log())
 
 
 @dataclass(frozen=True)
@@ -229,9 +246,10 @@ class RejectionSampling:
 
 def keep_near(reading: Reading, distance: Tensor, limit: float | Tensor) -> Judgement:
     """Keep what is within a distance, and what the large model would itself choose."""
-    likeliest = reading.logits.argmax(-1)
-    own = likeliest if isinstance(reading.choice, Greedy) else reading.own()
-    keep = (distance <= limit) | (likeliest == reading.drafted) | (own == reading.drafted)
+    likeliest, own = reading.likeliest(), reading.own()
+    keep = (distance <= limit) | (likeliest == reading.drafted)
+    if own is not likeliest:
+        keep |= own == reading.drafted
     return Judgement(keep, own, distance)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -10,10 +10,8 @@ from bild.decoding.choice import Choice, Greedy
 from bild.decoding.hand_over import LowConfidence
 from bild.decoding.policy import Policy
 from bild.decoding.rows import Row, process
-from bild.decoding.scorer import Draft, Scorer
+from bild.decoding.scorer import Draft, Scorer, Summarize
 from bild.decoding.transfer import to_host
-
-Propose = Callable[[Sequence[Sequence[int]]], tuple[Tensor, Tensor]]
 
 
 class ModelDrafter:
@@ -33,10 +31,10 @@ class ModelDrafter:
         self.window = policy.max_draft_tokens if window is None else min(window, policy.max_draft_tokens)
         self.records_logits = policy.acceptance.needs_draft_logits
         self.choice = Greedy() if choice is None else choice
-        # A compiled scorer can say the likeliest token and its probability in the same breath as its logits.
+        # A compiled scorer says the likeliest token and its probability in the same breath as its logits.
         likeliest = isinstance(hand_over, LowConfidence) and hand_over.measure == "max_probability"
         plain = isinstance(self.choice, Greedy) and likeliest and not self.records_logits
-        self._propose: Propose | None = getattr(scorer, "propose", None) if plain else None
+        self._summarize: Summarize | None = getattr(scorer, "summarize", None) if plain else None
 
     def draft(self, rows: Sequence[Row]) -> list[Draft]:
         """Append a draft to every row's tokens and describe it."""
@@ -64,8 +62,9 @@ class ModelDrafter:
         self, unread: Sequence[Sequence[int]], rows: Sequence[Row], writing: Sequence[int]
     ) -> tuple[list[float], list[float], Tensor | None]:
         """Each row's next token and confidence, brought to the host in one transfer; logits if they are recorded."""
-        if self._propose is not None and all(row.request.process is None for row in rows):
-            ids, confidences = to_host(*self._propose(unread))
+        if self._summarize is not None and all(row.request.process is None for row in rows):
+            _, likeliest, probability = self._summarize(unread)
+            ids, confidences = to_host(likeliest[:, -1], probability[:, -1])
             return ids, confidences, None
         logits = process(rows, self.scorer.extend(unread), writing)
         tokens = self.choice(logits, rows, writing).squeeze(-1)

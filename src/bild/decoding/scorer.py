@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from bild.decoding.rows import Row
 
 HandOverReason = Literal["unsure", "window", "end"]
+Summarize = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""Tokens and how many positions to score, to logits, likeliest tokens and their probabilities."""
 
 
 class Scorer(Protocol):
     """A model that has read a prefix of each row of a batch.
 
-    One that can may also offer ``propose(tokens)``: as ``extend``, but the likeliest next token of
-    each row and its probability instead of logits, each ``[B]``.
+    One that knows more may also offer ``summarize(tokens, last)``: as ``extend``, and beside the logits, at
+    least float32, the likeliest token of each position and its probability, each ``[B, last]``.
     """
 
     @property

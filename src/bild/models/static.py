@@ -106,11 +106,17 @@ class StaticModel(EagerModel):
 
     def storage(self, rows: int, columns: int) -> list[Tensor]:
         """Room for this many tokens a row; zeros, because a masked NaN is still a NaN."""
-        return [
-            torch.zeros(rows, heads, columns, size, dtype=self.dtype, device=self.device)
-            for part in (0, 1)
-            for heads, size in (layer[part] for layer in self.layers)
-        ]
+        # Tensors of one shape in one piece: a small model's text costs little more than so many allocations.
+        shapes = [layer[part] for part in (0, 1) for layer in self.layers]
+        pieces = {
+            (heads, size): iter(
+                torch.zeros(
+                    shapes.count((heads, size)), rows, heads, columns, size, dtype=self.dtype, device=self.device
+                ).unbind()
+            )
+            for heads, size in set(shapes)
+        }
+        return [next(pieces[shape]) for shape in shapes]
 
     def _reader(self, farthest: int | None) -> Read:
         return Read(self.network, farthest)
@@ -222,12 +228,13 @@ class StaticScorer:
         check_last(tokens, last)
         return self._extend(tokens, last)[0]
 
-    def propose(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Read new tokens; the likeliest next token of each row and its probability, each ``[B]``."""
-        logits, likeliest, probability = self._extend(tokens, 1)
-        if likeliest is None:
+    def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`extend`; the likeliest token of each position and its probability too, each ``[B, last]``."""
+        check_last(tokens, last)
+        logits, likeliest, probability = self._extend(tokens, last)
+        if likeliest is None or probability is None:
             probability, likeliest = logits.softmax(-1).max(-1)
-        return likeliest[:, -1], probability[:, -1]
+        return logits, likeliest, probability
 
     def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # Entering the mode costs as much as a small layer, so not twice.

@@ -1,6 +1,7 @@
 """Teach a pair's small model to write what the large one would: Kim et al. 2023, section 3.5.1.
 
-The large model's greedy texts for the training inputs become the small model's targets; no access to logits.
+The large model's greedy texts for the training inputs become the small model's targets; its distributions
+too, where a recipe distills.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.data import Data
 from bild.errors import InputError, LoadError
@@ -94,7 +95,13 @@ def align(
     def tokenizer_of(_: Path) -> PreTrainedTokenizerBase:
         return start.load_tokenizer()
 
-    return fit(start, out, recipe, tokenizer_of, corpus_of, told, dev={} if dev is None else dev, settings=settings)
+    def teacher_of() -> PreTrainedModel:
+        device = resolve_device(settings.device)
+        options: dict[str, Any] = {"dtype": resolve_dtype(settings.dtype, device), "device": device}
+        return load_network(chosen.large, trust_remote_code=trust_remote_code, **options)
+
+    watched = {"dev": {} if dev is None else dev, "settings": settings}
+    return fit(start, out, recipe, tokenizer_of, corpus_of, told, teacher_of=teacher_of, **watched)
 
 
 def _check_pair(large: str, start: Start) -> None:

@@ -90,6 +90,7 @@ def fit(
     *,
     dev: Mapping[str, Data],
     settings: Settings,
+    teacher_of: Callable[[], PreTrainedModel] | None = None,
 ) -> State:
     """Train a network on any corpus.
 
@@ -102,6 +103,7 @@ def fit(
         told: what the corpus and the beginning depend on, as plain JSON values.
         dev: sets to score the network on, by name; may be empty.
         settings: how to watch it, and where it computes.
+        teacher_of: loads the network to learn distributions from; called where the recipe distills.
     """
     recipe = recipe.for_weights(trained=start.trained)
     told = told | {
@@ -128,14 +130,16 @@ def fit(
     else:
         network = load_network(resumed.place, dtype=torch.float32, device=device, trainable=True)
     facts = {"arguments": dict(settings.arguments), **told, "examples": corpus.facts(), "machine": describe_machine()}
-    return Job(network, tokenizer, corpus, folder, recipe, settings, facts, start.dtype(), dev).run(resumed)
+    teacher = teacher_of() if recipe.distill and teacher_of is not None else None
+    objective = Objective(network, recipe, resolve_dtype(settings.dtype, device), teacher)
+    return Job(objective, tokenizer, corpus, folder, recipe, settings, facts, start.dtype(), dev).run(resumed)
 
 
 class Job:
     """One network being trained in one folder.
 
     Args:
-        network: float32, on its device.
+        objective: what to minimise, of a network in float32 on its device.
         tokenizer: of the network.
         corpus: what it is trained on.
         folder: of the run.
@@ -148,7 +152,7 @@ class Job:
 
     def __init__(
         self,
-        network: PreTrainedModel,
+        objective: Objective,
         tokenizer: PreTrainedTokenizerBase,
         corpus: Corpus,
         folder: RunFolder,
@@ -158,9 +162,9 @@ class Job:
         came_in: torch.dtype,
         dev: Mapping[str, Data],
     ) -> None:
-        self.network, self.tokenizer, self.corpus = network, tokenizer, corpus
+        self.objective, self.tokenizer, self.corpus = objective, tokenizer, corpus
+        self.network = network = objective.network
         self.folder, self.recipe, self.settings, self.facts = folder, recipe, settings, facts
-        self.dtype = resolve_dtype(settings.dtype, network.device)
         self.saved_as = came_in if settings.save_dtype == "auto" else resolve_dtype(settings.save_dtype)
         self.batches = Batches(corpus, recipe, joined=not network.config.is_encoder_decoder)
         self.steps = self.batches.steps()
@@ -168,7 +172,7 @@ class Job:
         self.state = State()
         longest = DEV_TOKENS if settings.max_target_tokens is None else settings.max_target_tokens
         options: dict[str, Any] = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": longest}
-        self.dev = DevScore(dev, settings.metric, dtype=self.dtype, **options) if dev else None
+        self.dev = DevScore(dev, settings.metric, dtype=objective.dtype, **options) if dev else None
 
     def run(self, resumed: Resumed | None) -> State:
         """Train to the end and save the result."""
@@ -176,12 +180,11 @@ class Job:
             self.state = resumed.state
             self.folder.forget_log_after(self.state.step)
             say(f"going on from step {self.state.step}/{self.steps}")
-        objective = Objective(self.network, self.recipe, self.dtype)
         if self._compiles():
             say("the first steps compile the layers, a minute or two")
-            objective.compile_layers()
+            self.objective.compile_layers()
         if self.state.step < self.steps and not self._out_of_patience():
-            run(objective, self._plan(), self.state, resumed, self.network.device)
+            run(self.objective, self._plan(), self.state, resumed, self.network.device)
         if self.dev is None:
             self._save_result()
         self.state.finished = True

@@ -5,6 +5,10 @@ With ``L(i)`` the cross-entropy of the tokens when the shared head reads decoder
     last        L(n)
     early-exit  ½ L(exit layer) + ½ L(n)        Kim et al. 2023, section 4.4
     calm        Σ wᵢ L(i) with wᵢ = i / Σⱼ j    Schuster et al. 2022; Kim et al. 2023, section 7.2
+
+and, for a share λ that learns from another network's distributions p rather than from tokens,
+
+    distill     (1 − λ) L(n) + λ KL(p || q)     Zhou et al. 2024 (DistillSpec), forward KL
 """
 
 from __future__ import annotations
@@ -31,16 +35,28 @@ class Objective(nn.Module):
         network: its weights are trained in place.
         recipe: loss, exit layer and label smoothing.
         dtype: what matrix products are computed in; weights keep theirs.
+        teacher: the network whose distributions are learnt where the recipe distills; frozen.
 
     Raises:
-        InputError: an exit layer the network does not have.
+        InputError: an exit layer the network does not have, or nobody to learn distributions from.
         LoadError: a loss of inner layers for an architecture whose layers cannot be told apart.
     """
 
-    def __init__(self, network: PreTrainedModel, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        recipe: Recipe,
+        dtype: torch.dtype = torch.float32,
+        teacher: PreTrainedModel | None = None,
+    ) -> None:
         super().__init__()
+        if recipe.distill and teacher is None:
+            raise InputError(f"distill is {recipe.distill}, but there is no large model to learn from; use bild align")
         self.network, self.smoothing, self.dtype = network, recipe.label_smoothing, dtype
-        self.cross_entropy = cross_entropy
+        self.distill = recipe.distill
+        # Not a module of this one: its weights are neither trained nor saved.
+        self._teacher = (teacher,)
+        self.cross_entropy, self.divergence = cross_entropy, divergence
         self.inner, self.last = {}, 1.0
         if recipe.loss != "last":
             weights = layer_weights(recipe, count_layers(network))
@@ -56,10 +72,23 @@ class Objective(nn.Module):
         """
         with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.network(**inputs, use_cache=False, output_hidden_states=bool(self.inner))
-            loss = self.last * self.cross_entropy(output.logits, labels, self.smoothing)
+            loss = torch.zeros((), device=labels.device)
+            if self.distill < 1:
+                share = self.last * (1 - self.distill)
+                loss = share * self.cross_entropy(output.logits, labels, self.smoothing)
+            if self.distill > 0:
+                loss = loss + self.distill * self.divergence(self.taught(inputs), output.logits, labels)
             for layer, weight in self.inner.items():
                 loss = loss + weight * self.cross_entropy(self.read(output, layer), labels, self.smoothing)
         return loss
+
+    @torch.no_grad()
+    def taught(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The teacher's logits ``[B, T, V]``."""
+        (teacher,) = self._teacher
+        assert teacher is not None
+        logits: Tensor = teacher(**inputs, use_cache=False).logits
+        return logits
 
     def read(self, output: Any, layer: int) -> Tensor:
         """Logits ``[B, T, V]`` of a decoder layer before the last, through the norm and the head of the last.
@@ -84,6 +113,7 @@ class Objective(nn.Module):
                 for layer in module:
                     layer.compile(dynamic=True)
         self.cross_entropy = torch.compile(cross_entropy, dynamic=True)
+        self.divergence = torch.compile(divergence, dynamic=True)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -96,6 +126,20 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Ten
     """
     flat = logits.flatten(0, 1).float()
     return functional.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)
+
+
+def divergence(taught: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean ``KL(p || q)`` in nats over the labelled positions, ``p`` of ``taught`` and ``q`` of ``logits``.
+
+    Args:
+        taught: ``[B, T, V]``; where vocabularies are padded differently, the tokens both have count.
+        logits: ``[B, T, V]``.
+        labels: ``[B, T]``; their values do not matter.
+    """
+    shared = min(taught.shape[-1], logits.shape[-1])
+    p, q = (each[..., :shared].flatten(0, 1).float().log_softmax(-1) for each in (taught, logits))
+    counted = labels.flatten() != IGNORED
+    return ((p.exp() * (p - q)).sum(-1) * counted).sum() / counted.sum()
 
 
 def layer_weights(recipe: Recipe, layers: int) -> dict[int, float]:

@@ -36,6 +36,8 @@ class Recipe:
         clip: largest norm of the gradient, above 0.
         loss: ``"last"``, ``"early-exit"`` or ``"calm"``, see :mod:`bild.training.losses`.
         exit_layer: decoder layer of the early exit, counted from 1.
+        distill: share of the loss that compares whole distributions with the large model's instead of tokens
+            with its labels, 0…1; above 0 in :func:`bild.training.align` alone.
         seed: of random weights, of the order of examples and of dropout.
 
     Raises:
@@ -56,6 +58,7 @@ class Recipe:
     clip: float = 1.0
     loss: str = "last"
     exit_layer: int | None = None
+    distill: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,6 +68,10 @@ class Recipe:
                 raise InputError(f"{name} is {value!r}; allowed is {allowed}")
         if (self.loss == "early-exit") != (self.exit_layer is not None):
             raise InputError("the early-exit loss needs exit_layer, the decoder layer to leave at, and no other does")
+        if self.distill and self.loss != "last":
+            raise InputError(
+                f"distill is {self.distill} and the loss {self.loss}; inner layers learn from labels alone"
+            )
         if (self.batch_tokens is None) == (self.batch_size is None):
             raise InputError("give batch_tokens or batch_size, not both")
         if self.max_steps is None and self.epochs is None:
@@ -139,5 +146,6 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("clip", "more than 0", lambda v: v > 0),
     ("loss", ", ".join(LOSSES), lambda v: v in LOSSES),
     ("exit_layer", "1 or more", lambda v: v >= 1),
+    ("distill", "0 to 1", lambda v: 0 <= v <= 1),
     ("seed", "0 or more", lambda v: v >= 0),
 ]

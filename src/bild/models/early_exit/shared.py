@@ -33,6 +33,8 @@ class SplitScorer:
 
     def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
         self._lower, self._upper = lower, upper
+        if hasattr(upper, "summarize"):
+            self.summarize = self._summarize
         self._alone = True
         if hasattr(lower, "take_encoded"):
             # The layers above ask those below for the source.
@@ -48,12 +50,20 @@ class SplitScorer:
         return self._upper.lengths
 
     def extend(self, tokens: Tokens, last: int = 1) -> Tensor:
+        self._follow(tokens, last)
+        return self._upper.extend(tokens, last)
+
+    def _summarize(self, tokens: Tokens, last: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        self._follow(tokens, last)
+        return self._upper.summarize(tokens, last)
+
+    def _follow(self, tokens: Tokens, last: int) -> None:
+        """Let the layers below read what they have not."""
         check_last(tokens, last)
         ahead = [below - above for below, above in zip(self._lower.lengths, self._upper.lengths, strict=True)]
         unread = [row[count:] for row, count in zip(tokens, ahead, strict=True)]
         if any(unread):
             self._lower.follow(unread)
-        return self._upper.extend(tokens, last)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         self._lower.truncate(lengths)
@@ -75,8 +85,8 @@ class ExitScorer:
     def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
         self._lower, self._upper = lower, upper
         self.extend = lower.extend
-        if hasattr(lower, "propose"):
-            self.propose = lower.propose
+        if hasattr(lower, "summarize"):
+            self.summarize = lower.summarize
 
     @property
     def lengths(self) -> list[int]:
