@@ -15,7 +15,7 @@ from bild.decoding import LowConfidence, Policy, WithinDistance
 from bild.tuning.costs import CostModel
 from bild.tuning.simulation import Outcome, Simulator
 
-FALLBACK = (0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
+FALLBACK = (0.05, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
 ROLLBACK = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 VERIFY_END: tuple[bool | float, ...] = (False, 0.6, 0.8, True)
 WINDOWS = (10,)
