@@ -8,10 +8,8 @@ from itertools import product
 from bild.decoding import Policy
 from bild.tuning.search import default_grid
 
-FALLBACK = tuple(tenths / 10 for tenths in range(1, 10))
+FALLBACK = (0.02, 0.05, *(tenths / 10 for tenths in range(1, 10)))
 """The paper's 0.5 to 0.9, and lower: a small model's confidence depends on how it was trained."""
-HARDLY = (0.02, 0.05)
-"""For a small model that alone is nearly good enough, and knows where it is not."""
 ROLLBACK = tuple(float(nats) for nats in range(1, 11))
 WINDOWS = tuple(range(3, 11))
 VERIFY_END = (False, 0.6, True)
@@ -28,7 +26,7 @@ def candidates() -> list[Policy]:
     """What the tables choose from: the paper's grid with three rules for ends, and that of ``bild tune``."""
     grid = [
         Policy.bild(fallback_threshold=low, rollback_threshold=far, verify_end=end)
-        for low, far, end in product((*HARDLY, *FALLBACK), ROLLBACK, VERIFY_END)
+        for low, far, end in product(FALLBACK, ROLLBACK, VERIFY_END)
     ]
     return list(dict.fromkeys([*grid, *default_grid()]))
 
