@@ -18,7 +18,7 @@ from bild.tuning.simulation import Outcome, Simulator
 FALLBACK = (0.05, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
 ROLLBACK = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 VERIFY_END: tuple[bool | float, ...] = (False, 0.6, 0.8, True)
-WINDOWS = (10,)
+WINDOWS = (10, 30)
 FIRST_TEXTS = 250
 """Texts of each set on which the whole grid is tried."""
 SLACK = 1.5
@@ -186,7 +186,7 @@ def neighbours(policy: Policy) -> list[Policy]:
         *({"fallback_threshold": round(fallback + step, 3)} for step in (-0.05, -0.025, 0.025, 0.05)),
         *({"rollback_threshold": round(rollback * factor, 2)} for factor in (0.75, 0.88, 1.12, 1.3)),
         *({"verify_end": end} for end in (0.5, 0.7, 0.9)),
-        *({"max_draft_tokens": window} for window in (5, 7, 15)),
+        *({"max_draft_tokens": window} for window in (5, 7, 15, 30)),
     ]
     return [policy.named("bild", **own | step) for step in steps if 0 <= step.get("fallback_threshold", 0) <= 1]
 
