@@ -31,11 +31,11 @@ def main(folders: Sequence[Path]) -> None:
     """Copy and summarise."""
     PAGES.mkdir(exist_ok=True)
     for item in ITEMS:
-        page = last(folders, f"{item}.md")
-        for file in (page, page.with_suffix(".png")):
+        # A page that none of the folders has stays as it is: it names its own commit.
+        for file in [each for folder in folders for each in (folder / f"{item}.md", folder / f"{item}.png")]:
             if file.exists():
                 shutil.copy(file, PAGES)
-    replace_section(DOCS / "results.md", "results", "\n\n".join([speeds(folders), took(folders[0])]))
+    replace_section(DOCS / "results.md", "results", speeds(folders))
 
 
 def last(folders: Sequence[Path], name: str) -> Path:
@@ -60,13 +60,6 @@ def speeds(folders: Sequence[Path]) -> str:
             cells = [f"{interval(one['speedup'])}× · {interval(one['difference'], '+')}" for one in ours]
             rows.append([row, *cells, said])
     return table(heading, rows)
-
-
-def took(folder: Path) -> str:
-    """How long each item of `all` took, in the order in which they shared work."""
-    seconds = {item: json.loads((folder / f"{item}.json").read_text(encoding="utf-8"))["seconds"] for item in ITEMS}
-    parts = ", ".join(f"{item} {value:.0f}" for item, value in seconds.items())
-    return f"Seconds of `bild reproduce all`: {parts}; {sum(seconds.values()) / 60:.0f} minutes."
 
 
 def interval(numbers: Sequence[float], sign: str = "") -> str:
