@@ -133,7 +133,7 @@ def test_the_ablations_are_looked_up_by_their_own_policies(made):
         assert quality in [pytest.approx(point["quality"]) for point in points[curve]]
         (point,) = workspace.points(workspace.inputs.variants[-1], "set 0", [policy])
         assert point.quality["set 0"] == pytest.approx(quality)
-    assert len(points["no fallback"]) == 80 and len(points["BiLD"]) == 90
+    assert len(points["no fallback"]) == 80 and len(points["BiLD"]) == 110
 
 
 def test_figure8_divides_by_the_large_model(made):

@@ -113,5 +113,5 @@ def test_names_of_looked_up_policies_mean_them():
     for policy in [*default_grid()[:40], *neighbours(Policy.bild(fallback_threshold=0.4, verify_end=0.6))]:
         assert Policy().parse(method_name(policy)) == policy
     own = Policy.bild(fallback_threshold=0.98, rollback_threshold=2)
-    assert {p.max_draft_tokens for p in neighbours(own)} == {5, 7, 10, 15}
+    assert {p.max_draft_tokens for p in neighbours(own)} == {5, 7, 10, 15, 30}
     assert max(p.hand_over.threshold for p in neighbours(own)) <= 1

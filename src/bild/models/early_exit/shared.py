@@ -33,8 +33,6 @@ class SplitScorer:
 
     def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
         self._lower, self._upper = lower, upper
-        if hasattr(upper, "summarize"):
-            self.summarize = self._summarize
         self._alone = True
         if hasattr(lower, "take_encoded"):
             # The layers above ask those below for the source.
@@ -52,10 +50,6 @@ class SplitScorer:
     def extend(self, tokens: Tokens, last: int = 1) -> Tensor:
         self._follow(tokens, last)
         return self._upper.extend(tokens, last)
-
-    def _summarize(self, tokens: Tokens, last: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        self._follow(tokens, last)
-        return self._upper.summarize(tokens, last)
 
     def _follow(self, tokens: Tokens, last: int) -> None:
         """Let the layers below read what they have not."""

@@ -101,7 +101,7 @@ class StaticSplitModel(StaticPart):
     def start(self, sources: Sequence[Sequence[int]]) -> SplitScorer:  # type: ignore[override]
         """Begin a batch; see :meth:`EagerModel.start`."""
         lower = self.small.start(sources)
-        return SplitScorer(lower, StaticUpper(self, lower))
+        return StaticSplitScorer(lower, StaticUpper(self, lower))
 
     def _reader(self, farthest: int | None) -> ReadUpper:
         return ReadUpper(self.parts.upper, farthest)
@@ -116,6 +116,17 @@ class StaticSplitModel(StaticPart):
 def last_graph(count: int) -> str:
     """The graph that is compiled last."""
     return f"exit{count}-upper"
+
+
+class StaticSplitScorer(SplitScorer):
+    """A :class:`SplitScorer` whose upper layers are compiled."""
+
+    _upper: StaticUpper
+
+    def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`StaticScorer.summarize`."""
+        self._follow(tokens, last)
+        return self._upper.summarize(tokens, last)
 
 
 class StaticLower(StaticScorer):
