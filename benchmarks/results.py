@@ -1,12 +1,12 @@
 """The pages of `bild reproduce` into docs/results/, and what they come to beside the paper into docs/results.md.
 
 bild reproduce all --data … --dev … --out out/reproduce
-python benchmarks/results.py out/reproduce
+bild reproduce table1 … --limit 2000 --dev-limit 1014 --out out/table1
+python benchmarks/results.py out/reproduce out/table1
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bild.errors import BildError, InputError
 from bild.reproduction.items import ITEMS
-from bild.reproduction.result import table
+from bild.reproduction.result import read, table
 from docs import DOCS, replace_section
 
 PAGES = DOCS / "results"
@@ -38,19 +38,12 @@ def main(folders: Sequence[Path]) -> None:
     replace_section(DOCS / "results.md", "results", speeds(folders))
 
 
-def last(folders: Sequence[Path], name: str) -> Path:
-    """This file of the last folder that has it."""
-    found = [folder / name for folder in folders if (folder / name).exists()]
-    if not found:
-        raise InputError(
-            f"no {name} in {', '.join(map(str, folders))}; run bild reproduce all --out {folders[0]} first"
-        )
-    return found[-1]
-
-
 def speeds(folders: Sequence[Path]) -> str:
-    """Table 1 in one table."""
-    found = json.loads(last(folders, "table1.json").read_text(encoding="utf-8"))
+    """Table 1 in one table; the last folder that has it counts."""
+    found = next(filter(None, (read("table1", folder) for folder in reversed(folders))), None)
+    if found is None:
+        names = ", ".join(map(str, folders))
+        raise InputError(f"no table1.json in {names}; run bild reproduce all --out {folders[0]} first")
     sets, texts = found["values"]["sets"], found["inputs"]["data"]["test"]
     heading = ["", *(f"{name}, {texts[name]['texts']} texts: speedup · Δ" for name in sets), "paper: speedup"]
     rows = []

@@ -24,6 +24,7 @@ from bild.decoding import (
 )
 from bild.decoding.distances import METRICS
 from bild.decoding.rows import Use
+from bild.decoding.scorer import Summary
 
 V, T = 6, 4
 """Vocabulary, and positions of a reading: three draft tokens and the bonus."""
@@ -135,7 +136,8 @@ def test_a_model_that_says_its_likeliest_tokens_is_judged_alike(rule, sampled):
     for seed in range(40):
         plain = reading(seed, Sampling() if sampled else None)
         probability, likeliest = plain.logits.softmax(-1).max(-1)
-        expected, found = rule.judge(plain), rule.judge(plain._replace(summary=(likeliest, probability)))
+        summary = Summary(likeliest, probability, plain.logits.logsumexp(-1))
+        expected, found = rule.judge(plain), rule.judge(plain._replace(summary=summary))
         assert found.keep.tolist() == expected.keep.tolist()
         assert found.replacement.tolist() == expected.replacement.tolist()
         torch.testing.assert_close(found.distance, expected.distance)

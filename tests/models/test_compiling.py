@@ -20,6 +20,7 @@ import torch
 from torch._inductor import cpp_builder
 
 from bild.models import StaticModel, compiling, is_prepared
+from bild.models.graphs import Encode
 from tests.compiled import network_of, static_model
 from tests.networks import build, forward, random_tokens
 
@@ -146,6 +147,21 @@ def test_whatever_else_is_computed_is_compiled_anew(other, own_cache, no_compile
     assert not StaticModel(OTHERS[other]()).is_compiled
     assert [name.split("-")[0] for name in no_compiler] == ["GPT2LMHeadModel"]
     assert no_compiler[0] != graph_of(own_cache).stem
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_encoding_computes_no_more_of_the_decoder_than_keys_and_values_of_the_source(name):
+    network = build(name)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 0]])
+    mask = (ids > 0)[:, None, None]
+    program = torch.export.export(Encode(network), (ids, mask), strict=False)
+    expected = program.module()(ids, mask)
+    compiling._drop_unread(program.graph)
+    found = program.module()(ids, mask)
+    assert [torch.equal(*pair) for pair in zip(found, expected, strict=True)] == [True] * len(expected)
+    products = program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+    of_encoder = [module for module in network.get_encoder().modules() if isinstance(module, torch.nn.Linear)]
+    assert len(expected) > 0 and len(products) == len(of_encoder) + len(expected)
 
 
 def test_weights_are_hashed_once_until_one_changes(monkeypatch):

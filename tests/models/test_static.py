@@ -9,6 +9,7 @@ from random import Random
 import pytest
 import torch
 
+from bild.decoding.scorer import Summary
 from bild.models import EagerModel, StaticModel, compiling, static
 from tests.compiled import compile_anew, must_compile, network_of, static_model, without_templates
 from tests.models.rows import Kind, Ragged, SingleRow
@@ -194,11 +195,13 @@ def test_both_graphs_take_long_sources():
 
 def check_proposal(scorer, single, tokens: list[list[int]]) -> None:
     """Two scorers are fed the same, one proposes what the other's logits say."""
-    logits, likeliest, probability = (each[:, -1] for each in scorer.summarize(tokens))
-    torch.testing.assert_close(logits, single.extend(tokens)[:, -1], **CLOSE)
+    logits, summary = scorer.summarize(tokens)
+    torch.testing.assert_close(logits[:, -1], single.extend(tokens)[:, -1], **CLOSE)
     wrote = [b for b, row in enumerate(tokens) if row]
-    torch.testing.assert_close(probability[wrote], logits.softmax(-1).amax(-1)[wrote], rtol=0.0, atol=1e-4)
-    assert likeliest[wrote].tolist() == logits.argmax(-1)[wrote].tolist()
+    logits, summary = logits[wrote], Summary(*(each[wrote] for each in summary))
+    torch.testing.assert_close(summary.probability, logits.softmax(-1).amax(-1), rtol=0.0, atol=1e-4)
+    torch.testing.assert_close(summary.log_total, logits.logsumexp(-1), rtol=0.0, atol=1e-4)
+    assert summary.likeliest.tolist() == logits.argmax(-1).tolist()
     assert scorer.lengths == single.lengths
 
 
@@ -221,11 +224,12 @@ def test_proposes_from_the_shared_vocabulary_only(name):
     source = random_source(rng, model.network)
     for _ in range(10):
         tokens = random_tokens(rng, 4)
-        _, ((likeliest,),), ((probability,),) = model.start([source]).summarize([tokens])
+        summary = model.start([source]).summarize([tokens])[1]
         exact = forward(model.network, source, tokens)[-1]
         beyond += int(exact.argmax() >= 9)
-        assert likeliest == exact[:9].argmax()
-        torch.testing.assert_close(probability, exact[:9].softmax(-1).max(), **CLOSE)
+        assert summary.likeliest.item() == exact[:9].argmax()
+        torch.testing.assert_close(summary.probability[0, 0], exact[:9].softmax(-1).max(), **CLOSE)
+        torch.testing.assert_close(summary.log_total[0, 0], exact[:9].logsumexp(-1), **CLOSE)
     assert beyond > 3
 
 

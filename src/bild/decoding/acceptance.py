@@ -14,6 +14,7 @@ from bild.decoding.choice import Choice, Greedy, draw
 from bild.decoding.distances import METRICS, MetricName
 from bild.decoding.hand_over import entropy
 from bild.decoding.rows import Row, Use, uniforms
+from bild.decoding.scorer import Summary
 
 
 class Reading(NamedTuple):
@@ -33,12 +34,12 @@ class Reading(NamedTuple):
     counts: Sequence[int]
     choice: Choice
     """How the large model picks its tokens."""
-    summary: Sequence[Tensor] | None = None
-    """The likeliest token and its probability at each position ``[B, T]``, where the model said so itself."""
+    summary: Summary | None = None
+    """Of the logits, where the model made one itself."""
 
     def likeliest(self) -> Tensor:
         """The token ``[B, T]`` of the highest logit; the first of equals."""
-        return self.logits.argmax(-1) if self.summary is None else self.summary[0]
+        return self.logits.argmax(-1) if self.summary is None else self.summary.likeliest
 
     def own(self) -> Tensor:
         """The tokens ``[B, T]`` the large model itself picks."""
@@ -49,10 +50,8 @@ class Reading(NamedTuple):
     def distance(self, metric: MetricName) -> Tensor:
         """``d(p_S, p_L)`` of each drafted token ``[B, T]``."""
         if metric == "nll" and self.summary is not None:
-            # Two numbers of the vocabulary instead of all of them: −log p(x) = z_max − z(x) − log p_max.
-            likeliest, probability = self.summary
-            pair = self.logits.gather(-1, torch.stack([likeliest, self.drafted], -1))
-            return pair[..., 0] - pair[..., 1] - probability.log()
+            # One number of the vocabulary instead of all of them.
+            return self.summary.log_total - self.logits.gather(-1, self.drafted[..., None])[..., 0]
         return METRICS[metric].of(
             self.logits, self.drafted, self.logits if self.draft_logits is None else self.draft_logits
         )
@@ -246,10 +245,10 @@ class RejectionSampling:
 
 def keep_near(reading: Reading, distance: Tensor, limit: float | Tensor) -> Judgement:
     """Keep what is within a distance, and what the large model would itself choose."""
-    likeliest, own = reading.likeliest(), reading.own()
-    keep = (distance <= limit) | (likeliest == reading.drafted)
-    if own is not likeliest:
-        keep |= own == reading.drafted
+    own = reading.own()
+    keep = (distance <= limit) | (own == reading.drafted)
+    if not isinstance(reading.choice, Greedy):
+        keep |= reading.likeliest() == reading.drafted
     return Judgement(keep, own, distance)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from bild.decoding.choice import Choice, Greedy
 from bild.decoding.hand_over import LowConfidence
 from bild.decoding.policy import Policy
-from bild.decoding.rows import Row, process
-from bild.decoding.scorer import Draft, Scorer, Summarize
+from bild.decoding.rows import Row
+from bild.decoding.scorer import Draft, Scorer, score
 from bild.decoding.transfer import to_host
 
 
@@ -31,10 +31,9 @@ class ModelDrafter:
         self.window = policy.max_draft_tokens if window is None else min(window, policy.max_draft_tokens)
         self.records_logits = policy.acceptance.needs_draft_logits
         self.choice = Greedy() if choice is None else choice
-        # A compiled scorer says the likeliest token and its probability in the same breath as its logits.
-        likeliest = isinstance(hand_over, LowConfidence) and hand_over.measure == "max_probability"
-        plain = isinstance(self.choice, Greedy) and likeliest and not self.records_logits
-        self._summarize: Summarize | None = getattr(scorer, "summarize", None) if plain else None
+        # What a summary answers too.
+        self.takes_likeliest = isinstance(self.choice, Greedy)
+        self.trusts_likeliest = isinstance(hand_over, LowConfidence) and hand_over.measure == "max_probability"
 
     def draft(self, rows: Sequence[Row]) -> list[Draft]:
         """Append a draft to every row's tokens and describe it."""
@@ -45,7 +44,7 @@ class ModelDrafter:
             tokens, confidences, logits = self._read(unread, rows, writing)
             for b, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
                 if writing[b]:
-                    self._write(row, draft, int(tokens[b]), confidences[b] if confidences else None)
+                    self._write(row, draft, int(tokens[b][0]), confidences[b][0] if confidences else None)
                     if logits is not None and len(draft.logits) < len(draft.tokens):
                         draft.logits.append(logits[b, -1])
         return drafts
@@ -60,15 +59,11 @@ class ModelDrafter:
 
     def _read(
         self, unread: Sequence[Sequence[int]], rows: Sequence[Row], writing: Sequence[int]
-    ) -> tuple[list[float], list[float], Tensor | None]:
-        """Each row's next token and confidence, brought to the host in one transfer; logits if they are recorded."""
-        if self._summarize is not None and all(row.request.process is None for row in rows):
-            _, likeliest, probability = self._summarize(unread)
-            ids, confidences = to_host(likeliest[:, -1], probability[:, -1])
-            return ids, confidences, None
-        logits = process(rows, self.scorer.extend(unread), writing)
-        tokens = self.choice(logits, rows, writing).squeeze(-1)
-        confidence = self.hand_over.confidence(logits[:, -1])
+    ) -> tuple[list[list[float]], list[list[float]], Tensor | None]:
+        """Next tokens and confidences ``[B, 1]``, brought to the host in one transfer; logits if they are recorded."""
+        logits, summary = score(self.scorer, rows, unread, writing)
+        tokens = summary.likeliest if summary and self.takes_likeliest else self.choice(logits, rows, writing)
+        confidence = summary.probability if summary and self.trusts_likeliest else self.hand_over.confidence(logits)
         wanted = logits if self.records_logits else None
         if confidence is None:
             return to_host(tokens)[0], [], wanted

@@ -30,19 +30,19 @@ class HandOver(Protocol):
         """Whether the token that made the small model hand over stays in the draft."""
 
     def confidence(self, logits: Tensor) -> Tensor | None:
-        """Confidence ``[B]`` in the next token from ``logits`` ``[B, V]``, or None if this rule needs none."""
+        """Confidence ``[…]`` in the next token from ``logits`` ``[…, V]``, or None if this rule needs none."""
 
     def unsure(self, confidence: float, row: Row) -> bool:
         """Whether a token of this confidence makes the small model hand over in this row."""
 
 
 def max_probability(logits: Tensor) -> Tensor:
-    """``max_y p(y)`` of ``logits`` ``[B, V]``, 0…1 (section 3.3)."""
+    """``max_y p(y)`` of ``logits`` ``[…, V]``, 0…1 (section 3.3)."""
     return logits.softmax(-1).amax(-1)
 
 
 def margin(logits: Tensor) -> Tensor:
-    """``p(first) − p(second)`` of the two likeliest tokens, 0…1; 1 where there is one token only."""
+    """``p(first) − p(second)`` of the two likeliest tokens, 0…1, of ``logits`` ``[…, V]``; 1 where V is 1."""
     if logits.shape[-1] == 1:
         return logits.new_ones(logits.shape[:-1])
     first, second = logits.softmax(-1).topk(2, dim=-1).values.unbind(-1)

@@ -16,8 +16,8 @@ from bild.decoding.acceptance import Acceptance, ExactMatch, Reading
 from bild.decoding.adaptive import Adaptive
 from bild.decoding.choice import Choice, Greedy
 from bild.decoding.policy import Policy, Writer
-from bild.decoding.rows import FinishReason, Request, Row, process
-from bild.decoding.scorer import Draft, Drafter, HandOverReason, Scorer, Summarize
+from bild.decoding.rows import FinishReason, Request, Row
+from bild.decoding.scorer import Draft, Drafter, HandOverReason, Scorer, score
 from bild.decoding.transfer import to_host
 
 
@@ -131,12 +131,7 @@ def verify(
     counts = [len(draft.tokens) + 1 for draft in drafts]
     width = max(counts)
     unread = [row.tokens[length:] for row, length in zip(rows, large.lengths, strict=True)]
-    summarize: Summarize | None = getattr(large, "summarize", None)
-    summary = None
-    if summarize is not None and all(row.request.process is None for row in rows):
-        logits, *summary = summarize(unread, last=width)
-    else:
-        logits = process(rows, large.extend(unread, last=width), counts)
+    logits, summary = score(large, rows, unread, counts)
     # drafted[b, t] stands where position t of the logits judges it; padding on the left, nothing behind the draft.
     padded = [[0] * (width - count) + draft.tokens + [0] for draft, count in zip(drafts, counts, strict=True)]
     drafted = torch.tensor(padded, device=logits.device)

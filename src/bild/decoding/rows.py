@@ -132,6 +132,11 @@ def uniforms(rows: Sequence[Row], counts: Sequence[int], width: int, use: Use) -
     )
 
 
+def processes(rows: Sequence[Row]) -> bool:
+    """Whether any row changes its scores."""
+    return any(row.request.process is not None for row in rows)
+
+
 def process(rows: Sequence[Row], logits: Tensor, counts: Sequence[int]) -> Tensor:
     """Apply each row's processor to the last ``counts[b]`` positions of ``logits`` ``[B, T, V]``.
 
@@ -141,7 +146,7 @@ def process(rows: Sequence[Row], logits: Tensor, counts: Sequence[int]) -> Tenso
     """
     if logits.dtype.itemsize < torch.float32.itemsize:
         logits = logits.float()
-    if all(row.request.process is None for row in rows):
+    if not processes(rows):
         return logits
     logits = logits.clone()
     for b, (row, count) in enumerate(zip(rows, counts, strict=True)):

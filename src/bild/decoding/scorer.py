@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from bild.decoding.rows import Row
+from bild.decoding.rows import Row, process, processes
 
 HandOverReason = Literal["unsure", "window", "end"]
-Summarize = Callable[..., tuple[Tensor, Tensor, Tensor]]
-"""Tokens and how many positions to score, to logits, likeliest tokens and their probabilities."""
+
+
+class Summary(NamedTuple):
+    """What matters most of next-token logits ``z`` ``[B, K, V]``; every field ``[B, K]``."""
+
+    likeliest: Tensor
+    """The token of the highest logit, the first of equals."""
+    probability: Tensor
+    """Its probability."""
+    log_total: Tensor
+    """``log Σ exp z``, so that ``log p(x) = z(x) − log_total``."""
 
 
 class Scorer(Protocol):
     """A model that has read a prefix of each row of a batch.
 
     One that knows more may also offer ``summarize(tokens, last)``: as ``extend``, and beside the logits, at
-    least float32, the likeliest token of each position and its probability, each ``[B, last]``.
+    least float32, their :class:`Summary`.
     """
 
     @property
@@ -45,6 +53,21 @@ class Scorer(Protocol):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only (indices into the present batch, ascending)."""
+
+
+def score(
+    scorer: Scorer, rows: Sequence[Row], tokens: Sequence[Sequence[int]], counts: Sequence[int]
+) -> tuple[Tensor, Summary | None]:
+    """Read new tokens and score the last ``counts[b]`` positions of each row.
+
+    Returns:
+        Logits ``[B, max(counts), V]`` as :func:`~bild.decoding.rows.process` leaves them, and their summary where
+        the scorer offers one and nothing changes the logits.
+    """
+    summarize: Callable[..., tuple[Tensor, Summary]] | None = getattr(scorer, "summarize", None)
+    if summarize is None or processes(rows):
+        return process(rows, scorer.extend(tokens, last=max(counts)), counts), None
+    return summarize(tokens, last=max(counts))
 
 
 @dataclass(slots=True)

@@ -30,8 +30,9 @@ logger = logging.getLogger("bild")
 
 # Inductor's own GEMM template beats oneDNN two to three times at a few rows: no call overhead, weights
 # packed for AMX or AVX512. Where it has no kernel (float64, older CPUs) the second set of options is used.
-TEMPLATES = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
-LIBRARY = {"freezing": True}
+# A loop of fewer numbers than a chunk is done before a second thread has woken up: 4 % of a step.
+LIBRARY = {"freezing": True, "cpp.min_chunk_size": 4096}
+TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
 SOURCES = ("graphs.py", "quantize.py", "compiling.py", "early_exit/graphs.py", "early_exit/split.py")
 """Files that decide what is compiled."""
 
@@ -167,6 +168,7 @@ def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file
         stack.enter_context(_quiet())
         stack.enter_context(torch.no_grad())
         program = torch.export.export(module, tuple(inputs), dynamic_shapes=dynamic_shapes, strict=False)
+        _drop_unread(program.graph)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
         unfinished = str(Path(folder) / "graph.pt2")
@@ -175,6 +177,17 @@ def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file
         except torch._inductor.exc.InductorError:
             torch._inductor.aoti_compile_and_package(program, package_path=unfinished, inductor_configs=LIBRARY)
         os.replace(unfinished, file)
+
+
+def _drop_unread(graph: torch.fx.Graph) -> None:
+    """Remove what no output needs: encoding a source asks the decoder for its keys and values only."""
+
+    # By itself torch keeps a dropout that drops nothing and assertions on data types, and all they look at.
+    def needed(node: torch.fx.Node) -> bool:
+        writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        return node.op in ("placeholder", "output") or writes
+
+    graph.eliminate_dead_code(is_impure_node=needed)
 
 
 def _remove_unfinished(folder: Path) -> None:

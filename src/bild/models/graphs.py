@@ -96,7 +96,7 @@ class Read(nn.Module):
         source_values: Sequence[Tensor],
         source_mask: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """Logits ``[B, K, V]``, at least float32; the likeliest token at each position and its probability ``[B, K]``.
+        """As :func:`summary`, of each row's last K new tokens.
 
         Args:
             rows: ``[B, 2 + T]``: how many tokens each row has read, how many are new, and those, padded on the
@@ -181,12 +181,13 @@ class Encode(nn.Module):
         return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
 
 
-def summary(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``logits`` ``[B, K, V]``, at least float32; the likeliest tokens and their probabilities ``[B, K]``."""
+def summary(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``logits`` ``[B, K, V]``, at least float32, and the fields of :class:`~bild.decoding.scorer.Summary`."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Here they ride along with the head; as operations of their own they cost as much as a small model's layer.
-    highest = logits.amax(-1, keepdim=True)
-    return logits, logits.argmax(-1), 1 / (logits - highest).exp().sum(-1)
+    highest = logits.amax(-1)
+    total = (logits - highest[..., None]).exp().sum(-1)
+    return logits, logits.argmax(-1), 1 / total, highest + total.log()
 
 
 def placed(rows: Tensor, last: Tensor) -> Placed:

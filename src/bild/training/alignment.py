@@ -96,12 +96,16 @@ def align(
         return start.load_tokenizer()
 
     def teacher_of() -> PreTrainedModel:
-        device = resolve_device(settings.device)
-        options: dict[str, Any] = {"dtype": resolve_dtype(settings.dtype, device), "device": device}
-        return load_network(chosen.large, trust_remote_code=trust_remote_code, **options)
+        return _load_large(chosen.large, settings, trust_remote_code)
 
-    watched = {"dev": {} if dev is None else dev, "settings": settings}
-    return fit(start, out, recipe, tokenizer_of, corpus_of, told, teacher_of=teacher_of, **watched)
+    watched = {} if dev is None else dev
+    return fit(start, out, recipe, tokenizer_of, corpus_of, told, teacher_of=teacher_of, dev=watched, settings=settings)
+
+
+def _load_large(large: str, settings: Settings, trust: bool) -> PreTrainedModel:
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    return load_network(large, dtype=dtype, device=device, trust_remote_code=trust)
 
 
 def _check_pair(large: str, start: Start) -> None:
@@ -136,9 +140,7 @@ def _label(
     labels: Labels, sources: list[str], large: str, settings: Settings, asked: dict[str, Any], trust: bool
 ) -> None:
     def decoder() -> BigLittleDecoder:
-        device = resolve_device(settings.device)
-        options: dict[str, Any] = {"dtype": resolve_dtype(settings.dtype, device), "device": device}
-        network = load_network(large, trust_remote_code=trust, **options)
+        network = _load_large(large, settings, trust)
         # By the number of all inputs: what a killed run goes on with is computed as it began.
         runtime = "static" if len(sources) >= MANY else "eager"
         return BigLittleDecoder(network, network, load_tokenizer(large, trust_remote_code=trust), runtime=runtime)

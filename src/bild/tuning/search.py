@@ -181,14 +181,13 @@ def neighbours(policy: Policy) -> list[Policy]:
     """Policies a small step away in one threshold each."""
     assert isinstance(policy.hand_over, LowConfidence) and isinstance(policy.acceptance, WithinDistance)
     fallback, rollback = policy.hand_over.threshold, policy.acceptance.threshold
-    own = {"fallback_threshold": fallback, "rollback_threshold": rollback, "verify_end": policy.verify_end}
     steps: list[dict[str, Any]] = [
         *({"fallback_threshold": round(fallback + step, 3)} for step in (-0.05, -0.025, 0.025, 0.05)),
         *({"rollback_threshold": round(rollback * factor, 2)} for factor in (0.75, 0.88, 1.12, 1.3)),
         *({"verify_end": end} for end in (0.5, 0.7, 0.9)),
         *({"max_draft_tokens": window} for window in (5, 7, 15, 30)),
     ]
-    return [policy.named("bild", **own | step) for step in steps if 0 <= step.get("fallback_threshold", 0) <= 1]
+    return [policy.named("bild", **step) for step in steps if 0 <= step.get("fallback_threshold", 0) <= 1]
 
 
 def distinct(points: Iterable[Point]) -> list[Point]:

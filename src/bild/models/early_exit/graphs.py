@@ -56,7 +56,7 @@ class Score(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, states: Tensor) -> tuple[Tensor, ...]:
         """As :class:`Read`, of hidden states ``[B, K, D]``."""
         inputs: dict[str, Any] = {"inputs_embeds": states}
         if self.network.config.is_encoder_decoder:

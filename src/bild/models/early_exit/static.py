@@ -7,10 +7,10 @@ as its values, where the graph of the layers above reads them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 
+from bild.decoding.scorer import Summary
 from bild.models import compiling
 from bild.models.early_exit.eager import ExitModel, SplitModel
 from bild.models.early_exit.graphs import ReadLower, ReadUpper, Score
@@ -123,7 +123,7 @@ class StaticSplitScorer(SplitScorer):
 
     _upper: StaticUpper
 
-    def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
         """As :meth:`StaticScorer.summarize`."""
         self._follow(tokens, last)
         return self._upper.summarize(tokens, last)
@@ -149,7 +149,7 @@ class StaticUpper(StaticScorer):
         super().__init__(model, lower._sources)
         self._lower = lower
 
-    def _pass(self, tokens: Sequence[Sequence[int]], last: int) -> Any:
+    def _pass(self, tokens: Sequence[Sequence[int]], last: int) -> Sequence[Tensor]:
         lower, needed = self._lower, max(self._lengths) + max(len(row) for row in tokens)
         # The graph reads one storage, so both have its columns.
         if needed > lower._columns:
