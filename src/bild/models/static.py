@@ -233,7 +233,9 @@ class StaticScorer:
     def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
         """As :meth:`extend`, and the summary of the logits."""
         check_last(tokens, last)
-        logits, *of_logits = self._extend(tokens, last)
+        scores = self._extend(tokens, last)
+        # Where ids beyond the shared vocabulary were cut off, so was the summary they took part in.
+        logits, *of_logits = scores if len(scores) > 1 else summary(scores[0])
         return logits, Summary(*of_logits)
 
     def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Sequence[Tensor]:
@@ -256,8 +258,7 @@ class StaticScorer:
         self._lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
         if not last or scores[0].shape[-1] == model.vocab_size:
             return scores
-        # Ids beyond the shared vocabulary took part in the summary.
-        return summary(scores[0][..., : model.vocab_size])
+        return (scores[0][..., : model.vocab_size],)
 
     def _encoded(self) -> list[Tensor]:
         """Keys and values of the sources, computed when they are first asked for."""
