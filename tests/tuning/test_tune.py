@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,8 @@ from bild import BigLittleDecoder, Policy
 from bild.errors import InputError
 from bild.evaluation import Example
 from bild.tuning import Point, default_grid, pareto, tune
-from bild.tuning.search import distinct, neighbours
+from bild.tuning import search as tuning_search
+from bild.tuning.search import Search, distinct, neighbours
 from bild.tuning.tune import FINALS, RESULT, TRACES, method_name
 from tests.models.test_generation_agrees import large_of, small_of
 from tests.networks import word_tokenizer
@@ -65,6 +67,30 @@ def test_what_nothing_meets_gives_the_nearest(tmp_path):
     found = tune(decoder(), sets, out=tmp_path, budget=0.0, grid=grid, max_new_tokens=8)
     assert not found.within_budget
     assert max(found.loss.values()) == pytest.approx(min(point.worst_loss for point in found.points))
+
+
+class Flattered(Search):
+    """Fast policies lose nothing on the first texts; on all texts a policy loses the more the faster it is."""
+
+    def __init__(self, first: float) -> None:
+        self.first, self.budget, self.progress = first, 0.3, lambda line: None
+        self.texts = SimpleNamespace(first=lambda count: [0], examples=[0, 1])
+
+    def points(self, policies, texts):
+        loss = (lambda t: self.first) if len(texts) == 1 else (lambda t: 10 * (1 - t))
+        thresholds = {policy: policy.hand_over.threshold for policy in policies}
+        found = [Point(p, {}, {"a": loss(t)}, 1 + t, 1 / (1 + t)) for p, t in thresholds.items()]
+        return sorted(found, key=lambda point: point.seconds)
+
+
+@pytest.mark.parametrize("first", [0.0, 50.0])
+def test_policies_go_on_to_all_texts_until_one_keeps_the_budget(first, monkeypatch):
+    """The two fastest, then the next two …: else what the first texts say of them would decide alone."""
+    monkeypatch.setattr(tuning_search, "SECOND_ROUND", 2 if first == 0 else 11)
+    found = Flattered(first).run([Policy.bild(fallback_threshold=step / 10) for step in range(11)])
+    kept = [point for point in found if point.worst_loss <= 0.3]
+    assert kept and kept[0].policy.hand_over.threshold == pytest.approx(0.975)
+    assert Policy.bild(fallback_threshold=1.0) in [point.policy for point in kept]
 
 
 def test_a_killed_run_goes_on(tmp_path):

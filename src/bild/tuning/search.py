@@ -128,12 +128,16 @@ class Search:
         first = self.texts.first(FIRST_TEXTS)
         self.progress(f"{len(grid)} policies on {len(first)} texts")
         points = self.points(grid, first)
-        near = [point for point in points if point.worst_loss <= self.budget + SLACK]
-        # All if none is near: the nearest point is then what there is to say.
-        chosen = near or sorted(points, key=lambda point: point.worst_loss)
-        everything = range(len(self.texts.examples))
-        self.progress(f"{min(len(chosen), SECOND_ROUND)} policies on {len(everything)} texts")
-        found = {point.policy: point for point in self.points([p.policy for p in chosen[:SECOND_ROUND]], everything)}
+        limit = self.budget + SLACK
+        near = [point for point in points if point.worst_loss <= limit]
+        far = sorted((point for point in points if point.worst_loss > limit), key=lambda point: point.worst_loss)
+        chosen, everything = [*near, *far[:SECOND_ROUND]], range(len(self.texts.examples))
+        found: dict[Policy, Point] = {}
+        # The first texts may flatter the fastest; slower ones follow until some keep the budget, at last the nearest.
+        while chosen and not self.within_budget(found.values()):
+            batch, chosen = [point.policy for point in chosen[:SECOND_ROUND]], chosen[SECOND_ROUND:]
+            self.progress(f"{len(batch)} policies on {len(everything)} texts")
+            found |= {point.policy: point for point in self.points(batch, everything)}
         for _ in range(REFINEMENTS):
             best = self.within_budget(found.values())[:3]
             fresh = [policy for point in best for policy in neighbours(point.policy) if policy not in found]
