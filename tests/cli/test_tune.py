@@ -49,6 +49,7 @@ def test_the_tuned_policy_goes_into_the_pair(run, data, tmp_path):
     assert pair.evidence["dev"]["dev"]["texts"] == 4 and pair.evidence["tuned_for"].startswith("at most 100 BLEU")
     assert pair.policy in [point.policy for point in map(of, result["points"])]
     assert (tmp_path / "run" / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert len(pair.evidence["large"]["sha256"]) == len(pair.evidence["small"]["sha256"]) == 16
     assert "32 policies on 4 texts" in err and f"written to {tmp_path / 'p'}" in err
 
 

@@ -167,8 +167,18 @@ def test_an_own_method_says_what_the_decoder_says(bundled, sentences, monkeypatc
 
 def test_the_configuration_names_the_checkpoints_and_the_policy(bundled):
     described = Setup(dtype="float32").describe()
-    assert described["large"].endswith("large") and described["policy"] == bundled.policy.to_dict()
+    assert described["large"]["name"].endswith("large") and described["policy"] == bundled.policy.to_dict()
     assert described["dtype"] == "float32" and "pair" not in described
+
+
+def test_new_weights_under_an_old_name_are_another_checkpoint(tmp_path):
+    """Else a run would go on with texts of the old ones."""
+    (tmp_path / "model.safetensors").write_bytes(b"old")
+    before = Setup(large=str(tmp_path), small="hub/name").describe()
+    (tmp_path / "model.safetensors").write_bytes(b"newer")
+    after = Setup(large=str(tmp_path), small="hub/name").describe()
+    assert before["large"]["name"] == after["large"]["name"] and before["large"] != after["large"]
+    assert after["small"] == {"name": "hub/name"}
 
 
 def test_peak_memory_of_one_method_in_a_fresh_process(sentences):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bild.errors import InputError
+
+CHUNK = 1 << 20
 
 
 def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
@@ -46,3 +50,23 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
         inner = [differences(there.get(key), here.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
         return [line for lines in inner for line in lines]
     return [] if there == here else [f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"]
+
+
+def describe_checkpoint(name: str) -> dict[str, str]:
+    """A checkpoint, by what is in it where it is on disk: training writes new weights under an old name."""
+    files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
+    if not files:
+        return {"name": name}
+    seen = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return {"name": name, "sha256": _digest(seen)}
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of these files' bytes; sizes and times are there to read a file anew once it has changed."""
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with path.open("rb") as content:
+            while chunk := content.read(CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]

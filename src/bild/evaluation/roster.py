@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bild.data.settings import describe_checkpoint
 from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
 from bild.evaluation import calm
@@ -59,8 +60,9 @@ class Setup:
     def describe(self) -> dict[str, Any]:
         """What decides about texts and times, for :attr:`Configuration`: plain JSON values."""
         pair = self.choose_pair()
-        names = {"large": pair.large, "small": pair.small, "policy": pair.policy.to_dict()}
-        return {**{key: value for key, value in asdict(self).items() if key != "pair"}, **names}
+        own = {key: value for key, value in asdict(self).items() if key != "pair"}
+        large, small = describe_checkpoint(pair.large), describe_checkpoint(pair.small)
+        return {**own, "large": large, "small": small, "policy": pair.policy.to_dict()}
 
 
 @dataclass

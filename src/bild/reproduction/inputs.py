@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from bild.data.examples import Data, Example
 from bild.data.quality import LABELS
+from bild.data.settings import describe_checkpoint
 from bild.errors import InputError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
 from bild.evaluation.roster import Setup
@@ -18,7 +16,6 @@ from bild.evaluation.roster import Setup
 Sets = Mapping[str, Sequence[Example]]
 UNALIGNED, ALIGNED = "unaligned", "aligned"
 DEFAULT_SEEDS = (1, 2, 3)
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Variant:
 
     def describe(self) -> dict[str, Any]:
         """Names, and digests of what is on disk."""
-        checkpoints = {side: _checkpoint(getattr(self, side)) for side in ("large", "small")}
+        checkpoints = {side: describe_checkpoint(getattr(self, side)) for side in ("large", "small")}
         return {**checkpoints, "runtime": self.runtime}
 
 
@@ -117,11 +114,10 @@ class Inputs:
     def describe(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         data = {split: digests(self.sets(split)) for split in ("test", "dev")}
-        extra = {"early_exit": self.early_exit, "calm": self.calm}
+        extra = {"early_exit": (self.early_exit or "").rpartition(":")[0], "calm": self.calm}
         return {
             **{variant.label: variant.describe() for variant in self.variants},
-            **{name: None if given is None else _checkpoint(given.rpartition(":")[0] if name == "early_exit" else given)
-               for name, given in extra.items()},
+            **{name: describe_checkpoint(given) if given else None for name, given in extra.items()},
             "data": data, "metric": self.metric, "prefix": self.prefix, "seeds": list(self.seeds),
             "max_new_tokens": self.setup.max_new_tokens, "dtype": self.setup.dtype, "device": self.setup.device,
         }  # fmt: skip
@@ -130,20 +126,6 @@ class Inputs:
 def digests(sets: Sets) -> dict[str, dict[str, Any]]:
     """Size and content hash of each set."""
     return {name: {"texts": len(members), "sha256": Data(name, list(members)).digest} for name, members in sets.items()}
-
-
-@cache
-def _checkpoint(name: str) -> dict[str, str]:
-    """A checkpoint, by what is in it where it is on disk: training writes new weights under an old name."""
-    weights = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
-    if not weights:
-        return {"name": name}
-    digest = hashlib.sha256()
-    for file in weights:
-        with file.open("rb") as content:
-            while chunk := content.read(CHUNK):
-                digest.update(chunk)
-    return {"name": name, "sha256": digest.hexdigest()[:16]}
 
 
 def _check_references(name: str, members: Sequence[Example]) -> None:
