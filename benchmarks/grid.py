@@ -21,9 +21,11 @@ from peers import read_sets
 from peers_report import RESULTS, plain
 
 from bild import BigLittleDecoder, Policy
+from bild.data import claim
+from bild.data.settings import describe_checkpoint
 from bild.errors import BildError
 from bild.evaluation.figures import ALL, summarise
-from bild.generation.pair import bundled_pair
+from bild.generation.pair import Pair, bundled_pair
 from bild.reproduction.grids import FALLBACK, ROLLBACK, VERIFY_END
 from bild.tuning.bench import LARGE, Bench
 from bild.tuning.search import Point
@@ -38,6 +40,9 @@ def main() -> None:
     pair = bundled_pair() if args.pair is None else args.pair
     decoder = BigLittleDecoder.from_pretrained(pair, runtime=args.runtime)
     args.out.mkdir(parents=True, exist_ok=True)
+    chosen = Pair.load(pair)
+    checkpoints = {"large": describe_checkpoint(chosen.large), "small": describe_checkpoint(chosen.small)}
+    claim(args.out / "run.json", {**checkpoints, "data": args.data, "runtime": args.runtime}, args.out / "runs.jsonl")
     options = {"max_new_tokens": args.max_new_tokens}
     bench = Bench(decoder, read_sets(args.data, None), options=options, say=lambda line: print(line, flush=True))
     costs = bench.calibrate(args.out / "calibration.jsonl")
