@@ -22,11 +22,12 @@ from peers_report import RESULTS, plain
 
 from bild import BigLittleDecoder, Policy
 from bild.data import claim
-from bild.data.settings import describe_checkpoint
+from bild.data.settings import describe_pair
 from bild.errors import BildError
 from bild.evaluation.figures import ALL, summarise
 from bild.generation.pair import Pair, bundled_pair
 from bild.reproduction.grids import FALLBACK, ROLLBACK, VERIFY_END
+from bild.reproduction.inputs import digests
 from bild.tuning.bench import LARGE, Bench
 from bild.tuning.search import Point
 from bild.tuning.tune import DEFAULT_BUDGET, method_name
@@ -41,10 +42,10 @@ def main() -> None:
     decoder = BigLittleDecoder.from_pretrained(pair, runtime=args.runtime)
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = Pair.load(pair)
-    checkpoints = {"large": describe_checkpoint(chosen.large), "small": describe_checkpoint(chosen.small)}
-    claim(args.out / "run.json", {**checkpoints, "data": args.data, "runtime": args.runtime}, args.out / "runs.jsonl")
-    options = {"max_new_tokens": args.max_new_tokens}
-    bench = Bench(decoder, read_sets(args.data, None), options=options, say=lambda line: print(line, flush=True))
+    sets, options = read_sets(args.data, None), {"max_new_tokens": args.max_new_tokens}
+    asked = {**describe_pair(chosen.large, chosen.small), "data": digests(sets), "runtime": args.runtime, **options}
+    claim(args.out / "run.json", asked, args.out / "runs.jsonl")
+    bench = Bench(decoder, sets, options=options, say=lambda line: print(line, flush=True))
     costs = bench.calibrate(args.out / "calibration.jsonl")
     search = bench.search(args.out / "traces.jsonl", args.metric, costs, args.budget)
     everything = range(len(search.texts.examples))

@@ -68,7 +68,7 @@ def tune(
     meets is an error that names the nearest point; the pair is then left as it is.
     """
     from bild.data import read_sets
-    from bild.data.settings import describe_checkpoint
+    from bild.data.settings import describe_pair
     from bild.errors import InputError
     from bild.generation.pair import bundled_pair, choose_pair
 
@@ -100,12 +100,7 @@ def tune(
         metric=METRICS[task] if metric is None else metric,
         prefix=prefix,
         max_new_tokens=max_new_tokens,
-        settings={
-            "large": describe_checkpoint(chosen.large),
-            "small": describe_checkpoint(chosen.small),
-            "runtime": runtime,
-            "dtype": decoder.dtype,
-        },
+        settings={**describe_pair(chosen.large, chosen.small), "runtime": runtime, "dtype": decoder.dtype},
         fresh=fresh,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -10,8 +10,6 @@ from typing import Any
 
 from bild.errors import InputError
 
-CHUNK = 1 << 20
-
 
 def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
     """Write the settings of a new run, or check that a run that is there has the same.
@@ -52,21 +50,28 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
     return [] if there == here else [f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"]
 
 
+def describe_pair(large: str, small: str) -> dict[str, dict[str, str]]:
+    """Both checkpoints, by side."""
+    return {"large": describe_checkpoint(large), "small": describe_checkpoint(small)}
+
+
 def describe_checkpoint(name: str) -> dict[str, str]:
     """A checkpoint, by what is in it where it is on disk: training writes new weights under an old name."""
-    files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
-    if not files:
-        return {"name": name}
-    seen = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return {"name": name, "sha256": _digest(seen)}
+    digest = weights_digest(name)
+    return {"name": name} if digest is None else {"name": name, "sha256": digest}
+
+
+def weights_digest(name: str) -> str | None:
+    """SHA-256 of a folder's weights, as 16 hexadecimal digits; None where it has none, and of a hub name."""
+    files = sorted(Path(name).glob("*.safetensors"))
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
 
 
 @cache
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of these files' bytes; sizes and times are there to read a file anew once it has changed."""
+    """Of these files; sizes and times are there to read a file anew once it has changed."""
     digest = hashlib.sha256()
     for path, _, _ in files:
-        with path.open("rb") as content:
-            while chunk := content.read(CHUNK):
-                digest.update(chunk)
+        with path.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bild.data.settings import describe_checkpoint
+from bild.data.settings import describe_pair
 from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
 from bild.evaluation import calm
@@ -61,8 +61,7 @@ class Setup:
         """What decides about texts and times, for :attr:`Configuration`: plain JSON values."""
         pair = self.choose_pair()
         own = {key: value for key, value in asdict(self).items() if key != "pair"}
-        large, small = describe_checkpoint(pair.large), describe_checkpoint(pair.small)
-        return {**own, "large": large, "small": small, "policy": pair.policy.to_dict()}
+        return {**own, **describe_pair(pair.large, pair.small), "policy": pair.policy.to_dict()}
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from bild.data.examples import Data, Example
 from bild.data.quality import LABELS
-from bild.data.settings import describe_checkpoint
+from bild.data.settings import describe_checkpoint, describe_pair
 from bild.errors import InputError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
 from bild.evaluation.roster import Setup
@@ -29,8 +29,7 @@ class Variant:
 
     def describe(self) -> dict[str, Any]:
         """Names, and digests of what is on disk."""
-        checkpoints = {side: describe_checkpoint(getattr(self, side)) for side in ("large", "small")}
-        return {**checkpoints, "runtime": self.runtime}
+        return {**describe_pair(self.large, self.small), "runtime": self.runtime}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ too, where a recipe distills.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.data import Data
+from bild.data.settings import weights_digest
 from bild.errors import InputError, LoadError
 from bild.generation import BigLittleDecoder
 from bild.generation.pair import choose_pair
@@ -81,7 +81,7 @@ def align(
     start = Start(checkpoint=os.fspath(begin or chosen.small), trust_remote_code=trust_remote_code)
     _check_pair(chosen.large, start)
     asked = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": settings.max_target_tokens}
-    labelled = {"large": chosen.large, "weights": _digest(chosen.large), "dtype": settings.dtype, **asked}
+    labelled = {"large": chosen.large, "weights": weights_digest(chosen.large), "dtype": settings.dtype, **asked}
     told = {"start": asdict(start), "data": {name: each.digest for name, each in data.items()}, "labels": labelled}
     labels = Labels(Path(out), labelled, fresh=settings.fresh)
 
@@ -161,14 +161,3 @@ def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Cor
             corpus.leave_out(place, "label without an end")
         else:
             yield Pair(place, source, label.token_ids)
-
-
-def _digest(name: str) -> str | None:
-    """SHA-256 of a folder's weights, as 16 hexadecimal digits; None of a hub name."""
-    if not Path(name).is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(Path(name).glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:16]
