@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import StoppingCriteriaList as Criteria
 from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 from transformers.generation import stopping_criteria as stopping
@@ -30,9 +30,15 @@ from bild.models import EagerModel, exit_layer, load_network, load_tokenizer
 
 Small = PreTrainedModel | EagerModel | str | os.PathLike[str]
 
-PREPARED = {"attention_mask", "decoder_attention_mask", "encoder_outputs", "logits_to_keep", "past_key_values"}
-PREPARED |= {"position_ids", "use_cache"}
-"""Arguments of the large model that ``generate`` makes by itself."""
+PREPARED = {
+    "attention_mask",
+    "decoder_attention_mask",
+    "encoder_outputs",
+    "logits_to_keep",
+    "position_ids",
+    "use_cache",
+}
+"""Arguments of the large model that ``generate`` makes by itself in every version."""
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 KEPT = "_bild_pair"
 """Attribute of a large model."""
@@ -123,20 +129,25 @@ class Call:
             InputError: what it is, and what to do instead.
         """
         given = {name: value for name, value in self.model_kwargs.items() if value is not None}
-        mode, cache = self.config.get_generation_mode(), given.get("past_key_values")
+        mode = self.config.get_generation_mode()
         outputs = [name for name in OUTPUTS if getattr(self.config, name) and self.config.return_dict_in_generate]
-        unknown = [name for name in given if name not in PREPARED]
+        # A cache is known by what it is, because its name changes with the version of transformers.
+        caches = {name for name, value in given.items() if isinstance(value, Cache)}
+        unknown = given.keys() - PREPARED - caches
+        if unknown:
+            unknown -= made_by_generate(self.model)
         stateful = [type(processor).__name__ for processor in self.processors if isinstance(processor, STATEFUL)]
         if mode not in ("greedy_search", "sample"):
             raise InputError(f"this asks for {mode.value}; allowed are greedy_search and sample, with num_beams=1")
         if outputs:
             raise InputError(f"{outputs[0]} is not to be had of drafts; leave it out")
         if unknown:
-            raise InputError(f"{unknown[0]} cannot be used, both models read token ids alone; leave it out")
+            raise InputError(f"{min(unknown)} cannot be used, both models read token ids alone; leave it out")
         if stateful:
             raise InputError(f"{stateful[0]} does not go with drafts that may be rolled back; leave it out")
-        if cache is not None and cache.get_seq_length() > 0:
-            raise InputError("past_key_values hold tokens, and the small model must read them too; leave it out")
+        for name in sorted(caches):
+            if given[name].get_seq_length() > 0:
+                raise InputError(f"{name} holds tokens already, and the small model must read them too; leave it out")
 
     def run(self, decoder: BigLittleDecoder, policy: Policy, streamer: BaseStreamer | None) -> list[Result]:
         """Decode every row; one after the other where the models cannot take several."""
@@ -245,6 +256,20 @@ class Call:
         output = kind(sequences=sequences)
         output.bild_results = results
         return output
+
+
+def made_by_generate(model: PreTrainedModel) -> set[str]:
+    """The arguments that this version of ``generate`` makes for this model when it is given token ids alone."""
+    made: set[str] = set()
+
+    def note(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Tensor:
+        made.update(arguments)
+        return input_ids
+
+    config = GenerationConfig(max_new_tokens=1, decoder_start_token_id=0, pad_token_id=0)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=note)
+    return made
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from bild.errors import InputError, LoadError, one_line
+from bild.models.cache_argument import cache_argument
 from bild.models.eager import EagerModel, disagree
 
 Confidence = Literal["state", "margin", "max"]
@@ -227,7 +228,9 @@ class _Row:
         bias, source_bias = biases
         run = self.model.layers[index]
         source = self._encoded.last_hidden_state
-        outputs: Sequence[Tensor] = run(state, None, bias, source, None, source_bias, past_key_values=self._past)
+        outputs: Sequence[Tensor] = run(
+            state, None, bias, source, None, source_bias, **{cache_argument(run): self._past}
+        )
         return outputs[:3]
 
     def _propagate(self, index: int) -> None:

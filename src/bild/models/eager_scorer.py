@@ -21,6 +21,8 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from bild.models.cache_argument import cache_argument
+
 if TYPE_CHECKING:
     from bild.models.eager import EagerModel
 
@@ -133,7 +135,7 @@ class EagerScorer:
 
     def _inputs(self, new: Tensor, mask: Tensor | None, positions: Tensor | None) -> dict[str, Any]:
         """The arguments of the network's forward pass."""
-        inputs: dict[str, Any] = {"past_key_values": self._past, "use_cache": True}
+        inputs: dict[str, Any] = {cache_argument(self._network): self._past, "use_cache": True}
         name = "input_ids" if new.dim() == 2 else "inputs_embeds"
         if self.model.is_encoder_decoder:
             inputs[f"decoder_{name}"] = new

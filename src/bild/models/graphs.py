@@ -21,6 +21,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from bild.models.cache_argument import cache_argument
 from bild.models.loading import relative_bias_modules
 
 Source = tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None]
@@ -139,7 +140,7 @@ class Read(nn.Module):
             within = positions if self.farthest is None else positions.clamp(max=self.farthest)
             inputs |= {name: new, "attention_mask": mask, "position_ids": within}
         with _biases_by_row(self.network, positions):
-            logits: Tensor = self.network(**inputs, past_key_values=past).logits
+            logits: Tensor = self.network(**inputs, **{cache_argument(self.network): past}).logits
         return logits
 
     def _masks(self, positions: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
@@ -176,7 +177,8 @@ class Encode(nn.Module):
         past = EncoderDecoderCache(DynamicCache(), DynamicCache())
         # The cross attention of any token leaves them in the cache; all else it computes is not asked for.
         start = torch.zeros_like(sources[:, :1])
-        self.network(decoder_input_ids=start, encoder_outputs=states, attention_mask=mask, past_key_values=past)
+        cache = {cache_argument(self.network): past}
+        self.network(decoder_input_ids=start, encoder_outputs=states, attention_mask=mask, **cache)
         layers = past.cross_attention_cache.layers
         return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
 
