@@ -3,6 +3,7 @@
 BildError                   catch this to catch all of them
 ├── InputError              a text, file or option that cannot be used: what came, what is allowed
 ├── LoadError               a checkpoint that cannot be loaded or cannot decode
+├── ScoreError              a model whose scores are not numbers (NaN)
 └── VocabularyError         two checkpoints that do not share a vocabulary
 """
 
@@ -19,6 +20,10 @@ class InputError(BildError, ValueError):
 
 class LoadError(BildError):
     """A checkpoint that cannot be loaded, or whose model cannot decode with rollback."""
+
+
+class ScoreError(BildError, ArithmeticError):
+    """A model's scores are not numbers, so nothing can be decoded from them."""
 
 
 class VocabularyError(BildError, ValueError):

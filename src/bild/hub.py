@@ -153,12 +153,7 @@ class Call:
         """Decode every row; one after the other where the models cannot take several."""
         jobs = self.jobs(decoder)
         stream = None if streamer is None else Columns(streamer, self.input_ids, self.pad)
-        size = len(jobs) if decoder.batches else 1
-        results: list[Result] = []
-        for first in range(0, len(jobs), size):
-            watch = None if stream is None else stream.watch(first)
-            results += decoder.results(jobs[first : first + size], policy, self.choice, watch)
-        return results
+        return decoder.results(jobs, policy, self.choice, None if stream is None else stream.add)
 
     def jobs(self, decoder: BigLittleDecoder) -> list[Job]:
         """The rows on their way into the loop."""

@@ -144,5 +144,5 @@ def test_without_a_generator_the_global_one_decides():
 def test_a_fixed_window_alone_drafts_as_long_as_it_may():
     policy = Policy(hand_over=FixedWindow(), acceptance=RejectionSampling(), max_draft_tokens=4, verify_end=True)
     (row,) = run(ToyModel(1), ToyModel(2), policy, seeded([1], 40, eos=None), Sampling())
-    assert {commit.reason for commit in row} == {"window", "end"}
+    assert {commit.reason for commit in row} == {"window", "length"}
     assert {len(commit.draft) for commit in row if commit.reason == "window"} == {4}

@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.decoding import Choice, Commit, Policy
+from bild.decoding import Choice, Commit, Policy, Rules
 from bild.errors import InputError
-from bild.generation.jobs import Job, commits, prepare
+from bild.generation import running
+from bild.generation.jobs import Job, prepare
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
 from bild.generation.prompts import Prompter, as_list, task_prefix
-from bild.generation.result import Result, collect
+from bild.generation.result import Result
 from bild.generation.stream import Stream
 from bild.models import (
     INT8,
@@ -187,13 +188,15 @@ class BigLittleDecoder:
         lossless: bool = False,
         **options: Any,
     ) -> Iterator[Result]:
-        """As :meth:`generate`, each result as soon as its batch is done.
+        """As :meth:`generate`, each result as soon as it and all before it are done.
 
         Args:
-            inputs: see :meth:`generate`.
+            inputs: see :meth:`generate`. An iterator is asked for its next text when there is room for it, so it
+                may be endless.
             policy: see :meth:`generate`.
-            batch_size: rows decoded together, 1…, default 1: lowest latency for each. A row's text does
-                not depend on its neighbours (up to rounding, which in 16 bits can turn a near tie).
+            batch_size: rows decoded together, 1…, default 1: lowest latency for each. A row that ends makes room
+                for the next text. A row's text does not depend on its neighbours (up to rounding, which in 16 bits
+                can turn a near tie).
             attention_mask: of a tensor of inputs, 0 where it is padding.
             prefix: text put before every input.
             task: name of a task whose prefix a T5 checkpoint brings.
@@ -206,12 +209,12 @@ class BigLittleDecoder:
         asked = GenerationOptions.over(self.generation_config, options)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
-        items, _ = as_list(inputs, attention_mask)
         prompter = self.prompter(prefix=prefix, task=task, chat=chat, system=system)
-        jobs = [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items)]
-        size = batch_size if self.batches else 1
-        batches = (jobs[at : at + size] for at in range(0, len(jobs), size))
-        return (result for batch in batches for result in self.results(batch, resolved, asked.choice()))
+        # What is there already is looked through before anything is decoded; an iterator as it comes.
+        items = inputs if isinstance(inputs, Iterator) else as_list(inputs, attention_mask)[0]
+        jobs = (self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items))
+        prepared = jobs if isinstance(inputs, Iterator) else iter(list(jobs))
+        return self.results_each(prepared, Rules(resolved, asked.choice()), batch_size)
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
         """Decode one input and hand out its text as it becomes final.
@@ -233,7 +236,7 @@ class BigLittleDecoder:
         asked = GenerationOptions.over(self.generation_config, options)
         job = self._prepare(prompter.encode(items[0]), asked, 0)
         start = time.perf_counter()
-        written = commits([job], resolved, asked.choice(), large=self.large, small=self.small)
+        written = running.run([job], Rules(resolved, asked.choice()), self._models, 1)
         return Stream(written, self.tokenizer, start)
 
     def prompter(
@@ -286,14 +289,30 @@ class BigLittleDecoder:
     def results(
         self, jobs: Sequence[Job], policy: Policy, choice: Choice, watch: Callable[[Commit], None] | None = None
     ) -> list[Result]:
-        """Decode one batch of prepared rows.
+        """Decode prepared rows, all together where :attr:`batches`.
 
         Args:
-            jobs: one a row; several only where :attr:`batches`.
+            jobs: one a row.
             policy: when to hand over and what to keep.
             choice: how both models pick their tokens.
             watch: called with every commit as it comes.
         """
-        with torch.inference_mode():
-            written = commits(jobs, policy, choice, large=self.large, small=self.small)
-            return collect(written, len(jobs), self.tokenizer, watch)
+        return list(self.results_each(jobs, Rules(policy, choice), max(1, len(jobs)), watch))
+
+    def results_each(
+        self, jobs: Iterable[Job], rules: Rules, batch_size: int, watch: Callable[[Commit], None] | None = None
+    ) -> Iterator[Result]:
+        """Decode prepared rows, each result as soon as it and all before it are done.
+
+        Args:
+            jobs: asked for one by one, when there is room.
+            rules: of all rows.
+            batch_size: rows decoded together where :attr:`batches`, 1…
+            watch: called with every commit as it comes.
+        """
+        width = batch_size if self.batches else 1
+        return running.results(jobs, rules, self._models, self.tokenizer, width=width, watch=watch)
+
+    @property
+    def _models(self) -> running.Models:
+        return running.Models(self.large, self.small)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding import Choice, Commit, ModelDrafter, Policy, Request
-from bild.decoding import decode as run_loop
+from bild.decoding import Request
 from bild.errors import InputError
 from bild.generation.options import GenerationOptions
 from bild.generation.text import decode
@@ -64,20 +63,6 @@ def prepare(
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
     )
     return Job(source, request)
-
-
-def commits(
-    jobs: Sequence[Job], policy: Policy, choice: Choice, *, large: EagerModel, small: EagerModel
-) -> Iterator[Commit]:
-    """Run the loop over a batch."""
-    sources, requests = [job.source for job in jobs], [job.request for job in jobs]
-    scorer = (small if policy.alone == "small" else large).start(sources)
-    encoded = [job.encoded for job in jobs if job.encoded is not None]
-    # A compiled model asks the source for more than the encoder's output, so it starts from the source.
-    if encoded and policy.alone != "small" and hasattr(scorer, "take_encoded"):
-        scorer.take_encoded(encoded)
-    drafter = ModelDrafter(small.beside(scorer, sources), policy, choice) if policy.alone is None else None
-    yield from run_loop(requests, policy, large=scorer, drafter=drafter, choice=choice)
 
 
 def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Sequence[EagerModel]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -60,11 +60,9 @@ class Columns:
         self.sent = 0
         streamer.put(prompt.cpu())
 
-    def watch(self, first: int) -> Callable[[Commit], None]:
-        """What is told the commits of a batch that begins with this row."""
-        return lambda commit: self._add(first + commit.row, commit)
-
-    def _add(self, row: int, commit: Commit) -> None:
+    def add(self, commit: Commit) -> None:
+        """Take one commit, and hand out what all rows have."""
+        row = commit.row
         self.rows[row] += commit.tokens
         self.ended[row] = commit.finish_reason is not None
         lengths = [len(tokens) for tokens in self.rows]
