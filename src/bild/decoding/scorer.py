@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from functools import cached_property
+from typing import Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -13,23 +14,43 @@ from bild.decoding.rows import Row, process, processes
 HandOverReason = Literal["unsure", "window", "end"]
 
 
-class Summary(NamedTuple):
-    """What matters most of next-token logits ``z`` ``[B, K, V]``; every field ``[B, K]``."""
+class Summary:
+    """What matters most of next-token logits ``z`` ``[B, K, V]``; every field ``[B, K]``.
 
-    likeliest: Tensor
-    """The token of the highest logit, the first of equals."""
-    probability: Tensor
-    """Its probability."""
-    log_total: Tensor
-    """``log Σ exp z``, so that ``log p(x) = z(x) − log_total``."""
+    Args:
+        likeliest: the token of the highest logit, the first of equals.
+        probability: its probability.
+        log_total: ``log Σ exp z``, so that ``log p(x) = z(x) − log_total``.
+    """
+
+    def __init__(self, likeliest: Tensor, probability: Tensor, log_total: Tensor) -> None:
+        self.likeliest, self.probability, self.log_total = likeliest, probability, log_total
+
+    @staticmethod
+    def of(logits: Tensor) -> Summary:
+        """Of logits, at least float32; each field is computed when it is first asked for."""
+        return _Lazy(logits)
+
+
+class _Lazy(Summary):
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits
+
+    @cached_property
+    def likeliest(self) -> Tensor:  # type: ignore[override]
+        return self._logits.argmax(-1)
+
+    @cached_property
+    def probability(self) -> Tensor:  # type: ignore[override]
+        return (self._logits.amax(-1) - self.log_total).exp()
+
+    @cached_property
+    def log_total(self) -> Tensor:  # type: ignore[override]
+        return self._logits.logsumexp(-1)
 
 
 class Scorer(Protocol):
-    """A model that has read a prefix of each row of a batch.
-
-    One that knows more may also offer ``summarize(tokens, last)``: as ``extend``, and beside the logits, at
-    least float32, their :class:`Summary`.
-    """
+    """A model that has read a prefix of each row of a batch."""
 
     @property
     def lengths(self) -> list[int]:
@@ -48,11 +69,20 @@ class Scorer(Protocol):
             the row's first new token hold no meaning.
         """
 
+    def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
+        """As :meth:`extend`, and beside the logits, at least float32, their :class:`Summary`."""
+
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget everything after ``lengths[b]`` tokens of row ``b``; no-op where shorter."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only (indices into the present batch, ascending)."""
+        """Go on with these rows (indices into the present batch), which may be repeated and come in any order."""
+
+    def join(self, other: Self) -> None:
+        """Go on with another scorer's rows behind these; it is used up.
+
+        Both are of the same model; either may have read anything, nothing included.
+        """
 
 
 def score(
@@ -64,10 +94,9 @@ def score(
         Logits ``[B, max(counts), V]`` as :func:`~bild.decoding.rows.process` leaves them, and their summary where
         the scorer offers one and nothing changes the logits.
     """
-    summarize: Callable[..., tuple[Tensor, Summary]] | None = getattr(scorer, "summarize", None)
-    if summarize is None or processes(rows):
+    if processes(rows):
         return process(rows, scorer.extend(tokens, last=max(counts)), counts), None
-    return summarize(tokens, last=max(counts))
+    return scorer.summarize(tokens, last=max(counts))
 
 
 @dataclass(slots=True)

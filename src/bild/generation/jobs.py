@@ -14,7 +14,7 @@ from bild.decoding import decode as run_loop
 from bild.errors import InputError
 from bild.generation.options import GenerationOptions
 from bild.generation.text import decode
-from bild.models import EagerModel
+from bild.models import Model
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def prepare(
     asked: GenerationOptions,
     index: int,
     *,
-    models: Sequence[EagerModel],
+    models: Sequence[Model],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Job:
     """The job of one input.
@@ -67,20 +67,20 @@ def prepare(
 
 
 def commits(
-    jobs: Sequence[Job], policy: Policy, choice: Choice, *, large: EagerModel, small: EagerModel
+    jobs: Sequence[Job], policy: Policy, choice: Choice, *, large: Model, small: Model
 ) -> Iterator[Commit]:
     """Run the loop over a batch."""
     sources, requests = [job.source for job in jobs], [job.request for job in jobs]
-    scorer = (small if policy.alone == "small" else large).start(sources)
     encoded = [job.encoded for job in jobs if job.encoded is not None]
-    # A compiled model asks the source for more than the encoder's output, so it starts from the source.
-    if encoded and policy.alone != "small" and hasattr(scorer, "take_encoded"):
-        scorer.take_encoded(encoded)
+    if policy.alone == "small":
+        scorer = small.start(sources)
+    else:
+        scorer = large.start(sources, encoded if encoded else None)
     drafter = ModelDrafter(small.beside(scorer, sources), policy, choice) if policy.alone is None else None
     yield from run_loop(requests, policy, large=scorer, drafter=drafter, choice=choice)
 
 
-def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Sequence[EagerModel]) -> int:
+def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Sequence[Model]) -> int:
     """How many of ``max_new_tokens`` the models have positions for.
 
     Raises:
@@ -93,7 +93,7 @@ def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Seq
     return min([max_new_tokens, *(limit - prompt_length for limit in limits if limit is not None)])
 
 
-def _decoder_start(asked: GenerationOptions, large: EagerModel) -> int:
+def _decoder_start(asked: GenerationOptions, large: Model) -> int:
     start = asked.decoder_start_token_id
     for name in ("decoder_start_token_id", "bos_token_id"):
         start = getattr(large.config, name, None) if start is None else start
