@@ -70,7 +70,7 @@ class Run:
         network = build(shape, resolve_dtype(self.dtype))
         if self.int8:
             # Here and not above: float runs need no torchao.
-            from bild.models.quantize import to_int8
+            from bild.models.int8 import to_int8
 
             network = to_int8(network)
         return network
@@ -83,9 +83,9 @@ class Run:
         """
         if self.runtime == "static":
             # Here and not above: eager runs need no compiler.
-            from bild.models import StaticModel
+            from bild.models import CompiledModel
 
-            model: EagerModel = StaticModel(network, lambda graph: say(f"  compiling {graph}"))
+            model: EagerModel = CompiledModel(network, lambda graph: say(f"  compiling {graph}"))
             if not model.is_compiled:
                 raise LoadError(f"{type(network).__name__} cannot be compiled here; choose eager runs with --runs")
         else:

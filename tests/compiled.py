@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from bild import BigLittleDecoder
-from bild.models import StaticModel, compiling
+from bild.models import CompiledModel
+from bild.models.compiled import compiling
 from tests.networks import build
 
 
@@ -21,31 +22,31 @@ def network_of(name: str, seed: int = 1) -> PreTrainedModel:
     return build(name, seed=seed, dtype=torch.float32, **sizes.get(name, {}))
 
 
-def compile_anew(name: str) -> StaticModel:
+def compile_anew(name: str) -> CompiledModel:
     """A static model of :func:`network_of`; its graphs come from disk from the second time on."""
     model = without_templates(network_of(name))
     assert model.is_compiled
     return model
 
 
-def without_templates(network: PreTrainedModel) -> StaticModel:
+def without_templates(network: PreTrainedModel) -> CompiledModel:
     """A static model as a machine compiles it for which Inductor has no matrix products of its own.
 
     They cost ten seconds a graph, so few tests compile them.
     """
     with patch.object(compiling, "TEMPLATES", compiling.LIBRARY):
-        return StaticModel(network)
+        return CompiledModel(network)
 
 
-def must_compile(network: PreTrainedModel) -> StaticModel:
+def must_compile(network: PreTrainedModel) -> CompiledModel:
     """A static model that may not fall back to the uncompiled modules."""
-    model = StaticModel(network)
+    model = CompiledModel(network)
     assert model.is_compiled
     return model
 
 
 @cache
-def static_model(name: str) -> StaticModel:
+def static_model(name: str) -> CompiledModel:
     """One static model an architecture; nobody may change it."""
     return compile_anew(name)
 

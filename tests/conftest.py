@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from bild.models import compiling
+from bild.models.compiled import compiling
 
 logging.disable_progress_bar()
 # Tiny networks: a second thread costs more than it brings, a hundred times more on a busy machine.

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from bild import BigLittleDecoder
-from bild.models import StaticModel, compiling
+from bild.models import CompiledModel
+from bild.models.compiled import compiling
 from tests.networks import build
 
 EXITING = ("t5", "mt5", "gpt2", "llama", "qwen2", "mistral")
@@ -36,5 +37,5 @@ def exit_pair(name: str, runtime: str) -> BigLittleDecoder:
     # As in tests.compiled: matrix products of Inductor's own cost ten seconds a graph.
     with patch.object(compiling, "TEMPLATES", compiling.LIBRARY):
         pair = BigLittleDecoder(deep(name, runtime), f"exit:{EXIT if runtime == 'eager' else 1}", runtime=runtime)
-    assert isinstance(pair.large, StaticModel) == (runtime == "static")
+    assert isinstance(pair.large, CompiledModel) == (runtime == "static")
     return pair

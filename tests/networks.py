@@ -47,7 +47,7 @@ EOS = 1
 ENCODER_DECODERS = ("t5", "mt5", "bart", "marian")
 DECODERS_ONLY = ("gpt2", "llama", "qwen2", "mistral")
 ARCHITECTURES = ENCODER_DECODERS + DECODERS_ONLY
-BATCHING = ("t5", "mt5", *DECODERS_ONLY)
+BATCHING = ARCHITECTURES
 
 
 def build(

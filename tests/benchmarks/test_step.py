@@ -210,10 +210,10 @@ def test_a_run_chooses_format_and_runtime(monkeypatch):
         def extend(self, tokens):
             started.append(tokens)
 
-    quantize = types.ModuleType("bild.models.quantize")
+    quantize = types.ModuleType("bild.models.int8")
     quantize.to_int8 = lambda network: quantised.append(network) or network
-    monkeypatch.setitem(sys.modules, "bild.models.quantize", quantize)
-    monkeypatch.setattr(bild.models, "StaticModel", Static, raising=False)
+    monkeypatch.setitem(sys.modules, "bild.models.int8", quantize)
+    monkeypatch.setattr(bild.models, "CompiledModel", Static, raising=False)
     monkeypatch.setattr(step, "build", lambda shape, dtype: build("t5", dtype=dtype, vocab_size=320))
     for name, dtype in (("static-bf16", torch.bfloat16), ("static-int8", resolve_dtype("auto"))):
         step.RUNS[name].start(step.RUNS[name].prepare("t5-small"))

@@ -12,7 +12,8 @@ from bild import BigLittleDecoder, LoadError
 from bild.cli import main, pair_options
 from bild.cli.warmup import warmup
 from bild.generation import bundled_pair
-from bild.models import StaticModel, compiling
+from bild.models import CompiledModel
+from bild.models.compiled import compiling
 from tests.early_exits import deep, exit_pair
 
 TWO = ["Ich habe Hunger.", "Ein Junge mit Kopfhörern sitzt auf den Schultern einer Frau."]
@@ -97,8 +98,8 @@ def test_warmup_compiles_it_and_auto_runs_it_compiled(monkeypatch, capsys):
     network, pair = deep("gpt2", "static"), exit_pair("gpt2", "static")
     before = compiling.compilations
     auto = BigLittleDecoder(network, "exit:1", runtime="auto")
-    assert isinstance(auto.large, StaticModel) and auto.large.is_compiled and auto.small.is_compiled
-    assert not isinstance(BigLittleDecoder(network, "exit:2", runtime="auto").large, StaticModel)
+    assert isinstance(auto.large, CompiledModel) and auto.large.is_compiled and auto.small.is_compiled
+    assert not isinstance(BigLittleDecoder(network, "exit:2", runtime="auto").large, CompiledModel)
     assert compiling.compilations == before
     monkeypatch.setattr(compiling, "compilations", 0)
     monkeypatch.setattr(pair_options, "load_decoder", lambda **options: pair)

@@ -7,7 +7,8 @@ import torch
 
 from bild import BigLittleDecoder, LoadError
 from bild.cli.warmup import warmup
-from bild.models import EagerModel, StaticModel, compiling
+from bild.models import CompiledModel, EagerModel
+from bild.models.compiled import compiling
 from tests.networks import build
 
 
@@ -33,7 +34,7 @@ def test_what_is_warmed_up_is_compiled_once_and_then_used_by_auto(pair, capsys, 
     assert "all compiled already; loaded in " in (said := capsys.readouterr().out)
     assert f"kept in {tmp_path / 'cache' / 'compiled'}" in said
     after = BigLittleDecoder.from_pretrained(**pair, dtype="float32", runtime="auto")
-    assert type(after.large) is StaticModel and after.large.is_compiled and after.small.is_compiled
+    assert type(after.large) is CompiledModel and after.large.is_compiled and after.small.is_compiled
     assert compiling.compilations == 0
     assert after.generate([[5, 6, 7]], "exact", max_new_tokens=9)[0].token_ids == (
         before.generate([[5, 6, 7]], "exact", max_new_tokens=9)[0].token_ids

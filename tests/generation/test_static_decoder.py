@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from bild import BigLittleDecoder, Policy, Result, Stats
-from bild.models import EagerModel, StaticModel, compiling
+from bild.models import CompiledModel, EagerModel
+from bild.models.compiled import compiling
 from tests.compiled import network_of, pair_of, static_model, without_templates
 from tests.networks import BATCHING, random_tokens
 
@@ -114,7 +115,7 @@ def test_texts_that_outgrow_the_first_storage(large, small):
         assert {len(result.token_ids) for result in expected} == {90}
 
 
-@pytest.mark.parametrize(("large", "small", "kind"), [(1, 1, StaticModel), (1, 2, EagerModel), (2, 1, EagerModel)])
+@pytest.mark.parametrize(("large", "small", "kind"), [(1, 1, CompiledModel), (1, 2, EagerModel), (2, 1, EagerModel)])
 def test_auto_is_static_where_both_have_been_compiled(large, small, kind):
     static_model("gpt2")
     before = compiling.compilations

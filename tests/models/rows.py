@@ -97,9 +97,10 @@ class Ragged:
 
     def __init__(self, kind: Kind, rng: Random, rows: int) -> None:
         self.kind, model = kind, kind.model
-        sources = [random_source(rng, model.network) for _ in range(rows)]
-        self.scorer = model.start(sources)
-        self.singles = [model.start([source]) for source in sources]
+        self.sources = [random_source(rng, model.network) for _ in range(rows)]
+        self.scorer = model.start(self.sources)
+        self.singles = [model.start([source]) for source in self.sources]
+        self.texts: list[list[int]] = [[] for _ in self.sources]
 
     @property
     def lengths(self) -> list[int]:
@@ -112,15 +113,35 @@ class Ragged:
             if new:
                 common = min(last, len(new))
                 torch.testing.assert_close(row[-common:], single.extend([new], last=common)[0], **self.kind.tolerance)
+        for text, new in zip(self.texts, tokens, strict=True):
+            text += new
         assert self.scorer.lengths == self.lengths
 
     def truncate(self, lengths: list[int]) -> None:
         self.scorer.truncate(lengths)
+        for text, length in zip(self.texts, lengths, strict=True):
+            del text[length:]
         for length, single in zip(lengths, self.singles, strict=True):
             single.truncate([length])
         assert self.scorer.lengths == self.lengths
 
     def keep(self, rows: list[int]) -> None:
         self.scorer.keep(rows)
-        self.singles = [self.singles[b] for b in rows]
+        self.singles = [self._fork(b) if b in rows[:at] else self.singles[b] for at, b in enumerate(rows)]
+        self.texts = [list(self.texts[b]) for b in rows]
+        self.sources = [self.sources[b] for b in rows]
         assert self.scorer.lengths == self.lengths
+
+    def join(self, other: Ragged) -> None:
+        self.scorer.join(other.scorer)
+        self.singles += other.singles
+        self.texts += other.texts
+        self.sources += other.sources
+        assert self.scorer.lengths == self.lengths
+
+    def _fork(self, row: int):
+        """Another single row that has read the same."""
+        single = self.kind.model.start([self.sources[row]])
+        if self.texts[row]:
+            single.extend([self.texts[row]])
+        return single

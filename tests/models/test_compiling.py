@@ -19,8 +19,9 @@ import pytest
 import torch
 from torch._inductor import cpp_builder
 
-from bild.models import StaticModel, compiling, is_prepared
-from bild.models.graphs import Encode
+from bild.models import CompiledModel, is_prepared
+from bild.models.compiled import compiling
+from bild.models.compiled.graphs import Encode
 from tests.compiled import network_of, static_model
 from tests.networks import build, forward, random_tokens
 
@@ -70,7 +71,7 @@ def graph_of(folder: Path) -> Path:
     return file
 
 
-def assert_right(model: StaticModel) -> None:
+def assert_right(model: CompiledModel) -> None:
     tokens = random_tokens(Random(0), 5)
     logits = model.start([[]]).extend([tokens], last=5)[0]
     torch.testing.assert_close(logits, forward(network_of(NAME), [], tokens), rtol=0.0, atol=1e-4)
@@ -79,7 +80,7 @@ def assert_right(model: StaticModel) -> None:
 def test_a_second_model_of_the_same_weights_compiles_nothing(own_cache, no_compiler):
     told: list[str] = []
     before = compiling.compilations
-    model = StaticModel(copy.deepcopy(network_of(NAME)), progress=told.append)
+    model = CompiledModel(copy.deepcopy(network_of(NAME)), progress=told.append)
     assert model.is_compiled
     assert (no_compiler, told, compiling.compilations) == ([], [], before)
     assert_right(model)
@@ -87,8 +88,8 @@ def test_a_second_model_of_the_same_weights_compiles_nothing(own_cache, no_compi
 
 def test_another_process_compiles_nothing(own_cache):
     code = """
-from tests.models.test_compiling import NAME, StaticModel, assert_right, compiling, network_of
-model = StaticModel(network_of(NAME))
+from tests.models.test_compiling import NAME, CompiledModel, assert_right, compiling, network_of
+model = CompiledModel(network_of(NAME))
 assert_right(model)
 print(model.is_compiled, compiling.compilations)
 """
@@ -103,14 +104,14 @@ def test_compiling_once_what_no_template_is_for(tmp_path, monkeypatch, caplog):
     loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch._export", "torch.fx")]
     levels, filters = [each.level for each in loggers], list(warnings.filters)
     network, told, before = build(NAME, seed=1), [], compiling.compilations
-    model = StaticModel(network, progress=told.append)
+    model = CompiledModel(network, progress=told.append)
     assert model.is_compiled and compiling.compilations == before + 1
     file = graph_of(tmp_path)
     assert told == [file.stem] and f"compiled {file.stem} in " in caplog.text
     assert [each.name for each in file.parent.iterdir()] == [file.name]
     assert ([each.level for each in loggers], list(warnings.filters)) == (levels, filters)
     tokens = random_tokens(Random(1), 40)
-    for again in (model, StaticModel(network, progress=told.append)):
+    for again in (model, CompiledModel(network, progress=told.append)):
         scorer, at = again.start([[]]), 0
         for count in (5, 1, 11, 1, 20, 2):
             logits = scorer.extend([tokens[at : at + count]], last=count)[0]
@@ -144,7 +145,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_whatever_else_is_computed_is_compiled_anew(other, own_cache, no_compiler):
-    assert not StaticModel(OTHERS[other]()).is_compiled
+    assert not CompiledModel(OTHERS[other]()).is_compiled
     assert [name.split("-")[0] for name in no_compiler] == ["GPT2LMHeadModel"]
     assert no_compiler[0] != graph_of(own_cache).stem
 
@@ -199,7 +200,7 @@ def test_says_whether_a_network_is_prepared(own_cache, monkeypatch):
 def test_another_number_of_threads_is_compiled_anew(own_cache, no_compiler):
     torch.set_num_threads(2)
     try:
-        assert not StaticModel(network_of(NAME)).is_compiled
+        assert not CompiledModel(network_of(NAME)).is_compiled
     finally:
         torch.set_num_threads(1)
     assert len(no_compiler) == 1
@@ -233,7 +234,7 @@ def test_a_damaged_graph_is_compiled_anew(damage, own_cache, monkeypatch, caplog
         file.write_bytes(whole)
 
     monkeypatch.setattr(compiling, "_compile", restore)
-    model = StaticModel(network_of(NAME))
+    model = CompiledModel(network_of(NAME))
     assert model.is_compiled and compiled == [file.stem]
     assert "cannot be compiled" not in caplog.text
     assert_right(model)
@@ -242,7 +243,7 @@ def test_a_damaged_graph_is_compiled_anew(damage, own_cache, monkeypatch, caplog
 def test_a_graph_that_stays_damaged_costs_speed_only(own_cache, monkeypatch, caplog):
     monkeypatch.setattr(compiling, "_compile", lambda module, inputs, shapes, file: file.write_bytes(b"again"))
     graph_of(own_cache).write_bytes(b"damaged")
-    model = StaticModel(network_of(NAME))
+    model = CompiledModel(network_of(NAME))
     assert warning_of(caplog).startswith("GPT2LMHeadModel cannot be compiled and runs uncompiled (")
     assert not model.is_compiled
     assert_right(model)
@@ -265,14 +266,14 @@ def test_what_a_killed_compilation_left_behind_is_not_read(own_cache, no_compile
     unfinished = file.parent / "tmpabc"
     unfinished.mkdir()
     file.rename(unfinished / "graph.pt2")
-    assert not StaticModel(network_of(NAME)).is_compiled
+    assert not CompiledModel(network_of(NAME)).is_compiled
     assert no_compiler == [file.stem]
 
 
 def test_a_folder_that_cannot_be_written_costs_speed_only(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("BILD_CACHE", str(tmp_path / "file"))
-    model = StaticModel(network_of(NAME))
+    model = CompiledModel(network_of(NAME))
     prefix = "GPT2LMHeadModel cannot be compiled and runs uncompiled (NotADirectoryError: "
     assert warning_of(caplog).startswith(prefix)
     assert_right(model)
@@ -282,8 +283,8 @@ def test_a_machine_without_a_compiler_costs_speed_only(tmp_path):
     # In a process of its own: torch remembers for good what it found out about the compiler.
     code = """
 import logging; logging.basicConfig(format="%(message)s")
-from tests.models.test_compiling import NAME, StaticModel, assert_right, network_of
-assert_right(StaticModel(network_of(NAME)))
+from tests.models.test_compiling import NAME, CompiledModel, assert_right, network_of
+assert_right(CompiledModel(network_of(NAME)))
 """
     done = in_a_process(code, BILD_CACHE=str(tmp_path), PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr

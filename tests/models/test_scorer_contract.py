@@ -116,7 +116,7 @@ def test_scores_end_with_the_shared_vocabulary(kind):
 
 @every_architecture
 def test_says_whether_rows_can_share_a_batch(kind):
-    assert kind.model.batches is (kind.name not in ("bart", "marian"))
+    assert kind.model.batches
 
 
 @every_architecture

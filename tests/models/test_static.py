@@ -9,8 +9,10 @@ from random import Random
 import pytest
 import torch
 
-from bild.decoding.scorer import Summary
-from bild.models import EagerModel, StaticModel, compiling, static
+from bild.decoding.scores import Summary
+from bild.models import CompiledModel, EagerModel
+from bild.models.compiled import compiling
+from bild.models.compiled import model as static
 from tests.compiled import compile_anew, must_compile, network_of, static_model, without_templates
 from tests.models.rows import Kind, Ragged, SingleRow
 from tests.networks import (
@@ -264,7 +266,7 @@ def failing(*_, **__):
 def test_what_cannot_be_compiled_runs_uncompiled_after_one_warning(name, monkeypatch, caplog):
     monkeypatch.setattr(compiling, "compiled", failing)
     network, rng = network_of(name), Random(14)
-    model = StaticModel(network)
+    model = CompiledModel(network)
     warning = f"{type(network).__name__} cannot be compiled and runs uncompiled (RuntimeError: no compiler here)"
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", warning)]
     assert not model.is_compiled and model.batches is (name != "bart")
@@ -284,7 +286,7 @@ def test_a_graph_that_scores_differently_is_not_used(name, monkeypatch, caplog):
         return lambda tensors: [out.flip(-1) if options["name"].endswith("read") else out for out in graph(tensors)]
 
     monkeypatch.setattr(compiling, "compiled", wrong)
-    model = StaticModel(network_of(name))
+    model = CompiledModel(network_of(name))
     assert not model.is_compiled
     assert warnings_of(caplog) == [
         f"{type(model.network).__name__} cannot be compiled and runs uncompiled "

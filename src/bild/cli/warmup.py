@@ -17,7 +17,7 @@ def warmup(
 ) -> None:
     """Compile a pair for this machine and keep the result: later runs with --runtime auto are then compiled."""
     from bild.errors import LoadError
-    from bild.models import compiling
+    from bild.models.compiled import compiling
 
     start = time.perf_counter()
     decoder = options.load_decoder(

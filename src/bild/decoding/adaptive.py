@@ -71,7 +71,7 @@ class Adaptive:
         return known
 
     def take(self, row: History, numbers: Sequence[float], agreed: Sequence[bool]) -> None:
-        """Take tokens into account: their confidences or distances, and whether they are the large model's likeliest."""
+        """Take tokens into account: a number of each, and whether it is the large model's likeliest."""
         boundary = self.boundary(row)
         for number, same in zip(numbers, agreed, strict=False):
             # A forbidden token is infinitely far away and says nothing about where the boundary is.

@@ -148,12 +148,15 @@ class Batch:
         Raises:
             ValueError: one of them has a drafter and the other has none.
         """
-        if self.drafter is None or other.drafter is None:
-            if self.drafter is not other.drafter:
-                raise ValueError("a batch with a drafter and one without cannot join; start both of the same models")
-        else:
-            self.drafter.join(other.drafter)
-        self.large.join(other.large)
+        if (self.drafter is None) != (other.drafter is None):
+            raise ValueError("a batch with a drafter and one without cannot join; start both of the same models")
+        if not self.rows:
+            # Whoever left last took nothing along: the models still hold what the last rows have read.
+            self.large, self.drafter = other.large, other.drafter
+        elif other.rows:
+            self.large.join(other.large)
+            if self.drafter is not None and other.drafter is not None:
+                self.drafter.join(other.drafter)
         self.rows = self.rows + other.rows
 
     def keep(self, rows: Sequence[int]) -> None:

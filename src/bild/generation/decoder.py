@@ -100,7 +100,7 @@ class BigLittleDecoder:
                 ``$BILD_CACHE`` (``~/.cache/bild``). ``"auto"``: static where that has been done, else eager.
             dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``, or ``"auto"``: the
                 fastest that is safe on the machine; ``"int8"``: as auto, the weights of linear layers in 8 bits
-                (:mod:`bild.models.quantize`).
+                (:mod:`bild.models.int8`).
             device: ``"cpu"``, ``"cuda"``, … or ``"auto"``: a GPU where there is one.
             trust_remote_code: whether code that comes with a checkpoint may run.
 

@@ -13,7 +13,7 @@ from bild.decoding import Request
 from bild.errors import InputError
 from bild.generation.options import GenerationOptions
 from bild.generation.text import decode
-from bild.models import EagerModel
+from bild.models import Model
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def prepare(
     asked: GenerationOptions,
     index: int,
     *,
-    models: Sequence[EagerModel],
+    models: Sequence[Model],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Job:
     """The job of one input.
@@ -65,7 +65,7 @@ def prepare(
     return Job(source, request)
 
 
-def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Sequence[EagerModel]) -> int:
+def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Sequence[Model]) -> int:
     """How many of ``max_new_tokens`` the models have positions for.
 
     Raises:
@@ -78,7 +78,7 @@ def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Seq
     return min([max_new_tokens, *(limit - prompt_length for limit in limits if limit is not None)])
 
 
-def _decoder_start(asked: GenerationOptions, large: EagerModel) -> int:
+def _decoder_start(asked: GenerationOptions, large: Model) -> int:
     start = asked.decoder_start_token_id
     for name in ("decoder_start_token_id", "bos_token_id"):
         start = getattr(large.config, name, None) if start is None else start

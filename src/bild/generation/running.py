@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from bild.decoding import Batch, Commit, LocalVerifier, ModelDrafter, Row, Rules
 from bild.generation.jobs import Job
 from bild.generation.result import Result
-from bild.models import EagerModel
+from bild.models import Model
 
 
 class Models(NamedTuple):
     """The two sides of a pair."""
 
-    large: EagerModel
-    small: EagerModel
+    large: Model
+    small: Model
 
 
 def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batch:

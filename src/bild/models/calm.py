@@ -8,6 +8,7 @@ gets there.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -19,8 +20,12 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from bild.errors import InputError, LoadError, one_line
+from bild.decoding.scores import Summary
 from bild.models.cache_argument import cache_argument
-from bild.models.eager import EagerModel, disagree
+from bild.models.eager.model import EagerModel
+from bild.models.eager.sources import Encoded
+from bild.models.passes import check_last
+from bild.models.probing import Reference, disagree
 
 Confidence = Literal["state", "margin", "max"]
 ARCHITECTURES = ("t5", "mt5")
@@ -95,14 +100,9 @@ class CalmModel(EagerModel):
         self.exits.clear()
 
     @property
-    def batches(self) -> bool:
-        """False: tokens of different rows leave at different layers."""
-        return False
-
-    @property
     def layers(self) -> Sequence[Any]:
         """The decoder's blocks."""
-        blocks: Sequence[Any] = self.network.get_decoder().block
+        blocks: Sequence[Any] = self.modules.get_decoder().block
         return blocks
 
     @property
@@ -111,25 +111,27 @@ class CalmModel(EagerModel):
         tokens = self.exits.total()
         return sum(layer * count for layer, count in self.exits.items()) / tokens if tokens else None
 
-    def start(self, sources: Sequence[Sequence[int]]) -> CalmScorer:  # type: ignore[override]
-        """Begin a batch; see :meth:`EagerModel.start`."""
-        return CalmScorer(self, sources)
+    def start(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> CalmScorer:
+        """Begin a batch; see :meth:`~bild.models.protocol.Model.start`."""
+        self.refresh()
+        return CalmScorer(self, sources, encoded)
 
     def head(self, state: Tensor) -> Tensor:
         """Next-token logits ``[1, V]`` of a hidden state ``[1, 1, D]``."""
-        state = self.network.get_decoder().final_layer_norm(state)
+        state = self.modules.get_decoder().final_layer_norm(state)
         if getattr(self.config, "scale_decoder_outputs", False):
             state = state * self.config.d_model**-0.5
-        logits: Tensor = self.network.get_output_embeddings()(state)
+        logits: Tensor = self.modules.get_output_embeddings()(state)
         return logits[0, :, : self.vocab_size]
 
     def _probe(self) -> None:
         """Layer by layer must be the network itself, where no token leaves early."""
-        source, tokens = self._probe_tokens()
-        expected = EagerModel.start(self, [source]).extend([tokens], last=5)
+        # Rows do not share passes: their tokens leave at different layers.
+        source, tokens = self.probe_tokens()
         why = "its layers do not add up to the network"
         try:
-            right = not disagree(expected, self.start([source]).extend([tokens], last=5))
+            expected = Reference(self.modules, source).read(tokens, len(tokens))
+            right = not disagree(expected, CalmScorer(self, [source]).extend([tokens], len(tokens))[0])
         except Exception as error:  # whatever another version of transformers makes of our calls
             right, why = False, one_line(error)
         if not right:
@@ -139,9 +141,12 @@ class CalmModel(EagerModel):
 class CalmScorer:
     """Rows being read one by one by a :class:`CalmModel`; see :class:`bild.decoding.Scorer`."""
 
-    def __init__(self, model: CalmModel, sources: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, model: CalmModel, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None
+    ) -> None:
         self.model = model
-        self._rows = [_Row(model, source) for source in sources]
+        known = [None] * len(sources) if encoded is None else [[states] for states in encoded]
+        self._rows = [_Row(model, *each) for each in zip(sources, known, strict=True)]
 
     @property
     def lengths(self) -> list[int]:
@@ -154,30 +159,34 @@ class CalmScorer:
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
-        width = max(len(new) for new in tokens)
-        if not 1 <= last <= width:
-            raise ValueError(f"cannot score {last} positions of {width} new tokens")
+        check_last(tokens, last)
         scored = [row.extend(new, last) for row, new in zip(self._rows, tokens, strict=True)]
         missing = [last - len(logits) for logits in scored]
         padded = [torch.nn.functional.pad(row, (0, 0, count, 0)) for row, count in zip(scored, missing, strict=True)]
         return torch.stack(padded)
+
+    def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
+        logits = _wide(self.extend(tokens, last))
+        return logits, Summary.of(logits)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         for row, length in zip(self._rows, lengths, strict=True):
             row.truncate(length)
 
     def keep(self, rows: Sequence[int]) -> None:
-        self._rows = [self._rows[b] for b in rows]
+        self._rows = [self._rows[b].copy() if b in rows[:at] else self._rows[b] for at, b in enumerate(rows)]
+
+    def join(self, other: CalmScorer) -> None:
+        self._rows += other._rows
 
 
 class _Row:
     """One text: the state each token left with, and keys and values of each layer, as far as tokens have got."""
 
-    def __init__(self, model: CalmModel, source: Sequence[int]) -> None:
-        self.model, self.source = model, source
+    def __init__(self, model: CalmModel, source: Sequence[int], encoded: Sequence[Tensor] | None = None) -> None:
+        self.model, self._encoded = model, Encoded(model.modules, [source], encoded)
         self.states: list[Tensor] = []
         self.exits: list[int] = []
-        self._encoded: Any = None
         # The second holds the source's, which a layer fills the first time it runs.
         self._past: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
@@ -190,6 +199,13 @@ class _Row:
                 scored.append(model.head(state) if logits is None else logits)
         return torch.cat(scored) if scored else torch.zeros(0, model.vocab_size, dtype=model.dtype, device=model.device)
 
+    def copy(self) -> _Row:
+        """Another row that has read the same."""
+        other = copy.copy(self)
+        other.states, other.exits = list(self.states), list(self.exits)
+        other._past = copy.deepcopy(self._past)
+        return other
+
     def truncate(self, length: int) -> None:
         """Forget everything after ``length`` tokens."""
         del self.states[length:], self.exits[length:]
@@ -201,10 +217,7 @@ class _Row:
     def _read(self, token: int) -> tuple[Tensor, Tensor | None]:
         """Run layers until the token may leave; its state ``[1, 1, D]``, and its logits where it left by them."""
         model, rule = self.model, self.model.rule
-        if self._encoded is None:
-            # Only now: a text the small model ends unread never costs the large model's encoder.
-            self._encoded, _ = model.encode([self.source])
-        state = model.network.get_decoder().embed_tokens(torch.tensor([[token]], device=model.device))
+        state = model.modules.get_decoder().embed_tokens(torch.tensor([[token]], device=model.device))
         threshold = rule.threshold_at(len(self.states))
         biases: Sequence[Tensor | None] = (None, None)
         asked = range(rule.min_layers, len(model.layers) if threshold < math.inf else 0)
@@ -227,10 +240,9 @@ class _Row:
         self._propagate(index)
         bias, source_bias = biases
         run = self.model.layers[index]
-        source = self._encoded.last_hidden_state
-        outputs: Sequence[Tensor] = run(
-            state, None, bias, source, None, source_bias, **{cache_argument(run): self._past}
-        )
+        # Encoded only now: a text the small model ends unread never costs the large model's encoder.
+        source, past = self._encoded.of([0])[0][None], {cache_argument(run): self._past}
+        outputs: Sequence[Tensor] = run(state, None, bias, source, None, source_bias, **past)
         return outputs[:3]
 
     def _propagate(self, index: int) -> None:

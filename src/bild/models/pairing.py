@@ -5,14 +5,15 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
+from bild.models.compiled import CompiledModel, is_prepared
 from bild.models.eager import EagerModel
 from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
-from bild.models.static import StaticModel, is_prepared
+from bild.models.protocol import Model
 
 RUNTIMES = ("auto", "eager", "static")
 
 
-def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str) -> tuple[EagerModel, EagerModel]:
+def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str) -> tuple[Model, Model]:
     """Both models, ready to read.
 
     Args:
@@ -35,10 +36,10 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
     if large.device != small.device:
         raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
     static = is_prepared(large) and is_prepared(small) if runtime == "auto" else runtime == "static"
-    kind = StaticModel if static else EagerModel
+    kind = CompiledModel if static else EagerModel
     accurate = kind(large)
     # One network on both sides decodes alone, and is not compiled and held twice.
-    models = [accurate, accurate if small is large else kind(small)]
+    models: list[Model] = [accurate, accurate if small is large else kind(small)]
     kinds = ["encoder-decoder" if model.is_encoder_decoder else "decoder-only" for model in models]
     if kinds[0] != kinds[1]:
         raise LoadError(f"the large model is {kinds[0]} and the small one {kinds[1]}; use two of one kind")

@@ -17,7 +17,7 @@ from bild.data import Data
 from bild.errors import InputError
 from bild.machine import describe_machine
 from bild.models import load_network, resolve_device, resolve_dtype
-from bild.models.compiling import has_compiler
+from bild.models.compiled.compiling import has_compiler
 from bild.training.batches import Batches, Collator
 from bild.training.checkpoint import Resumed, RunFolder, State
 from bild.training.corpus import Coder, Corpus, pairs_of

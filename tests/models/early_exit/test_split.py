@@ -12,7 +12,7 @@ from bild.errors import InputError, LoadError
 from bild.models.early_exit import SplitModel, exit_layer
 from bild.models.early_exit import split as cutting
 from bild.models.early_exit.split import split
-from bild.models.quantize import to_int8
+from bild.models.int8 import to_int8
 from tests.early_exits import EXITING, LAYERS, deep
 from tests.networks import OTHERS, build, build_other, forward, random_source, random_tokens
 

@@ -3,31 +3,31 @@
 The large model is cut in two (:mod:`.split`). The layers below the exit keep the hidden states of what they have
 read; with the norm and the head they are the small model, and the layers above go on from those states, so
 verifying a draft runs only what drafting it has not. :mod:`.shared` is the text both sides read, :mod:`.eager` and
-:mod:`.static` are the runtimes.
+:mod:`.compiled` are the runtimes.
 """
 
 from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from bild.models.eager import EagerModel
+from bild.models.protocol import Model
 from bild.models.early_exit.eager import ExitModel, SplitModel
 from bild.models.early_exit.split import exit_layer
-from bild.models.early_exit.static import StaticExitModel, StaticSplitModel, last_graph
-from bild.models.static import is_prepared
+from bild.models.early_exit.compiled import CompiledExitModel, CompiledSplitModel, last_graph
+from bild.models.compiled import is_prepared
 
 __all__ = [
     "ExitModel",
     "SplitModel",
-    "StaticExitModel",
-    "StaticSplitModel",
+    "CompiledExitModel",
+    "CompiledSplitModel",
     "exit_layer",
     "is_exit_prepared",
     "run_early_exit",
 ]
 
 
-def run_early_exit(network: PreTrainedModel, count: int, static: bool) -> tuple[EagerModel, EagerModel]:
+def run_early_exit(network: PreTrainedModel, count: int, static: bool) -> tuple[Model, Model]:
     """A network and the early exit after its first layers, as the large and the small model of a pair.
 
     Args:
@@ -40,8 +40,8 @@ def run_early_exit(network: PreTrainedModel, count: int, static: bool) -> tuple[
     """
     eager = SplitModel(network, count)
     if static:
-        small = StaticExitModel(eager.small)
-        large = StaticSplitModel(eager, small) if small.is_compiled else None
+        small = CompiledExitModel(eager.small)
+        large = CompiledSplitModel(eager, small) if small.is_compiled else None
         if large is not None and large.is_compiled:
             return large, small
     return eager, eager.small

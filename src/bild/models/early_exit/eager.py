@@ -1,42 +1,68 @@
-"""An early exit on dynamic caches, uncompiled.
+"""An early exit on dynamic storage, uncompiled.
 
-The hidden states at the exit are kept as one more layer of the cache below it, half of them as its keys and half
-as its values: whatever rolls, crops or selects rows of that cache does so to them.
+The hidden states at the exit are kept as one more layer of the storage below it, half of them as its keys and half
+as its values: whatever moves, copies or forgets rows of that storage does so to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
 from bild.decoding import Scorer
 from bild.errors import LoadError, one_line
-from bild.models.eager import EagerModel, disagree
-from bild.models.eager_scorer import EagerScorer
+from bild.models.cache import Shape
+from bild.models.eager.model import EagerModel
+from bild.models.eager.scorer import EagerScorer
+from bild.models.eager.sources import Sources
 from bild.models.early_exit.shared import SplitScorer
-from bild.models.early_exit.split import Split, split, states_of, without_head
+from bild.models.early_exit.split import split
+from bild.models.passes import Placed, Source
+from bild.models.probing import disagree
+from bild.models.seams import Pass, own_modules
+
+EXACT = 0.01
+"""Share of the spread of logits by which two computations by the same kernels may differ. Learned positions that are
+added twice would be a small difference, too."""
 
 
 class ExitModel(EagerModel):
-    """The first layers of a network, its norm and its head, as the small model."""
+    """The first layers of a network, its norm and its head, as the small model.
 
-    def __init__(self, parts: Split) -> None:
-        self.parts = parts
-        super().__init__(parts.small)
+    Args:
+        whole: the network.
+        count: its decoder layers below the exit.
+    """
 
-    def start(self, sources: Sequence[Sequence[int]]) -> EagerLower:
-        """Begin a batch of its own; see :meth:`EagerModel.start`."""
-        return EagerLower(self, sources)
+    def __init__(self, whole: PreTrainedModel, count: int) -> None:
+        self.whole, self.count = whole, count
+        super().__init__(split(whole, count).small)
+
+    def start(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> EagerLower:
+        """Begin a batch of its own; see :meth:`~bild.models.protocol.Model.start`."""
+        self.refresh()
+        return EagerLower(self, sources, encoded)
 
     def beside(self, large: Scorer, sources: Sequence[Sequence[int]]) -> Scorer:
         """The small side of the batch that the whole network has begun."""
         return large.share() if isinstance(large, SplitScorer) else self.start(sources)
+
+    @property
+    def half(self) -> Shape:
+        """Of half of the hidden states at the exit."""
+        return Shape((1,), self.config.get_text_config(decoder=True).hidden_size // 2, self.dtype, self.shapes[-1].device)
+
+    def _origin(self, network: PreTrainedModel) -> PreTrainedModel:
+        return self.whole
+
+    def _copy(self) -> None:
+        self.parts = split(self.whole, self.count)
+        self.network = self.parts.small
+        super()._copy()
 
 
 class SplitModel(EagerModel):
@@ -50,62 +76,102 @@ class SplitModel(EagerModel):
         LoadError: as :class:`EagerModel`; too few or too many layers; a network whose pieces do not add up to it.
     """
 
+    small: ExitModel | None = None
+    """The layers below, as a model of their own."""
+
     def __init__(self, network: PreTrainedModel, count: int) -> None:
         super().__init__(network)
-        self.parts = split(network, count)
-        self.small = ExitModel(self.parts)
+        if self.switches:
+            raise LoadError(
+                f"{type(network).__name__} changes its positions with the length of a text and cannot exit early; "
+                "name a small checkpoint"
+            )
+        self.small = ExitModel(network, count)
+        self._copy()
         self._compare()
 
-    def start(self, sources: Sequence[Sequence[int]]) -> SplitScorer:  # type: ignore[override]
-        """Begin a batch; see :meth:`EagerModel.start`."""
-        lower = self.small.start(sources)
+    @property
+    def parts(self) -> Any:
+        """The pieces; see :class:`~bild.models.early_exit.split.Split`."""
+        assert self.small is not None
+        return self.small.parts
+
+    def start(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> SplitScorer:
+        """Begin a batch; see :meth:`~bild.models.protocol.Model.start`."""
+        self.refresh()
+        assert self.small is not None
+        lower = self.small.start(sources, encoded)
         return SplitScorer(lower, EagerUpper(self, lower))
+
+    def _copy(self) -> None:
+        super()._copy()
+        if self.small is not None:
+            self.small.refresh()
+            self.upper = own_modules(self.parts.upper)
 
     def _compare(self) -> None:
         """The pieces must say what the whole says, at the exit and above it, also on top of their caches."""
-        source, tokens = self._probe_tokens()
+        source, tokens = self.probe_tokens()
         reason = "its layers above the exit do not go on from its hidden states"
         try:
-            right = all(self._agrees(model, source, tokens) for model in (self, self.small))
+            right = self._agrees(source, tokens)
         except Exception as error:
             right, reason = False, one_line(error)
         if not right:
             name = type(self.network).__name__
             raise LoadError(f"{name} cannot exit early ({reason}); name a small checkpoint instead")
 
-    @staticmethod
-    def _agrees(model: EagerModel, source: list[int], tokens: list[int]) -> bool:
-        expected = EagerScorer(model, [source]).extend([tokens], last=5)
-        whole, pieces = model.start([source]), model.start([source])
-        # The same kernels on the same numbers: learned positions added twice would be a small difference, too.
-        if disagree(expected, whole.extend([tokens], last=5), share=0.01):
-            return False
-        pieces.extend([tokens[:2]])
-        return not disagree(expected[:, 2:], pieces.extend([tokens[2:]], last=3))
+    def _agrees(self, source: list[int], tokens: list[int]) -> bool:
+        """Whether both read the same pieces alike.
+
+        The same pieces, because then the same kernels work on the same numbers and rounding makes no difference,
+        however many layers there are.
+        """
+        for sizes in ([len(tokens)], [2, len(tokens) - 2]):
+            whole, pieces = EagerScorer(self, [source]), self.start([source])
+            for size in sizes:
+                new, tokens = tokens[:size], tokens[size:] + tokens[:size]
+                if disagree(whole.extend([new], size), pieces.extend([new], size), EXACT):
+                    return False
+        return True
 
 
 class EagerLower(EagerScorer):
     """The layers below; see :class:`~bild.models.early_exit.shared.LowerScorer`."""
 
+    model: ExitModel
+
     def follow(self, tokens: Sequence[Sequence[int]]) -> None:
         """Read new tokens and score none."""
-        self._extend(tokens, last=0)
+        self._extend(tokens, 0)
 
-    def states(self, lengths: Sequence[int], width: int) -> Tensor:
-        """Hidden states ``[B, width, D]`` of each row's tokens from ``lengths[b]`` on; any behind the last one read."""
-        begins = [self._size - tail - own for tail, own in zip(self._tails, self._lengths, strict=True)]
-        firsts = [begin + length for begin, length in zip(begins, lengths, strict=True)]
-        columns = [[min(first + t, self._size - 1) for t in range(width)] for first in firsts]
-        index = torch.tensor(columns, device=self.model.device)[..., None]
-        layer = self._cache.layers[-1]
-        return torch.cat([half[:, 0].take_along_dim(index, dim=1) for half in (layer.keys, layer.values)], -1)
+    def states(self, positions: Tensor, row: int | None) -> Tensor:
+        """Hidden states ``[B, T, D]`` at these positions ``[B, T]``; any behind the last one read.
 
-    def _logits(self, inputs: dict[str, Any], kept: int | Tensor) -> Tensor:
-        asked = kept if isinstance(kept, int) else len(kept)
-        with states_of(self._network) as states, nullcontext() if asked else without_head(self._network):
-            logits = super()._logits(inputs, kept)
-        first, second = states[0][:, None].chunk(2, dim=-1)
-        self._cache.update(first, second, self.model.parts.count)
+        Args:
+            positions: of rows.
+            row: the only one of them; None: all.
+        """
+        tensors = self._cache.tensors
+        halves = [tensors[len(tensors) // 2 - 1], tensors[-1]]
+        if row is not None:
+            halves = [half[row : row + 1] for half in halves]
+        index = positions.clamp(max=self._cache.columns - 1)[..., None].to(halves[0].device)
+        return torch.cat([half[:, 0].take_along_dim(index, dim=1) for half in halves], -1)
+
+    def _shapes(self, model: EagerModel) -> Sequence[Shape]:
+        assert isinstance(model, ExitModel)
+        middle = len(model.shapes) // 2
+        return [*model.shapes[:middle], model.half, *model.shapes[middle:], model.half]
+
+    def _run(
+        self, now: Pass, rows: Tensor, past: Cache, mask: Any, positions: Tensor | None, source: Source | None
+    ) -> Tensor:
+        now.takes_states = True
+        logits = super()._run(now, rows, past, mask, positions, source)
+        assert now.states is not None
+        own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+        own.layers[-1].update(*now.states[:, None].chunk(2, dim=-1))
         return logits
 
 
@@ -113,11 +179,26 @@ class EagerUpper(EagerScorer):
     """The layers above, reading the hidden states of the layers below."""
 
     def __init__(self, model: SplitModel, lower: EagerLower) -> None:
-        super().__init__(model, lower._sources)
-        self._network, self._lower = model.parts.upper, lower
+        self._lower, self._split = lower, model
+        super().__init__(model, [[]] * len(lower.lengths))
 
-    def _new(self, tokens: Sequence[Sequence[int]], width: int) -> Tensor:
-        return self._lower.states(self._lengths, width)
+    def _modules(self, model: EagerModel) -> PreTrainedModel:
+        return self._split.upper
 
-    def _source(self) -> tuple[ModelOutput, Tensor | None]:
-        return self._lower._source()
+    def _shapes(self, model: EagerModel) -> Sequence[Shape]:
+        middle, below = len(model.shapes) // 2, self._split.parts.count
+        return [*model.shapes[below:middle], *model.shapes[middle + below :]]
+
+    def _look_up(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None) -> Sources:
+        below = self._lower.sources
+        assert below is not None
+        width = self.model.config.get_text_config(decoder=True).hidden_size
+        return Sources(self.network, below.encoded, hidden=width, borrowed=True)
+
+    def _together(self, tokens: Sequence[Sequence[int]], row: int | None) -> Tensor:
+        begin = self._lengths[0 if row is None else row]
+        columns = torch.arange(begin, begin + len(tokens[0]), device=self.model.device)
+        return self._lower.states(columns.expand(len(tokens), -1), row)
+
+    def _apart(self, new: Placed, row: int | None) -> Tensor:
+        return self._lower.states(new.positions, row)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from bild.models.early_exit.split import states_of
-from bild.models.graphs import Placed, Read, RowLayer, Source, choose, summary
+from bild.models.compiled.cache import RowLayer
+from bild.models.compiled.graphs import Read, Source, summary
+from bild.models.passes import Placed
+from bild.models.seams import Pass, choose
 
 
 class ReadLower(Read):
@@ -23,26 +25,32 @@ class ReadLower(Read):
     The last of ``keys`` and ``values`` keeps the hidden states at the exit, half of each in either.
     """
 
-    def _read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor]:
+    def read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor]:
         """Hidden states ``[B, K, D]`` of each row's last K new tokens."""
-        with states_of(self.network) as states:
-            self._run(new.tokens, new.positions, keys[:-1], values[:-1], source)
-        RowLayer(keys[-1], values[-1], new.positions).update(*states[0][:, None].chunk(2, dim=-1))
-        return (choose(states[0], new.wanted),)
+        states = self._states(new, new.tokens, keys[:-1], values[:-1], source)
+        RowLayer(keys[-1], values[-1], new.positions).update(*states[:, None].chunk(2, dim=-1))
+        return (choose(states, new.wanted),)
+
+    def _states(
+        self, new: Placed, read: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source
+    ) -> Tensor:
+        now = Pass(new.positions, new.ends, wanted=0, takes_states=True)
+        self.run(now, read, new.positions, keys, values, source)
+        assert now.states is not None
+        return now.states
 
 
-class ReadUpper(Read):
+class ReadUpper(ReadLower):
     """Go on through the layers above the exit.
 
     The last of ``keys`` and ``values`` holds the hidden states at the exit, as :class:`ReadLower` wrote them.
     """
 
-    def _read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor]:
+    def read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor]:
         """Hidden states ``[B, K, D]`` behind the last layer; of the new tokens only the number matters."""
         below = torch.cat([choose(half[:, 0], new.positions) for half in (keys[-1], values[-1])], dim=-1)
-        with states_of(self.network) as states:
-            self._run(below, new.positions, keys[:-1], values[:-1], source)
-        return (choose(states[0], new.wanted),)
+        states = self._states(new, below, keys[:-1], values[:-1], source)
+        return (choose(states, new.wanted),)
 
 
 class Score(nn.Module):

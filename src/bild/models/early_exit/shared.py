@@ -8,7 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 from bild.decoding import Scorer
-from bild.models.eager_scorer import check_last
+from bild.decoding.scores import Summary
+from bild.models.passes import check_last
 
 Tokens = Sequence[Sequence[int]]
 
@@ -34,9 +35,6 @@ class SplitScorer:
     def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
         self._lower, self._upper = lower, upper
         self._alone = True
-        if hasattr(lower, "take_encoded"):
-            # The layers above ask those below for the source.
-            self.take_encoded = lower.take_encoded
 
     def share(self) -> ExitScorer:
         """The small model's side of this batch."""
@@ -50,6 +48,10 @@ class SplitScorer:
     def extend(self, tokens: Tokens, last: int = 1) -> Tensor:
         self._follow(tokens, last)
         return self._upper.extend(tokens, last)
+
+    def summarize(self, tokens: Tokens, last: int = 1) -> tuple[Tensor, Summary]:
+        self._follow(tokens, last)
+        return self._upper.summarize(tokens, last)
 
     def _follow(self, tokens: Tokens, last: int) -> None:
         """Let the layers below read what they have not."""
@@ -69,18 +71,21 @@ class SplitScorer:
         if self._alone:
             self._lower.keep(rows)
 
+    def join(self, other: SplitScorer) -> None:
+        self._upper.join(other._upper)
+        if self._alone:
+            self._lower.join(other._lower)
+
 
 class ExitScorer:
     """The layers below as the small model of a :class:`SplitScorer`; see :class:`bild.decoding.Scorer`.
 
-    There is one text: what one side forgets, the other forgets too. Rows must be kept on both sides.
+    There is one text: what one side forgets, the other forgets too. Rows must be kept, and joined, on both sides.
     """
 
     def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
         self._lower, self._upper = lower, upper
-        self.extend = lower.extend
-        if hasattr(lower, "summarize"):
-            self.summarize = lower.summarize
+        self.extend, self.summarize = lower.extend, lower.summarize
 
     @property
     def lengths(self) -> list[int]:
@@ -92,3 +97,6 @@ class ExitScorer:
 
     def keep(self, rows: Sequence[int]) -> None:
         self._lower.keep(rows)
+
+    def join(self, other: ExitScorer) -> None:
+        self._lower.join(other._lower)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
-from bild.models.loading import relative_bias_modules
+from bild.models.seams import layers_of, relative_bias_modules, sharing
 
 PREFIX = "exit:"
 
@@ -56,7 +52,7 @@ def split(network: PreTrainedModel, count: int) -> Split:
         LoadError: nothing would be left on one side, or its decoder is not one list of layers, or adds positions
             to whatever it reads.
     """
-    kind, named = type(network).__name__, _layers_of(network)
+    kind, named = type(network).__name__, layers_of(network)
     if named is None or hasattr(network.get_decoder(), "embed_positions"):
         raise LoadError(f"{kind} is not built like T5, GPT-2 or Llama and cannot exit early; name a small checkpoint")
     total = len(named[1])
@@ -75,9 +71,9 @@ def cut(network: PreTrainedModel, first: int, last: int) -> PreTrainedModel:
 
     One without the first layer reads hidden states (``inputs_embeds``) as they leave the layer before.
     """
-    part = _sharing(network)
+    part = sharing(network)
     decoder = part.get_decoder()
-    name, layers = _layers_of(part)
+    name, layers = layers_of(part)
     setattr(decoder, name, layers[first:last])
     for index, layer in enumerate(layers[first:last]):
         for module in layer.modules():
@@ -95,17 +91,6 @@ def cut(network: PreTrainedModel, first: int, last: int) -> PreTrainedModel:
     return part
 
 
-def _sharing(network: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the modules over the same tensors."""
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
-
-
-def _layers_of(network: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
-    children = network.get_decoder().named_children()
-    lists = [(name, child) for name, child in children if isinstance(child, nn.ModuleList)]
-    return lists[0] if len(lists) == 1 else None
-
-
 def _lend_position_bias(network: PreTrainedModel, layer: nn.Module) -> None:
     """T5's first decoder layer computes the relative position bias for all; above the exit another one is first."""
     owners = relative_bias_modules(network)
@@ -114,7 +99,8 @@ def _lend_position_bias(network: PreTrainedModel, layer: nn.Module) -> None:
     attention = next(module for module in layer.modules() if hasattr(module, "has_relative_attention_bias"))
     attention.has_relative_attention_bias = True
     attention.relative_attention_bias = owners[0].relative_attention_bias
-    attention.compute_bias = owners[0].compute_bias
+    for name in ("relative_attention_num_buckets", "relative_attention_max_distance"):
+        setattr(attention, name, getattr(owners[0], name))
 
 
 class _NoPositions(nn.Module):
@@ -122,29 +108,3 @@ class _NoPositions(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         return torch.zeros((), device=positions.device)
-
-
-@contextmanager
-def states_of(network: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Gets the hidden states ``[B, T, D]`` behind the last decoder layer of a pass that is run inside."""
-    states: list[Tensor] = []
-
-    def take(_: nn.Module, __: Any, output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
-
-    _, layers = _layers_of(network)
-    hook = layers[-1].register_forward_hook(take)
-    try:
-        yield states
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def without_head(network: PreTrainedModel) -> Iterator[None]:
-    """Passes run inside score no position."""
-    hook = network.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :0],))
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -33,7 +33,10 @@ logger = logging.getLogger("bild")
 # A loop of fewer numbers than a chunk is done before a second thread has woken up: 4 % of a step.
 LIBRARY = {"freezing": True, "cpp.min_chunk_size": 4096}
 TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
-SOURCES = ("graphs.py", "quantize.py", "compiling.py", "early_exit/graphs.py", "early_exit/split.py")
+SOURCES = (
+    *("compiled/cache.py", "compiled/graphs.py", "compiled/compiling.py", "early_exit/graphs.py", "early_exit/split.py"),
+    *("int8.py", "passes.py", "rope.py", "seams.py"),
+)
 """Files that decide what is compiled."""
 
 UNFINISHED = "tmp"
@@ -89,7 +92,7 @@ def _digest_of_weights(network: nn.Module) -> bytes:
 def _circumstances(network: nn.Module) -> list[object]:
     """What a compiled graph depends on besides the weights."""
     device = next(network.parameters()).device
-    files = [Path(__file__).parent / name for name in SOURCES]
+    files = [Path(__file__).parents[1] / name for name in SOURCES]
     sources = [file.read_text(encoding="utf-8") for file in files]
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()

@@ -9,8 +9,9 @@ from torch.export import Dim
 from transformers.pytorch_utils import Conv1D
 
 from bild import BigLittleDecoder, InputError, LoadError
-from bild.models import EagerModel, compiling, quantize, to_int8
-from bild.models.quantize import Int8Linear, multiply_int8, quantize_rows
+from bild.models import EagerModel, int8, to_int8
+from bild.models.compiled import compiling
+from bild.models.int8 import Int8Linear, multiply_int8, quantize_rows
 from tests.compiled import without_templates
 from tests.networks import build
 
@@ -47,7 +48,7 @@ def rounded_in_float64(matrix):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 6])
 def test_without_tiles_a_layer_multiplies_by_its_rounded_weights(bias, rows, monkeypatch):
-    monkeypatch.setattr(quantize, "_has_int8_tiles", lambda _: False)
+    monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: False)
     layer = nn.Linear(64, 40, bias=bias).requires_grad_(False)
     states = torch.randn(2, rows, 64)
     replaced = Int8Linear(layer.weight, layer.bias)
@@ -60,7 +61,7 @@ def test_without_tiles_a_layer_multiplies_by_its_rounded_weights(bias, rows, mon
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("rows", "outputs", "width"), [(1, 40, 64), (3, 33, 96), (6, 1, 32), (35, 130, 160)])
 def test_with_tiles_a_layer_rounds_each_token_too(bias, rows, outputs, width, monkeypatch):
-    monkeypatch.setattr(quantize, "_has_int8_tiles", lambda _: True)
+    monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: True)
     layer = nn.Linear(width, outputs, bias=bias).requires_grad_(False)
     states = torch.randn(2, rows, width) * torch.logspace(-3, 3, rows)[:, None]
     expected = rounded_in_float64(states) @ rounded_in_float64(layer.weight).T
@@ -91,7 +92,7 @@ def test_in_bfloat16_a_token_is_rounded_on_a_scale_of_full_precision():
     torch.testing.assert_close(found, expected.to(torch.bfloat16))
 
 
-@pytest.mark.skipif(not quantize._has_int8_tiles(torch.device("cpu")), reason="this CPU has no int8 tiles")
+@pytest.mark.skipif(not int8._has_int8_tiles(torch.device("cpu")), reason="this CPU has no int8 tiles")
 def test_compiled_layers_hold_their_weights_once_and_multiply_as_uncompiled(tmp_path, monkeypatch):
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
     wide, narrow = nn.Linear(1024, 2016), nn.Linear(2016, 1024)

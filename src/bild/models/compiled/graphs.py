@@ -1,0 +1,143 @@
+"""The two passes of a network that are worth compiling: encode a source, and read new tokens.
+
+Both run transformers' own modules. What makes them compilable is what is handed in: storage of fixed
+place for keys and values, a mask and positions of our own, everything else as plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from bild.models.cache_argument import cache_argument
+from bild.models.compiled.cache import RowLayer, SourceLayer
+from bild.models.passes import Placed, as_attended, masks, placed, run
+from bild.models.passes import Source as Encoded
+from bild.models.seams import Pass
+
+Source = tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None]
+"""Keys and values of the source in each decoder layer, and its mask."""
+
+
+class Read(nn.Module):
+    """Read new tokens on top of what each row has read, and score what may follow.
+
+    Args:
+        network: modules of our own, see :func:`~bild.models.seams.own_modules`.
+        farthest: the last position its embeddings know, None where positions are relative.
+    """
+
+    def __init__(self, network: PreTrainedModel, farthest: int | None) -> None:
+        super().__init__()
+        self.network, self.farthest = network, farthest
+
+    def forward(
+        self,
+        rows: Tensor,
+        last: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        source_keys: Sequence[Tensor],
+        source_values: Sequence[Tensor],
+        source_mask: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """As :func:`summary`, of each row's last K new tokens.
+
+        Args:
+            rows: ``[B, 2 + T]``: how many tokens each row has read, how many are new, and those, padded on the
+                right. One tensor, because making a small one costs as much as a small layer.
+            last: ``0 … K − 1``: each row's last K new tokens are scored; before its first there is no meaning.
+            keys: storage of each decoder layer ``[B, H, L, D]``, written in place; L ≥ tokens read + T.
+            values: likewise.
+            source_keys: of each decoder layer ``[B, H, S, D]``; empty for a decoder-only model.
+            source_values: likewise.
+            source_mask: ``[B, 1, 1, S]``, False where the source is padded; None for a decoder-only model.
+        """
+        return self.read(placed(rows, last), keys, values, (source_keys, source_values, source_mask))
+
+    def read(
+        self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`forward` returns."""
+        now = Pass(new.positions, new.ends, new.wanted)
+        return summary(self.run(now, new.tokens, new.positions, keys, values, source))
+
+    def run(
+        self,
+        now: Pass,
+        new: Tensor,
+        positions: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        source: Source,
+    ) -> Tensor:
+        """Logits of a pass over tokens ``[B, T]``, or hidden states ``[B, T, D]``, at these positions."""
+        source_keys, source_values, source_mask = source
+        past: Any = Cache(layers=[RowLayer(*layer, positions) for layer in zip(keys, values, strict=True)])
+        encoded = None
+        if source_mask is not None:
+            layers = [SourceLayer(*layer) for layer in zip(source_keys, source_values, strict=True)]
+            past = EncoderDecoderCache(past, Cache(layers=layers))
+            past.is_updated = dict.fromkeys(range(len(layers)), True)
+            # Its keys and values are in the cache; only its shape is looked at.
+            width = self.network.config.get_text_config(decoder=True).hidden_size
+            states = source_keys[0].new_zeros(1).expand(*source_mask.shape[::3], width)
+            encoded = Encoded(BaseModelOutput(last_hidden_state=states), as_attended(source_mask, self.network))
+        mask = masks(self.network, positions, keys[0].shape[2])
+        within = positions if self.farthest is None else positions.clamp(max=self.farthest)
+        return run(self.network, now, new, past, mask=mask, positions=within, source=encoded)
+
+
+class Encode(nn.Module):
+    """Keys and values of the source in every decoder layer."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sources: Tensor, mask: Tensor) -> list[Tensor]:
+        """All keys, then all values, each ``[B, H, S, D]``.
+
+        Args:
+            sources: encoder input ids ``[B, S]``, padded on the right.
+            mask: ``[B, 1, 1, S]``, False where padded.
+        """
+        attended = as_attended(mask, self.network)
+        states = self.network.get_encoder()(input_ids=sources, attention_mask=self._seen(mask))
+        past = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        # The cross attention of any token leaves them in the cache; all else it computes is not asked for.
+        start = torch.zeros_like(sources[:, :1])
+        cache = {cache_argument(self.network): past}
+        self.network(decoder_input_ids=start, encoder_outputs=states, attention_mask=attended, **cache)
+        layers = past.cross_attention_cache.layers
+        return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
+
+    def _seen(self, mask: Tensor) -> Any:
+        """What the encoder's tokens see, by kind of layer where some look through a window."""
+        config = self.network.config.get_text_config(encoder=True)
+        window = getattr(config, "sliding_window", None)
+        full = as_attended(mask, self.network)
+        if window is None or getattr(config, "layer_types", None) is None:
+            return full
+        column = torch.arange(mask.shape[-1], device=mask.device)
+        near = within_window(column, window)[None, None]
+        return {"full_attention": full, "sliding_attention": as_attended(mask & near, self.network)}
+
+
+def within_window(column: Tensor, window: int) -> Tensor:
+    """Which tokens an encoder's token sees through a window, to both sides ``[S, S]``, as transformers counts it."""
+    return (column[:, None] - column).abs() <= window
+
+
+def summary(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``logits`` ``[B, K, V]``, at least float32, and the fields of :class:`~bild.decoding.scorer.Summary`."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Here they ride along with the head; as operations of their own they cost as much as a small model's layer.
+    highest = logits.amax(-1)
+    total = (logits - highest[..., None]).exp().sum(-1)
+    return logits, logits.argmax(-1), 1 / total, highest + total.log()

@@ -1,0 +1,263 @@
+"""Any checkpoint behind the Scorer contract, on static caches, compiled.
+
+One graph reads new tokens and one encodes a source; batch, new tokens, columns and source length are
+dynamic in both, so a model is compiled once in its life and holds one packed copy of its weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from bild.decoding import Scorer
+from bild.errors import one_line
+from bild.models.cache import COLUMNS, RowCache, Shape
+from bild.models.compiled import compiling
+from bild.models.compiled.graphs import Encode, Read
+from bild.models.compiled.scorer import CompiledScorer
+from bild.models.eager.model import EagerModel
+from bild.models.eager.scorer import EagerScorer
+from bild.models.passes import pad
+from bild.models.probing import SHARE, difference
+
+logger = logging.getLogger("bild")
+
+LONGEST_COMPILED = 64
+"""New tokens beyond which a pass is bound by arithmetic and the uncompiled modules do as well."""
+EXAMPLE = (2, 3, COLUMNS, 16)
+"""Rows, new tokens, columns and source tokens that the compiler tunes for; all vary when it runs. They are distinct,
+so that torch.export does not take two dimensions for one."""
+MANY = 1 << 20
+"""More rows, tokens or columns than anybody will ask for."""
+NOISE = 4.0
+"""How many times the difference that rounding makes between two uncompiled computations is still rounding."""
+MOST = 0.5
+"""Share of the spread of logits that no rounding excuses."""
+
+Graph = Callable[[list[Tensor]], list[Tensor]]
+
+
+def graph_name(network: PreTrainedModel) -> str:
+    """What the compiled graphs of these weights are called on this machine, before ``-encode`` and ``-read``."""
+    return f"{type(network).__name__}-{compiling.fingerprint(network)}"
+
+
+def is_prepared(network: PreTrainedModel, graph: str = "read") -> bool:
+    """Whether running this network compiled would compile nothing: whether its last graph is there."""
+    # To name the graphs of billions of weights takes seconds, so first whether there are any of the kind.
+    if not any(compiling.file_of("").parent.glob(f"{type(network).__name__}-*")):
+        return False
+    return compiling.file_of(f"{graph_name(network)}-{graph}").exists()
+
+
+@lru_cache(maxsize=LONGEST_COMPILED)
+def _counting(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)
+
+
+class Graphs:
+    """The passes of a network as its weights were when they were compiled.
+
+    Args:
+        uncompiled: reads as the first graph does.
+        read: arguments and result as those of :class:`~bild.models.compiled.graphs.Read`, in one list.
+        encode: likewise of :class:`~bild.models.compiled.graphs.Encode`.
+        device: where tokens are put.
+    """
+
+    def __init__(self, uncompiled: Read, read: Graph, encode: Graph, device: torch.device) -> None:
+        self.uncompiled, self.run_read, self.run_encode, self.device = uncompiled, read, encode, device
+
+    def read(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Sequence[Tensor]:
+        """One pass of :class:`~bild.models.compiled.graphs.Read`, compiled where that pays.
+
+        Args:
+            rows: ``[B, 2 + T]``, as there.
+            last: how many positions to score, 1…T.
+            storage: keys, then values, of every decoder layer.
+            source: keys, then values, of the source in every decoder layer, then its mask; or nothing.
+        """
+        if rows.shape[1] - 2 <= LONGEST_COMPILED:
+            return self.run_read([rows, _counting(last, self.device), *storage, *source])
+        return self.uncompiled(*arguments(rows, last, storage, source))
+
+    def encode_sources(self, sources: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Keys, then values, of the sources in every decoder layer, each ``[N, H, S, D]``."""
+        width = max(len(source) for source in sources)
+        ids = torch.tensor([pad(source, width) for source in sources], device=self.device)
+        lengths = torch.tensor([len(source) for source in sources], device=self.device)
+        mask = (torch.arange(width, device=self.device) < lengths[:, None])[:, None, None]
+        return self.run_encode([ids, mask])
+
+
+def arguments(rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Any:
+    """As :class:`~bild.models.compiled.graphs.Read` takes them."""
+    mask = source[-1] if source else None
+    return (rows, _counting(last, rows.device), *halves(storage), *halves(source[:-1]), mask)
+
+
+class CompiledModel(EagerModel):
+    """A compiled network that can start reading new texts; see :class:`~bild.models.protocol.Model`.
+
+    When the network's weights have changed it is compiled anew before the next text starts; texts that have begun go
+    on with the weights they began with.
+
+    Args:
+        network: encoder-decoder or decoder-only model with a language-model head; it is left as it is.
+        progress: told what is being compiled before it starts, a log line by default; silent where all is on disk.
+
+    Raises:
+        LoadError: as :class:`EagerModel`. What cannot be compiled runs uncompiled, after one warning.
+    """
+
+    def __init__(self, network: PreTrainedModel, progress: Callable[[str], None] = compiling.announce) -> None:
+        self._progress, self._changing = progress, Lock()
+        self.graphs: Graphs
+        self._compiled = False
+        super().__init__(network)
+        self._prepare()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether passes run compiled."""
+        return self._compiled
+
+    @property
+    def storage(self) -> list[Shape]:
+        """Of what is stored of each token: keys, then values, of every layer."""
+        return self.shapes
+
+    def start(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> Scorer:
+        """Begin a batch; see :meth:`~bild.models.protocol.Model.start`."""
+        self.refresh()
+        return self._switching(self.scorer(sources) if self._compiled else EagerScorer(self, sources, encoded))
+
+    def scorer(self, sources: Sequence[Sequence[int]]) -> CompiledScorer:
+        """A scorer that runs compiled."""
+        return CompiledScorer(self, sources)
+
+    def refresh(self) -> None:
+        """Compile anew if the network's weights or modules have changed."""
+        if not self._watch.sees_change():
+            return
+        with self._changing:
+            if self._watch.sees_change():
+                super().refresh()
+                self._copy()
+                self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the graphs of the weights as they are now."""
+        try:
+            self.graphs = self._compile(self._progress)
+            self._compiled = True
+            self._compare()
+        except Exception as error:  # torch raises whatever it likes; the request must not be lost
+            self._compiled = False
+            name = type(self.network).__name__
+            logger.warning("%s cannot be compiled and runs uncompiled (%s)", name, one_line(error))
+
+    def _compile(self, progress: Callable[[str], None]) -> Graphs:
+        """Both graphs, from disk where they are there; a decoder-only model has nothing to encode."""
+        name = graph_name(self.network)
+        encode = self._compile_encode(self.modules, f"{name}-encode", progress)
+        return self._compile_read(f"{name}-read", self._example_source(encode), encode, progress)
+
+    def _reader(self) -> Read:
+        return Read(self.modules, self.farthest)
+
+    @torch.no_grad()
+    def _compile_encode(self, modules: PreTrainedModel, name: str, progress: Callable[[str], None]) -> Graph:
+        if not self.is_encoder_decoder:
+            return _nothing
+        varying = (self._varying({1: "S"}), self._varying({3: "S"}))
+        return compiling.compiled(Encode(modules), self._example_ids(), varying, name=name, progress=progress)
+
+    @torch.no_grad()
+    def _compile_read(
+        self, name: str, source: list[Tensor], encode: Graph, progress: Callable[[str], None]
+    ) -> Graphs:
+        tokens, columns = EXAMPLE[1:3]
+        varying = (self._varying({1: "T"}), {0: self._dims["K"]})
+        varying += tuple([self._varying({2: "L"})] * (len(self.storage) // 2) for _ in range(2))
+        varying += tuple([self._varying({2: "S"})] * (len(source) // 2) for _ in range(2))
+        varying += (self._varying({3: "S"}) if source else None,)
+        storage = RowCache(self.storage, self._example_rows, columns).tensors
+        example = arguments(self._integers(self._example_rows, 2 + tokens), tokens + 1, storage, source)
+        reader = self._reader()
+        read = compiling.compiled(reader, example, varying, name=name, progress=progress)
+        return Graphs(reader, read, encode, self.device)
+
+    @property
+    def _example_rows(self) -> int:
+        return EXAMPLE[0] if self.batches else 1
+
+    def _example_ids(self) -> tuple[Tensor, Tensor]:
+        """A source and its mask."""
+        rows, width = self._example_rows, EXAMPLE[3]
+        return self._integers(rows, width), self._integers(rows, 1, 1, width) == 0
+
+    def _example_source(self, encode: Graph) -> list[Tensor]:
+        if not self.is_encoder_decoder:
+            return []
+        ids, mask = self._example_ids()
+        # By the graph itself: a graph reads its inputs by the strides of its example.
+        return [*encode([ids, mask]), mask]
+
+    def _varying(self, dims: dict[int, str]) -> dict[int, Any]:
+        """The dimensions of a tensor that vary, the first being the rows where the model takes several."""
+        names = {0: "B", **dims} if self.batches else dims
+        return {dim: self._dims[name] for dim, name in names.items()}
+
+    @cached_property
+    def _dims(self) -> dict[str, Any]:
+        """Rows, new tokens (and two columns beside them), scored positions, columns, source tokens.
+
+        The compiler must be told at least two of each; nothing in what it makes depends on that, and ones are
+        tested. The encoder of M2M-100 asks whether its table of positions is long enough.
+        """
+        longest_source = MANY if self.max_source_positions is None else self.max_source_positions
+        bounds = {"B": (2, MANY), "T": (4, MANY), "K": (2, MANY), "L": (2, MANY), "S": (2, longest_source)}
+        return {name: Dim(name, min=least, max=most) for name, (least, most) in bounds.items()}
+
+    def _integers(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.long, device=self.device)
+
+    def _compare(self) -> None:
+        """The compiled network must say what the uncompiled one says, or rounding apart from it.
+
+        How much rounding makes at this depth, width and dtype is what two uncompiled computations differ by.
+        """
+        source, tokens = self.probe_tokens()
+        scored = len(tokens) - 2
+        expected = self._uncompiled([source]).extend([tokens], scored)
+        pieces = self._uncompiled([source])
+        pieces.extend([tokens[:2]])
+        noise = difference(expected, pieces.extend([tokens[2:]], scored))
+        allowed = min(MOST, max(SHARE, NOISE * noise))
+        scorer = self.scorer([source])
+        scorer.extend([tokens[:2] + tokens[:1]])
+        scorer.truncate([2])
+        if not difference(expected, scorer.extend([tokens[2:]], scored)) <= allowed:
+            raise RuntimeError("its compiled graph scores tokens differently")
+
+    def _uncompiled(self, sources: Sequence[Sequence[int]]) -> Any:
+        return EagerScorer(self, sources)
+
+
+def halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of as many layers."""
+    middle = len(tensors) // 2
+    return tensors[:middle], tensors[middle:]
+
+
+def _nothing(_: list[Tensor]) -> list[Tensor]:
+    return []

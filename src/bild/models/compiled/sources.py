@@ -1,0 +1,87 @@
+"""The sources of a batch on the compiled runtime: encoded once, and not before a pass needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bild.models.cache import RowCache
+
+Encoder = Callable[[Sequence[Sequence[int]]], list[Tensor]]
+"""Keys, then values, of some sources in every decoder layer, each ``[N, H, S, D]``."""
+
+
+class Sources:
+    """Keys and values of each row's source in every decoder layer, padded on the right to the longest.
+
+    Args:
+        tokens: encoder input ids of each row.
+        encode: makes them.
+        device: where the mask is put.
+    """
+
+    def __init__(self, tokens: Sequence[Sequence[int]], encode: Encoder, device: torch.device) -> None:
+        self.tokens, self._encode, self._device = list(tokens), encode, device
+        self._encoded = [False] * len(self.tokens)
+        self._cache: RowCache | None = None
+        self._ready: list[Tensor] | None = None
+
+    def tensors(self, needed: Sequence[int]) -> list[Tensor]:
+        """Keys, then values, then the mask ``[B, 1, 1, S]``.
+
+        Args:
+            needed: rows that read something in this pass; only theirs are encoded.
+        """
+        missing = [b for b in needed if not self._encoded[b]]
+        if missing:
+            self._add(missing)
+        if self._ready is None:
+            assert self._cache is not None
+            # A row that is not encoded yet reads nothing; what its padding sees is zero, and not nothing at all.
+            counts = [len(row) if done else 1 for row, done in zip(self.tokens, self._encoded, strict=True)]
+            lengths = torch.tensor(counts, device=self._device)
+            column = torch.arange(self._cache.columns, device=self._device)
+            self._ready = [*self._cache.tensors, (column < lengths[:, None])[:, None, None]]
+        return self._ready
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """As :meth:`RowCache.keep`."""
+        self.tokens = [self.tokens[b] for b in rows]
+        self._encoded = [self._encoded[b] for b in rows]
+        self._ready = None
+        if self._cache is not None:
+            self._cache.keep(rows, self._read, max(map(len, self.tokens)))
+
+    def join(self, other: Sources) -> None:
+        """As :meth:`RowCache.join`."""
+        before = len(self.tokens)
+        self.tokens += other.tokens
+        self._encoded += other._encoded
+        self._ready = None
+        shapes = next((cache.shapes for cache in (self._cache, other._cache) if cache is not None), None)
+        if shapes is None:
+            return
+        longest = max(map(len, self.tokens))
+        if self._cache is None:
+            self._cache = RowCache(shapes, before, longest)
+        joining = RowCache(shapes, len(other.tokens), 1) if other._cache is None else other._cache
+        self._cache.join(joining, other._read, longest)
+
+    @property
+    def _read(self) -> list[int]:
+        return [len(row) if done else 0 for row, done in zip(self.tokens, self._encoded, strict=True)]
+
+    def _add(self, rows: Sequence[int]) -> None:
+        tensors = self._encode([self.tokens[b] for b in rows])
+        whole = RowCache.holding(tensors)
+        if len(rows) == len(self.tokens):
+            self._cache = whole
+        else:
+            if self._cache is None:
+                self._cache = RowCache(whole.shapes, len(self.tokens), max(map(len, self.tokens)))
+            self._cache.write(rows, tensors)
+        for b in rows:
+            self._encoded[b] = True
+        self._ready = None

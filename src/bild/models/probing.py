@@ -1,0 +1,85 @@
+"""Small trials of a network, so that what it cannot do is known before the first text and not in the middle of one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from bild.models.cache import Shape
+from bild.models.eager.sources import padded
+from bild.models.passes import Source, run
+from bild.models.seams import Pass
+
+SHARE = 0.1
+"""Of the spread of logits: rounding in 16 bits costs less where different kernels compute them."""
+FEWEST, BEYOND = 5, 3
+"""Tokens of a trial, and how many more than a window or chunk has."""
+LONGEST = 160
+"""Tokens of the longest trial: wider windows would cost more than loading the network."""
+
+
+def probe_tokens(network: PreTrainedModel, vocab_size: int, longest: int | None) -> tuple[list[int], list[int]]:
+    """A source and tokens to try a network with, longer than its windows where those are narrow."""
+    config = network.config
+    tokens = _some(vocab_size, _length(config.get_text_config(decoder=True), longest))
+    if not config.is_encoder_decoder:
+        return [], tokens
+    return _some(vocab_size, _length(config.get_text_config(encoder=True), longest) - 2), tokens
+
+
+def _length(config: object, longest: int | None) -> int:
+    widths = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    wanted = [width + BEYOND for width in widths if isinstance(width, int) and width + BEYOND <= LONGEST]
+    most = LONGEST if longest is None else longest
+    return max(min([max([FEWEST, *wanted]), most]), FEWEST)
+
+
+def _some(vocab_size: int, count: int) -> list[int]:
+    return [vocab_size // 2 + i % max(1, vocab_size // 2) for i in range(count)]
+
+
+class Reference:
+    """A network that reads a text on transformers' own caches.
+
+    Args:
+        network: modules of our own.
+        source: encoder input ids.
+    """
+
+    def __init__(self, network: PreTrainedModel, source: list[int]) -> None:
+        self.network, self.own = network, DynamicCache()
+        self.past = EncoderDecoderCache(self.own, DynamicCache()) if network.config.is_encoder_decoder else self.own
+        self.source: Source | None = None
+        if network.config.is_encoder_decoder:
+            ids, mask = padded([source], network.device)
+            self.source = Source(network.get_encoder()(input_ids=ids, attention_mask=mask), mask)
+
+    @torch.inference_mode()
+    def read(self, tokens: list[int], scored: int) -> Tensor:
+        """Logits ``[scored, V]`` of the last of these tokens."""
+        new = torch.tensor([tokens], device=self.network.device)
+        return run(self.network, Pass(wanted=scored), new, self.past, source=self.source)[0]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Of the keys, then the values, of every decoder layer."""
+        layers = self.own.layers
+        return [Shape.of(each) for part in ("keys", "values") for layer in layers if (each := getattr(layer, part)) is not None]
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return int(self.own.get_seq_length())
+
+
+def disagree(one: Tensor, other: Tensor, share: float = SHARE) -> bool:
+    """Whether two computations of the same logits differ by more than ``share`` of their spread."""
+    return not difference(one, other) <= share
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """How far two computations of the same logits are apart, as a share of their spread; NaN where either has one."""
+    one, other = one.float(), other.float()
+    spread = (one - one.mean(-1, keepdim=True)).norm()
+    return float(((one - other).norm() - 1e-3).clamp(min=0) / spread.clamp(min=1e-6))
