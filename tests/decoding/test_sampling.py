@@ -197,11 +197,11 @@ class LearnsTooMuch(AdaptiveConfidence):
 
 def test_an_adaptive_hand_over_leaves_rejection_sampling_lossless():
     large = Scripted([0.2, 0.8], {0: [0.5, 0.5], 1: [0.5, 0.5]})
-    small = Scripted([0.75, 0.25], {0: [0.45, 0.55], 1: [0.6, 0.4]})
-    draws, length, values = 6000, 3, {}
+    small = Scripted([0.75, 0.25], {0: [0.6, 0.4], 1: [0.6, 0.4]})
+    draws, length, values = 3000, 3, {}
     for rule in (AdaptiveConfidence, LearnsTooMuch):
         policy = Policy(
-            hand_over=rule(0.57, prior=0.3), acceptance=RejectionSampling(), verify_end=True, max_draft_tokens=3
+            hand_over=rule(0.5, prior=0.3), acceptance=RejectionSampling(), verify_end=True, max_draft_tokens=3
         )
         assert policy.lossless
         seen = texts_of(policy, ModelDrafter(ToyScorer(small, draws)), large, draws, length)
