@@ -135,8 +135,7 @@ class EagerModel:
             pieces = torch.cat([scorer.extend([tokens[:2]], 2)[0], scorer.extend([tokens[2:]], len(tokens) - 2)[0]])
         except Exception as error:
             raise LoadError(
-                f"{name} cannot read several tokens on top of a cache ({type(error).__name__}); "
-                "it cannot verify drafts"
+                f"{name} cannot read several tokens on top of a cache ({type(error).__name__}); it cannot verify drafts"
             ) from error
         if reference.length != len(tokens) or disagree(whole, pieces):
             raise LoadError(
@@ -158,9 +157,10 @@ class EagerModel:
             batch = EagerScorer(self, [source, source[:1], source])
             batch.extend([tokens[:1], tokens[:2], tokens[:3]])
             scored = batch.extend([tokens[1:], tokens[2:3], []], len(tokens) - 1)
+            short = EagerScorer(self, [source[:1]]).extend([tokens[:3]])[0]
         except Exception:  # whatever a network makes of masks and positions that differ by row
             return False
-        return not disagree(whole[1:], scored[0, :]) and bool(scored[1, -1].isfinite().all())
+        return not disagree(whole[1:], scored[0]) and not disagree(short, scored[1, -1:])
 
 
 def _head_size(network: PreTrainedModel) -> int:
