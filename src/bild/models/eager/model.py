@@ -144,7 +144,7 @@ class EagerModel:
         self.batches = self._takes_rows() and self._reads_rows(source, tokens, whole)
 
     def _takes_rows(self) -> bool:
-        """Whether each row can be told where it stands: by the call, by a table of positions, or by their differences."""
+        """Whether each row can be told where it stands, or only the differences of positions matter."""
         if relative_bias_modules(self.modules) or takes_positions(self.modules):
             return True
         places = getattr(self.modules.get_decoder(), "embed_positions", None)
