@@ -7,11 +7,11 @@ from random import Random
 
 import pytest
 import torch
-from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import Phi3Config, Phi3ForCausalLM, PhimoeConfig, PhimoeForCausalLM, PreTrainedModel, Qwen2Config
 
+from bild.errors import LoadError
 from bild.models import EagerModel, max_positions
 from bild.models.early_exit import SplitModel
-from bild.errors import LoadError
 from tests.networks import VOCAB_SIZE, forward, random_tokens
 
 SWITCH = 16
@@ -97,6 +97,20 @@ def test_texts_past_the_switch_are_those_of_transformers():
     while len(text) < 33:
         text.append(int(scorer.extend([text[scorer.lengths[0] :]])[0, -1].argmax()))
     assert text == written
+
+
+def test_texts_end_where_positions_change_in_a_way_that_is_not_known():
+    """Phi-3.5-MoE scales its attention by the length of the text, too."""
+    far = {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 6.0, 12.0], "short_mscale": 1.1, "long_mscale": 1.4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": SWITCH, **far}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = PhimoeConfig(
+        vocab_size=VOCAB_SIZE, **sizes, num_hidden_layers=1, num_local_experts=2, rope_parameters=rope,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    other = EagerModel(PhimoeForCausalLM(config).eval())
+    assert (other.max_positions, other.switches) == (SWITCH, False)
+    assert (model().max_positions, model().switches) == (128, True)
 
 
 def test_it_cannot_be_cut():

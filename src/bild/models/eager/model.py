@@ -14,7 +14,7 @@ from bild.models import probing, rope
 from bild.models.cache import Shape
 from bild.models.eager.scorer import EagerScorer
 from bild.models.long_texts import LongScorer
-from bild.models.positions import limits_of
+from bild.models.positions import limits_of, most
 from bild.models.probing import Reference, disagree
 from bild.models.seams import own_modules, position_table, relative_bias_modules, takes_positions
 from bild.models.watch import Watch
@@ -42,6 +42,10 @@ class EagerModel:
         self.max_positions, self.max_source_positions = limits_of(network)
         self.switches_at = rope.switches_at(self.config.get_text_config(decoder=True))
         """Tokens of the longest text before another set of rotary frequencies applies; None: there is one set."""
+        if self.switches_at is not None and not rope.switching(network):
+            # How its positions change there is not known, so texts end there.
+            self.max_positions = most(self.max_positions, self.switches_at)
+            self.switches_at = None
         self._refuse_uncroppable()
         self._copy()
         self.shapes: list[Shape] = []
