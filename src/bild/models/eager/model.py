@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from bild.decoding import Scorer
 from bild.errors import LoadError
@@ -50,6 +52,8 @@ class EagerModel:
         self._copy()
         self.shapes: list[Shape] = []
         """Of the keys, then the values, of every decoder layer."""
+        self.encoder_output: type[ModelOutput] = BaseModelOutput
+        """What its encoder returns hidden states in."""
         self.batches = False
         """Whether rows of different length are read in one pass."""
         self._probe()
@@ -135,6 +139,8 @@ class EagerModel:
             reference = Reference(self.modules, source)
             whole = reference.read(tokens, len(tokens))
             self.shapes = reference.shapes
+            if reference.source is not None:
+                self.encoder_output = type(reference.source.states)
             scorer = EagerScorer(self, [source])
             pieces = torch.cat([scorer.extend([tokens[:2]], 2)[0], scorer.extend([tokens[2:]], len(tokens) - 2)[0]])
         except Exception as error:
