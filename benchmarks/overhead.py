@@ -52,9 +52,10 @@ class ForwardClock:
     def __init__(self, decoder: BigLittleDecoder) -> None:
         self.decoder, self.inside = decoder, 0.0
         for model in (decoder.large, decoder.small):
-            model.network.forward = self._timed(model.network.forward)
+            # The modules it reads with, which share the network's weights.
+            model.modules.forward = self._timed(model.modules.forward)
             if model.is_encoder_decoder:
-                encoder = model.network.get_encoder()
+                encoder = model.modules.get_encoder()
                 encoder.forward = self._timed(encoder.forward)
 
     def _timed(self, forward):

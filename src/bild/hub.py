@@ -286,7 +286,9 @@ def _pair(
     arguments = (large.device, large.dtype, network, tokenizer, runtime)
     kept = large.__dict__.get(KEPT)
     if kept is not None and kept.decoder.large.network is large and kept.arguments == arguments:
-        return kept.decoder
+        # Another vocabulary, an adapter or layers that were exchanged make another pair.
+        if kept.decoder.large.is_current() and kept.decoder.small.is_current():
+            return kept.decoder
     own = tokenizer
     if not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
         own = None if tokenizer is None else load_tokenizer(network)

@@ -20,8 +20,9 @@ import torch
 from torch._inductor import cpp_builder
 
 from bild.models import CompiledModel, is_prepared
-from bild.models.compiled import compiling
+from bild.models.compiled import compiling, graph_files
 from bild.models.compiled.graphs import Encode
+from bild.models.seams import own_modules
 from tests.compiled import network_of, static_model
 from tests.networks import build, forward, random_tokens
 
@@ -152,7 +153,7 @@ def test_whatever_else_is_computed_is_compiled_anew(other, own_cache, no_compile
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_encoding_computes_no_more_of_the_decoder_than_keys_and_values_of_the_source(name):
-    network = build(name)
+    network = own_modules(build(name))
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 0]])
     mask = (ids > 0)[:, None, None]
     program = torch.export.export(Encode(network), (ids, mask), strict=False)
@@ -307,9 +308,9 @@ def test_looks_for_the_compiler_where_torch_looks(compiler, found, tmp_path, mon
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
-    assert compiling.cache_folder() == tmp_path
+    assert graph_files.cache_folder() == tmp_path
     monkeypatch.delenv("BILD_CACHE")
-    assert compiling.cache_folder() == Path.home() / ".cache" / "bild"
+    assert graph_files.cache_folder() == Path.home() / ".cache" / "bild"
 
 
 @pytest.mark.parametrize(

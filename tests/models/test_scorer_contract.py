@@ -201,3 +201,88 @@ def test_padding_may_reach_past_the_last_position(kind):
     batch.truncate([10, POSITIONS - 1, 30])
     batch.extend([random_tokens(rng, count) for count in (8, 1, 2)])
     assert batch.lengths == [18, POSITIONS, 32]
+
+
+def grow(batch: Ragged, rng: Random, most: int = 5) -> None:
+    """Every row reads from 0 to ``most`` tokens, some row at least one."""
+    counts = [rng.choice([0, 1, 1, 2, most]) for _ in batch.singles]
+    counts[rng.randrange(len(counts))] = rng.randint(1, most)
+    batch.extend([random_tokens(rng, count) for count in counts], last=rng.randint(1, max(counts)))
+
+
+@every_architecture
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rows_come_go_move_and_are_copied(kind, seed):
+    rng = Random(100 + seed)
+    batch = Ragged(kind, rng, rows=2)
+    for _ in range(30):
+        rows, act = len(batch.singles), rng.random()
+        if act < 0.5 and max(batch.lengths) < POSITIONS - 6:
+            grow(batch, rng)
+        elif act < 0.65:
+            batch.truncate(
+                [rng.choice([0, 99, length, max(0, length - rng.randint(1, 4))]) for length in batch.lengths]
+            )
+        elif act < 0.8 and rows < 7:
+            other = Ragged(kind, rng, rows=rng.randint(1, 2))
+            for _ in range(rng.choice([0, 1, 3])):
+                grow(other, rng)
+            batch.join(other)
+        else:
+            batch.keep([rng.randrange(rows) for _ in range(rng.randint(1, min(6, rows + 1)))])
+    batch.truncate([min(length, POSITIONS - 8) for length in batch.lengths])
+    batch.extend([random_tokens(rng, 1 + b) for b in range(len(batch.singles))])
+
+
+@every_architecture
+@pytest.mark.parametrize("read", [(0, 0), (0, 3), (4, 0), (4, 9), (40, 2), (2, 40)])
+def test_a_batch_joins_whatever_either_has_read(kind, read):
+    rng = Random(21)
+    batch, other = Ragged(kind, rng, rows=2), Ragged(kind, rng, rows=2)
+    for each, count in zip((batch, other), read, strict=True):
+        if count:
+            each.extend([random_tokens(rng, count), random_tokens(rng, count // 2)])
+    batch.join(other)
+    # The first row goes before anybody has asked for the sources of those that came.
+    batch.extend([random_tokens(rng, 2), [], random_tokens(rng, 1), []], last=2)
+    batch.keep([3, 1, 2, 3])
+    batch.extend([random_tokens(rng, 1 + b) for b in range(4)], last=4)
+
+
+@every_architecture
+def test_a_place_that_held_nan_is_taken_by_another_row(kind):
+    """One text overflows; neither its neighbours nor whoever gets its place next may see anything of it."""
+    rng = Random(22)
+    batch = Ragged(kind, rng, rows=3)
+    batch.extend([random_tokens(rng, count) for count in (20, 9, 9)])
+    with torch.inference_mode():
+        for tensor in storage_of(batch.scorer):
+            tensor[0, ..., :20, :] = torch.nan
+    batch.keep([1, 2])
+    other = Ragged(kind, rng, rows=1)
+    other.extend([random_tokens(rng, 2)])
+    batch.join(other)
+    batch.extend([random_tokens(rng, 3) for _ in range(3)], last=3)
+    batch.keep([2, 0, 1, 0])
+    batch.extend([random_tokens(rng, 2) for _ in range(4)], last=2)
+
+
+def storage_of(scorer) -> list[torch.Tensor]:
+    """Every tensor of keys and values that a scorer writes."""
+    scorers = [scorer._lower, scorer._upper] if hasattr(scorer, "_lower") else [scorer]
+    return [tensor for each in scorers for tensor in each._cache.tensors]
+
+
+@every_architecture
+def test_summaries_are_those_of_the_logits(kind):
+    rng = Random(23)
+    sources = [random_source(rng, kind.network) for _ in range(2)]
+    scorer, other = kind.model.start(sources), kind.model.start(sources)
+    tokens = [random_tokens(rng, 4), random_tokens(rng, 4)]
+    logits, summary = scorer.summarize(tokens, last=2)
+    expected = other.extend(tokens, last=2).to(logits.dtype)
+    assert logits.dtype in (torch.float32, torch.float64) and logits.shape == expected.shape
+    torch.testing.assert_close(logits, expected, **kind.tolerance)
+    assert summary.likeliest.equal(logits.argmax(-1))
+    torch.testing.assert_close(summary.probability, logits.softmax(-1).amax(-1), **kind.tolerance)
+    torch.testing.assert_close(summary.log_total, logits.logsumexp(-1), **kind.tolerance)

@@ -56,7 +56,7 @@ def widths_of(monkeypatch, owner, name: str) -> list[int]:
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_encodes_once_and_not_before_the_first_token(name, monkeypatch):
     model = static_model(name)
-    passes = widths_of(monkeypatch, model, "_encode")
+    passes = widths_of(monkeypatch, model.graphs, "run_encode")
     scorer = model.start([[5, 6, 7]])
     scorer.truncate([0])
     assert not passes
@@ -70,7 +70,7 @@ def test_encodes_once_and_not_before_the_first_token(name, monkeypatch):
 def test_the_storage_does_not_grow_by_rollbacks(name):
     rng, model = Random(13), static_model(name)
     scorer = model.start([random_source(rng, model.network) for _ in range(4)])
-    before = [tensor.data_ptr() for tensor in scorer._storage]
+    before = [tensor.data_ptr() for tensor in scorer._cache.tensors]
     read = 0
     for _ in range(60):
         counts = [rng.randint(0, 5) for _ in range(3)] + [5]
@@ -78,7 +78,7 @@ def test_the_storage_does_not_grow_by_rollbacks(name):
         read += max(counts)
         scorer.truncate([min(20, max(0, length - rng.randint(0, 5))) for length in scorer.lengths])
     assert read == 300
-    assert [tensor.data_ptr() for tensor in scorer._storage] == before
+    assert [tensor.data_ptr() for tensor in scorer._cache.tensors] == before
 
 
 def test_the_storage_doubles_whenever_a_text_outgrows_it():
@@ -86,8 +86,8 @@ def test_the_storage_doubles_whenever_a_text_outgrows_it():
     row, widths = SingleRow(kind("t5"), rng), set()
     while len(row.tokens) < 150:
         row.extend(random_tokens(rng, count := rng.randint(1, 9)), last=count)
-        widths.add(row.scorer._columns)
-        assert {tensor.shape[2] for tensor in row.scorer._storage} == {row.scorer._columns}
+        widths.add(row.scorer._cache.columns)
+        assert {tensor.shape[2] for tensor in row.scorer._cache.tensors} == {row.scorer._cache.columns}
     assert widths == {32, 64, 128, 256}
     for length in (140, 70, 33, 32, 31, 3):
         row.truncate(length)
@@ -99,9 +99,9 @@ def test_one_long_row_makes_the_storage_of_all_grow(name):
     rng = Random(1)
     batch = Ragged(kind(name), rng, rows=3)
     batch.extend([random_tokens(rng, count) for count in (30, 1, 8)])
-    assert batch.scorer._columns == 32
+    assert batch.scorer._cache.columns == 32
     batch.extend([random_tokens(rng, count) for count in (3, 2, 0)], last=3)
-    assert batch.scorer._columns == 64
+    assert batch.scorer._cache.columns == 64
     batch.truncate([31, 3, 5])
     batch.extend([random_tokens(rng, count) for count in (2, 2, 2)], last=2)
     batch.keep([1, 2])
@@ -118,7 +118,7 @@ def test_a_text_may_be_given_that_outgrows_the_first_storage_at_once():
 @pytest.mark.parametrize(("count", "compiled"), [(64, True), (65, False)])
 def test_a_long_pass_runs_uncompiled(count, compiled, monkeypatch):
     assert count == static.LONGEST_COMPILED + (not compiled)
-    widths = widths_of(monkeypatch, static_model("t5"), "_read")
+    widths = widths_of(monkeypatch, static_model("t5").graphs, "run_read")
     row = SingleRow(kind("t5"), Random(4))
     row.extend(random_tokens(Random(5), count), last=9)
     row.extend([5, 6], last=2)
@@ -129,8 +129,8 @@ def test_a_long_pass_runs_uncompiled(count, compiled, monkeypatch):
 def test_compiled_and_uncompiled_passes_read_what_the_other_wrote(name, monkeypatch):
     monkeypatch.setattr(static, "LONGEST_COMPILED", 3)
     rng, model = Random(6), static_model(name)
-    compiled = widths_of(monkeypatch, model, "_read")
-    uncompiled = widths_of(monkeypatch, model.uncompiled, "forward")
+    compiled = widths_of(monkeypatch, model.graphs, "run_read")
+    uncompiled = widths_of(monkeypatch, model.graphs.uncompiled, "forward")
     row = SingleRow(kind(name), rng)
     while len(row.tokens) < 50:
         row.extend(random_tokens(rng, count := rng.randint(1, 8)), last=count)
@@ -171,7 +171,7 @@ def test_what_stands_behind_a_rows_tokens_does_not_matter(name):
     row.extend(random_tokens(rng, 9))
     row.truncate(4)
     with torch.inference_mode():
-        for tensor in row.scorer._storage:
+        for tensor in row.scorer._cache.tensors:
             tensor[:, :, 4:] = 1e4
     row.extend(random_tokens(rng, 3), last=3)
 
@@ -200,7 +200,8 @@ def check_proposal(scorer, single, tokens: list[list[int]]) -> None:
     logits, summary = scorer.summarize(tokens)
     torch.testing.assert_close(logits[:, -1], single.extend(tokens)[:, -1], **CLOSE)
     wrote = [b for b, row in enumerate(tokens) if row]
-    logits, summary = logits[wrote], Summary(*(each[wrote] for each in summary))
+    fields = (summary.likeliest, summary.probability, summary.log_total)
+    logits, summary = logits[wrote], Summary(*(each[wrote] for each in fields))
     torch.testing.assert_close(summary.probability, logits.softmax(-1).amax(-1), rtol=0.0, atol=1e-4)
     torch.testing.assert_close(summary.log_total, logits.logsumexp(-1), rtol=0.0, atol=1e-4)
     assert summary.likeliest.tolist() == logits.argmax(-1).tolist()
@@ -210,7 +211,7 @@ def check_proposal(scorer, single, tokens: list[list[int]]) -> None:
 @every_architecture
 def test_proposes_the_likeliest_token_and_says_how_likely(name):
     model, rng = static_model(name), Random(17)
-    rows = 3 if model.batches else 1
+    rows = 3
     sources = [random_source(rng, model.network) for _ in range(rows)]
     scorer, other = model.start(sources), model.start(sources)
     for counts in ((3, 1, 7), (1, 2, 0), (1, 1, 1), (40, 0, 1)):
@@ -269,7 +270,7 @@ def test_what_cannot_be_compiled_runs_uncompiled_after_one_warning(name, monkeyp
     model = CompiledModel(network)
     warning = f"{type(network).__name__} cannot be compiled and runs uncompiled (RuntimeError: no compiler here)"
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", warning)]
-    assert not model.is_compiled and model.batches is (name != "bart")
+    assert not model.is_compiled and model.batches
     source, tokens = random_source(rng, network), random_tokens(rng, 5)
     torch.testing.assert_close(
         model.start([source]).extend([tokens], last=5)[0], forward(network, source, tokens), **CLOSE
@@ -308,8 +309,7 @@ def test_any_other_architecture_is_right_compiled_or_not(name, caplog):
         logits = scorer.extend([tokens[at : at + count]], last=count)[0]
         torch.testing.assert_close(logits, expected[at : at + count], rtol=0, atol=1e-3)
         at += count
-    if model.batches:
-        check_batch(model, rng)
+    check_batch(model, rng)
 
 
 def check_batch(model: EagerModel, rng: Random) -> None:

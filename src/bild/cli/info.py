@@ -13,7 +13,7 @@ from bild.cli import pair_options as options
 
 if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
-    from bild.models import EagerModel
+    from bild.models import Model
 
 WARM_UP_STEPS, TIMED_STEPS = 10, 40
 
@@ -56,12 +56,12 @@ def describe(decoder: BigLittleDecoder) -> dict[str, Any]:
         "batches": decoder.batches,
         "policy": decoder.policy.to_dict(),
         "dtype": decoder.dtype,
-        "runtime": "static" if getattr(decoder.large, "is_compiled", False) else "eager",
+        "runtime": "static" if decoder.large.is_compiled else "eager",
         "device": str(decoder.large.device),
     }
 
 
-def _describe_model(model: EagerModel, step_s: float) -> dict[str, Any]:
+def _describe_model(model: Model, step_s: float) -> dict[str, Any]:
     config = model.config
     text = config.get_text_config(decoder=True)
     layers = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)

@@ -137,7 +137,7 @@ class RowCache:
             held[index, ..., width:, :] = 0
 
     def _fill(self, first: int, origin: Sequence[Tensor], rows: Sequence[int], length: int) -> None:
-        """Copy rows of ``origin`` into the places from ``first`` on, as far as they are read; nothing stays behind it."""
+        """Copy rows of ``origin`` into the places from ``first`` on, as far as they are read, and zero behind that."""
         index: dict[torch.device, Tensor] = {}
         for held, tensor in zip(self._held, origin, strict=True):
             chosen = index.setdefault(held.device, torch.tensor(rows, device=held.device))

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from bild.errors import InputError, LoadError, one_line
 from bild.decoding.scores import Summary
+from bild.errors import InputError, LoadError, one_line
 from bild.models.cache_argument import cache_argument
 from bild.models.eager.model import EagerModel
 from bild.models.eager.sources import Encoded

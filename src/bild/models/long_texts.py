@@ -69,9 +69,8 @@ class LongScorer:
         for text, new in zip(self._texts, tokens, strict=True):
             text += new
         long = [len(text) > self._switch if new else was for text, new, was in self._each(tokens)]
-        self._scorer.truncate(
-            [0 if is_long != was else len(text) for is_long, was, text in zip(long, self._long, self._texts, strict=True)]
-        )
+        texts = zip(self._texts, self._long, long, strict=True)
+        self._scorer.truncate([len(text) if was == is_long else 0 for text, was, is_long in texts])
         self._long, known = long, self._scorer.lengths
         unread = [text[at:] if new else [] for (text, new, _), at in zip(self._each(tokens), known, strict=True)]
         scored = self._scorer.extend(unread, min(last, max(map(len, unread))))

@@ -65,7 +65,12 @@ class Reference:
     def shapes(self) -> list[Shape]:
         """Of the keys, then the values, of every decoder layer."""
         layers = self.own.layers
-        return [Shape.of(each) for part in ("keys", "values") for layer in layers if (each := getattr(layer, part)) is not None]
+        return [
+            Shape.of(each)
+            for part in ("keys", "values")
+            for layer in layers
+            if (each := getattr(layer, part)) is not None
+        ]
 
     @property
     def length(self) -> int:

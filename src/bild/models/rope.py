@@ -48,8 +48,9 @@ def reach(config: PreTrainedConfig, stated: int) -> int:
 
 
 def switching(network: PreTrainedModel) -> list[Any]:
-    """The modules of a network that choose between two sets of frequencies."""
-    return [module for module in network.modules() if getattr(module, "rope_type", None) == "longrope"]
+    """The modules of a network that choose between two sets of frequencies, in a way that is known here."""
+    found = [module for module in network.modules() if getattr(module, "rope_type", None) == "longrope"]
+    return [module for module in found if _is_known(module)]
 
 
 def by_row(module: Any, ends: Callable[[], Tensor | None]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -72,6 +73,17 @@ def by_row(module: Any, ends: Callable[[], Tensor | None]) -> Callable[..., tupl
         return torch.where(is_long, long[0], near[0]), torch.where(is_long, long[1], near[1])
 
     return forward
+
+
+def _is_known(module: Any) -> bool:
+    """Whether the two sets are all that changes with the length (Phi-3.5-MoE also scales by it)."""
+    original = module.config.rope_parameters["original_max_position_embeddings"]
+    positions = torch.tensor([[0, 1], [0, original]], device=module.inv_freq.device)
+    x = torch.zeros(1, 1, dtype=torch.float32, device=module.inv_freq.device)
+    ours = by_row(module, lambda: None)(x, positions)
+    # Each row alone, by a copy, for transformers writes into the module.
+    theirs = [copy.deepcopy(module)(x, row[None]) for row in positions]
+    return all(torch.equal(own, torch.cat(parts)) for own, parts in zip(ours, zip(*theirs, strict=True), strict=True))
 
 
 def _fixed(module: nn.Module, frequencies: Tensor) -> Any:

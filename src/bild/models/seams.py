@@ -217,9 +217,8 @@ def _biases(module: Any) -> Callable[..., Tensor]:
             distance = torch.arange(key_length, device=positions.device) - positions[..., None]
             bias: Tensor = table(module._relative_position_bucket(distance, **options)).permute(0, 3, 1, 2)
             return bias
-        if any(isinstance(each, Tensor) for each in (*args, *kwargs.values())) or (
-            query_length * key_length > LARGEST_BIAS
-        ):
+        of_numbers = not any(isinstance(each, Tensor) for each in (*args, *kwargs.values()))
+        if torch.compiler.is_compiling() or not of_numbers or query_length * key_length > LARGEST_BIAS:
             return own(query_length, key_length, *args, **kwargs)
         weight = table.weight
         state = (weight.data_ptr(), weight.dtype, weight.device, 0 if weight.is_inference() else weight._version)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ import transformers
 from torch import Tensor, nn
 
 from bild.errors import one_line
+from bild.models.compiled import graph_files
+from bild.models.compiled.graph_files import file_of
 
 logger = logging.getLogger("bild")
 
@@ -34,7 +36,13 @@ logger = logging.getLogger("bild")
 LIBRARY = {"freezing": True, "cpp.min_chunk_size": 4096}
 TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
 SOURCES = (
-    *("compiled/cache.py", "compiled/graphs.py", "compiled/compiling.py", "early_exit/graphs.py", "early_exit/split.py"),
+    *(
+        "compiled/cache.py",
+        "compiled/graphs.py",
+        "compiled/compiling.py",
+        "early_exit/graphs.py",
+        "early_exit/split.py",
+    ),
     *("int8.py", "passes.py", "rope.py", "seams.py"),
 )
 """Files that decide what is compiled."""
@@ -50,23 +58,12 @@ compilations = 0
 """How many graphs this process has compiled; loading one from disk does not count."""
 
 
-def cache_folder() -> Path:
-    """Where compiled graphs are kept: ``$BILD_CACHE``, else ``~/.cache/bild``."""
-    named = os.environ.get("BILD_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "bild"
-
-
-def file_of(name: str) -> Path:
-    """Where a compiled graph is kept."""
-    return cache_folder() / "compiled" / f"{name}.pt2"
-
-
 def announce(name: str) -> None:
-    """Say what is being compiled: the one wait of a pair's life should have a reason."""
+    """Log what is compiled; this happens once per pair and machine."""
     logger.warning("compiling %s (once; about half a minute, minutes for dozens of layers)", name)
 
 
-def fingerprint(network: nn.Module) -> str:
+def fingerprint(network: Any) -> str:
     """A name for these weights on this machine, with these versions and this many threads."""
     digest = hashlib.sha256(_digest_of_weights(network))
     config = {key: value for key, value in network.config.to_dict().items() if key != "_name_or_path"}
@@ -89,7 +86,7 @@ def _digest_of_weights(network: nn.Module) -> bytes:
     return digest.digest()
 
 
-def _circumstances(network: nn.Module) -> list[object]:
+def _circumstances(network: Any) -> list[object]:
     """What a compiled graph depends on besides the weights."""
     device = next(network.parameters()).device
     files = [Path(__file__).parents[1] / name for name in SOURCES]
@@ -103,7 +100,9 @@ def _circumstances(network: nn.Module) -> list[object]:
         str(hardware),
         amx,
         attention,
-        torch.get_num_threads(),
+        str(device),
+        # A GPU's graph does not depend on the host's threads.
+        torch.get_num_threads() if device.type == "cpu" else None,
         sources,
     ]
 
@@ -131,10 +130,10 @@ def compiled(
     Raises:
         Exception: whatever torch raises when it cannot compile or load.
     """
-    file = file_of(name)
+    file, device = file_of(name), _device_of(inputs)
     if file.exists():
         try:
-            return _load(file)
+            return _load(file, device)
         except Exception as error:  # whatever a damaged file makes of the loader
             logger.info("%s cannot be read and is compiled anew (%s)", file, one_line(error))
     if not has_compiler():
@@ -143,7 +142,8 @@ def compiled(
     start = time.perf_counter()
     _compile(module, inputs, dynamic_shapes, file)
     logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
-    return _load(file)
+    graph_files.make_room(file.parent, keep=file)
+    return _load(file, device)
 
 
 def has_compiler() -> bool:
@@ -157,8 +157,17 @@ def has_compiler() -> bool:
     return True
 
 
-def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
-    run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(file)).loader.run
+def _device_of(inputs: Sequence[Any]) -> torch.device:
+    return next(each.device for each in inputs if isinstance(each, Tensor))
+
+
+def _load(file: Path, device: torch.device) -> Callable[[list[Tensor]], list[Tensor]]:
+    # Without a number the graph would be put onto the first GPU.
+    index = -1 if device.index is None else device.index
+    run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(
+        str(file), device_index=index if device.type == "cuda" else -1
+    ).loader.run
+    graph_files.used(file)
     return run
 
 
@@ -201,7 +210,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Tracing and autotuning talk on stderr; what fails raises."""
     talkative = [logging.getLogger(name) for name in ("torch._inductor", "torch._export", "torch.fx")]
     levels = [each.level for each in talkative]

@@ -60,9 +60,7 @@ class Read(nn.Module):
         """
         return self.read(placed(rows, last), keys, values, (source_keys, source_values, source_mask))
 
-    def read(
-        self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source
-    ) -> tuple[Tensor, ...]:
+    def read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor, ...]:
         """What :meth:`forward` returns."""
         now = Pass(new.positions, new.ends, new.wanted)
         return summary(self.run(now, new.tokens, new.positions, keys, values, source))

@@ -182,9 +182,7 @@ class CompiledModel(EagerModel):
         return compiling.compiled(Encode(modules), self._example_ids(), varying, name=name, progress=progress)
 
     @torch.no_grad()
-    def _compile_read(
-        self, name: str, source: list[Tensor], encode: Graph, progress: Callable[[str], None]
-    ) -> Graphs:
+    def _compile_read(self, name: str, source: list[Tensor], encode: Graph, progress: Callable[[str], None]) -> Graphs:
         tokens, columns = EXAMPLE[1:3]
         varying = (self._varying({1: "T"}), {0: self._dims["K"]})
         varying += tuple([self._varying({2: "L"})] * (len(self.storage) // 2) for _ in range(2))

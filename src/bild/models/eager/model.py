@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from bild.decoding import Scorer
 from bild.errors import LoadError
@@ -14,7 +16,7 @@ from bild.models import probing, rope
 from bild.models.cache import Shape
 from bild.models.eager.scorer import EagerScorer
 from bild.models.long_texts import LongScorer
-from bild.models.positions import limits_of
+from bild.models.positions import limits_of, most
 from bild.models.probing import Reference, disagree
 from bild.models.seams import own_modules, position_table, relative_bias_modules, takes_positions
 from bild.models.watch import Watch
@@ -42,10 +44,16 @@ class EagerModel:
         self.max_positions, self.max_source_positions = limits_of(network)
         self.switches_at = rope.switches_at(self.config.get_text_config(decoder=True))
         """Tokens of the longest text before another set of rotary frequencies applies; None: there is one set."""
+        if self.switches_at is not None and not rope.switching(network):
+            # How its positions change there is not known, so texts end there.
+            self.max_positions = most(self.max_positions, self.switches_at)
+            self.switches_at = None
         self._refuse_uncroppable()
         self._copy()
         self.shapes: list[Shape] = []
         """Of the keys, then the values, of every decoder layer."""
+        self.encoder_output: type[ModelOutput] = BaseModelOutput
+        """What its encoder returns hidden states in."""
         self.batches = False
         """Whether rows of different length are read in one pass."""
         self._probe()
@@ -131,12 +139,13 @@ class EagerModel:
             reference = Reference(self.modules, source)
             whole = reference.read(tokens, len(tokens))
             self.shapes = reference.shapes
+            if reference.source is not None:
+                self.encoder_output = type(reference.source.states)
             scorer = EagerScorer(self, [source])
             pieces = torch.cat([scorer.extend([tokens[:2]], 2)[0], scorer.extend([tokens[2:]], len(tokens) - 2)[0]])
         except Exception as error:
             raise LoadError(
-                f"{name} cannot read several tokens on top of a cache ({type(error).__name__}); "
-                "it cannot verify drafts"
+                f"{name} cannot read several tokens on top of a cache ({type(error).__name__}); it cannot verify drafts"
             ) from error
         if reference.length != len(tokens) or disagree(whole, pieces):
             raise LoadError(
@@ -145,7 +154,7 @@ class EagerModel:
         self.batches = self._takes_rows() and self._reads_rows(source, tokens, whole)
 
     def _takes_rows(self) -> bool:
-        """Whether each row can be told where it stands: by the call, by a table of positions, or by their differences."""
+        """Whether each row can be told where it stands, or only the differences of positions matter."""
         if relative_bias_modules(self.modules) or takes_positions(self.modules):
             return True
         places = getattr(self.modules.get_decoder(), "embed_positions", None)
@@ -158,9 +167,10 @@ class EagerModel:
             batch = EagerScorer(self, [source, source[:1], source])
             batch.extend([tokens[:1], tokens[:2], tokens[:3]])
             scored = batch.extend([tokens[1:], tokens[2:3], []], len(tokens) - 1)
+            short = EagerScorer(self, [source[:1]]).extend([tokens[:3]])[0]
         except Exception:  # whatever a network makes of masks and positions that differ by row
             return False
-        return not disagree(whole[1:], scored[0, :]) and bool(scored[1, -1].isfinite().all())
+        return not disagree(whole[1:], scored[0]) and not disagree(short, scored[1, -1:])
 
 
 def _head_size(network: PreTrainedModel) -> int:

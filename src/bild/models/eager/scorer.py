@@ -92,7 +92,7 @@ class EagerScorer:
 
     def _look_up(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None) -> Sources:
         """The sources of the rows."""
-        return Sources(self.network, Encoded(self.network, sources, encoded))
+        return Sources(self.network, Encoded(self.network, sources, encoded, self.model.encoder_output))
 
     @inferring
     def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from bild.models.cache import RowCache, Shape
 from bild.models.eager.cache import cache_over
@@ -23,12 +24,17 @@ class Encoded:
         network: the modules to read with.
         tokens: encoder input ids of each row.
         states: what the encoder has made of each row ``[S, D]``, where that is known.
+        kind: what the encoder returns its states in.
     """
 
     def __init__(
-        self, network: PreTrainedModel, tokens: Sequence[Sequence[int]], states: Sequence[Tensor] | None = None
+        self,
+        network: PreTrainedModel,
+        tokens: Sequence[Sequence[int]],
+        states: Sequence[Tensor] | None = None,
+        kind: type[ModelOutput] = BaseModelOutput,
     ) -> None:
-        self.network, self.tokens = network, list(tokens)
+        self.network, self.tokens, self.kind = network, list(tokens), kind
         self.states: list[Tensor | None] = [None] * len(self.tokens) if states is None else list(states)
 
     def of(self, rows: Sequence[int]) -> list[Tensor]:
@@ -143,7 +149,7 @@ class Sources:
         start = torch.zeros(len(rows), 1, dtype=torch.long, device=self.network.device)
         if self._hidden is not None:
             start = states.new_zeros(len(rows), 1, self._hidden)
-        run(self.network, Pass(wanted=0), start, past, source=Source(_output(states), mask))
+        run(self.network, Pass(wanted=0), start, past, source=Source(self.encoded.kind(last_hidden_state=states), mask))
         tensors = _tensors(past)
         if self._cache is None:
             shapes = [Shape.of(tensor) for tensor in tensors]
@@ -168,7 +174,7 @@ class Sources:
         some = next(iter(known.values()))
         states = [known.get(b, some.new_zeros(len(self.tokens[b]), some.shape[1])) for b in chosen]
         together = states[0][None] if len(states) == 1 else pad_sequence(states, batch_first=True)
-        return Source(_output(together), padded([self.tokens[b] for b in chosen], self.network.device)[1])
+        return Source(self.encoded.kind(last_hidden_state=together), padded([self.tokens[b] for b in chosen], self.network.device)[1])
 
 
 def padded(tokens: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -180,10 +186,6 @@ def padded(tokens: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
         return ids, None
     lengths = torch.tensor(counts, device=device)
     return ids, (torch.arange(width, device=device) < lengths[:, None]).long()
-
-
-def _output(states: Tensor) -> BaseModelOutput:
-    return BaseModelOutput(last_hidden_state=states)
 
 
 def _tensors(past: EncoderDecoderCache) -> list[Tensor]:

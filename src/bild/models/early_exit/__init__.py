@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from bild.models.protocol import Model
+from bild.models.compiled import is_prepared
+from bild.models.early_exit.compiled import CompiledExitModel, CompiledSplitModel, last_graph
 from bild.models.early_exit.eager import ExitModel, SplitModel
 from bild.models.early_exit.split import exit_layer
-from bild.models.early_exit.compiled import CompiledExitModel, CompiledSplitModel, last_graph
-from bild.models.compiled import is_prepared
+from bild.models.protocol import Model
 
 __all__ = [
-    "ExitModel",
-    "SplitModel",
     "CompiledExitModel",
     "CompiledSplitModel",
+    "ExitModel",
+    "SplitModel",
     "exit_layer",
     "is_exit_prepared",
     "run_early_exit",

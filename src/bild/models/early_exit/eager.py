@@ -54,7 +54,9 @@ class ExitModel(EagerModel):
     @property
     def half(self) -> Shape:
         """Of half of the hidden states at the exit."""
-        return Shape((1,), self.config.get_text_config(decoder=True).hidden_size // 2, self.dtype, self.shapes[-1].device)
+        return Shape(
+            (1,), self.config.get_text_config(decoder=True).hidden_size // 2, self.dtype, self.shapes[-1].device
+        )
 
     def _origin(self, network: PreTrainedModel) -> PreTrainedModel:
         return self.whole
