@@ -20,7 +20,7 @@ from transformers.generation import stopping_criteria as stopping
 from transformers.generation.streamers import BaseStreamer
 
 from bild.decoding import Choice, Greedy, Policy, Request, Sampling
-from bild.errors import InputError
+from bild.errors import InputError, VocabularyError
 from bild.generation import BigLittleDecoder, Result
 from bild.generation.jobs import Job, fit, generator_of
 from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
@@ -296,7 +296,13 @@ def _pair(
     if not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
         own = None if tokenizer is None else load_tokenizer(network)
         network = load_network(network, dtype=large.dtype, device=large.device)
-    decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, runtime=runtime)
+    try:
+        decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, runtime=runtime)
+    except VocabularyError as error:
+        if tokenizer is not None:
+            raise
+        # generate() knows the folder of neither model.
+        raise VocabularyError(f"{str(error).partition(';')[0]}; give custom_generate the pair's tokenizer=…") from None
     setattr(large, KEPT, Kept(decoder, arguments))
     return decoder
 

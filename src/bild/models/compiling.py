@@ -24,6 +24,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from bild.cache import cache_folder
 from bild.errors import one_line
 
 logger = logging.getLogger("bild")
@@ -45,12 +46,6 @@ _digests: WeakKeyDictionary[nn.Module, tuple[Any, bytes]] = WeakKeyDictionary()
 
 compilations = 0
 """How many graphs this process has compiled; loading one from disk does not count."""
-
-
-def cache_folder() -> Path:
-    """Where compiled graphs are kept: ``$BILD_CACHE``, else ``~/.cache/bild``."""
-    named = os.environ.get("BILD_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "bild"
 
 
 def file_of(name: str) -> Path:

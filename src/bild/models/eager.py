@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from bild.decoding import Scorer
 from bild.errors import LoadError
 from bild.models.eager_scorer import EagerScorer, pad
+from bild.models.loading.vocabulary import head_size
 
 
 class EagerModel:
@@ -34,7 +35,7 @@ class EagerModel:
         parameters = inspect.signature(network.forward).parameters
         self.takes_position_ids = "position_ids" in parameters
         self.takes_logits_to_keep = "logits_to_keep" in parameters
-        self.vocab_size: int = _head_size(network)
+        self.vocab_size: int = head_size(network)
         self._refuse_uncroppable()
         self._batches = self._promises_batches()
         self._probe()
@@ -149,10 +150,3 @@ def disagree(one: Tensor, other: Tensor, share: float = 0.1) -> bool:
     one, other = one.float(), other.float()
     spread = (one - one.mean(-1, keepdim=True)).norm()
     return not bool((one - other).norm() <= share * spread + 1e-3)
-
-
-def _head_size(network: PreTrainedModel) -> int:
-    head = network.get_output_embeddings()
-    if head is None:
-        raise LoadError(f"{type(network).__name__} has no language-model head; use a model that generates text")
-    return int(head.weight.shape[0])

@@ -22,7 +22,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.models.cache_argument import cache_argument
-from bild.models.loading import relative_bias_modules
+from bild.models.position_bias import relative_bias_modules
 
 Source = tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None]
 """Keys and values of the source in each decoder layer, and its mask."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
-from bild.models.loading import relative_bias_modules
+from bild.models.position_bias import relative_bias_modules
 
 PREFIX = "exit:"
 
