@@ -20,7 +20,6 @@ from bild.models.loading.place import Place, find, not_there
 from bild.models.loading.quantised import check_quantised, method_of
 from bild.models.position_bias import remember_position_biases
 
-
 LITTLE = 500_000_000
 """Bytes of files too small to ask whether they fit."""
 
@@ -40,9 +39,7 @@ class Source:
     adapter: Adapter | None = None
 
 
-def open_source(
-    name: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None
-) -> Source:
+def open_source(name: str | os.PathLike[str], *, revision: str | None = None, subfolder: str | None = None) -> Source:
     """What a name stands for, with the base model of an adapter.
 
     Raises:

@@ -139,6 +139,8 @@ def _read_weights(name: str, file: Path, kind: type[Any], dtype: torch.dtype, ch
     try:
         network, report = kind.from_pretrained(str(file.parent), gguf_file=file.name, **options)
     except Exception as error:
-        raise LoadError(f"{name}: transformers cannot read the weights of this GGUF file ({one_line(error)})") from error
+        raise LoadError(
+            f"{name}: transformers cannot read the weights of this GGUF file ({one_line(error)})"
+        ) from error
     check(report)
     return network

@@ -43,19 +43,16 @@ def auto_class(config: PreTrainedConfig, name: object, trust_remote_code: bool =
     kind, own_code = config.model_type, trust_remote_code and hasattr(config, "auto_map")
     if own_code:
         return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    other = _other_task(config)
-    if other is not None:
-        raise LoadError(f"{name}: a {other} does not generate text; {USE}")
-    if config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return AutoModelForSeq2SeqLM
+    other, medium = _other_task(config), _medium(kind)
     # BERT and its kin can be turned into decoders, and say so in their config.
     encoder_only = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    if not causal or encoder_only or _medium(kind, causal):
-        medium = _medium(kind, causal)
-        why = f", it reads {medium}" if medium else ""
-        raise LoadError(f"{name}: a {kind} model does not generate text from text{why}; {USE}")
-    return AutoModelForCausalLM
+    if other is None and config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForSeq2SeqLM
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder and medium is None
+    if other is None and causal and not encoder_only:
+        return AutoModelForCausalLM
+    saved = f" (it was saved as {other})" if other else f": it is made for {medium}" if medium else ""
+    raise LoadError(f"{name}: a {kind} model does not generate text from text{saved}; {USE}")
 
 
 def check_rolls_back(config: PreTrainedConfig, name: object) -> None:
@@ -82,13 +79,12 @@ def _other_task(config: PreTrainedConfig) -> str | None:
     return other[0] if other and len(other) == len(saved) and not decoder else None
 
 
-def _medium(kind: str, causal: bool) -> str | None:
-    """What a type reads or writes in place of text; None for text, and for text beside images."""
+def _medium(kind: str) -> str | None:
+    """What a type is made for in place of text; None for text, and for text that may have images in it."""
     if kind in FROM_SOUND or any(kind in _listed(task) for task in SOUND):
-        return "or writes sound (speech, audio)"
-    if kind in FROM_IMAGES or (not causal and any(kind in _listed(task) for task in IMAGES)):
-        return "images"
-    return None
+        return "sound (speech, audio)"
+    listed = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and any(kind in _listed(task) for task in IMAGES)
+    return "images" if kind in FROM_IMAGES or listed else None
 
 
 def _listed(task: str) -> dict[str, Any]:

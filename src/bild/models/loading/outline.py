@@ -76,9 +76,7 @@ def read_outline(
     return Outline(os.fspath(name), config, tokenizer, needed)
 
 
-def check_outlines(
-    large: Outline, small: Outline, *, device: torch.device, int8: bool
-) -> None:
+def check_outlines(large: Outline, small: Outline, *, device: torch.device, int8: bool) -> None:
     """Whether two checkpoints make a pair.
 
     Raises:

@@ -15,7 +15,17 @@ from bild.models.loading.checkpoint import open_source, read
 from bild.models.loading.place import ADAPTER, Place, find
 
 FILES = ("tokenizer.json", "*.model", "*.spm", "vocab*", "tekken.json")
-PACKAGES = ("sentencepiece", "tiktoken", "protobuf", "sacremoses", "mistral_common", "jieba", "rjieba", "fugashi", "ftfy")
+PACKAGES = (
+    "sentencepiece",
+    "tiktoken",
+    "protobuf",
+    "sacremoses",
+    "mistral_common",
+    "jieba",
+    "rjieba",
+    "fugashi",
+    "ftfy",
+)
 """What tokenizers of one architecture or another are written in, as their errors spell it."""
 MODULES = {"protobuf": "google.protobuf"}
 NEEDED_BY = {"*.spm": "sentencepiece", "*.model": "sentencepiece", "tekken.json": "mistral_common"}
