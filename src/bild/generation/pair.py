@@ -19,7 +19,7 @@ class Pair:
     """Where two checkpoints are, and the policy they are decoded with.
 
     Args:
-        large: folder or hub name of the accurate model.
+        large: folder, GGUF file or hub name of the accurate model.
         small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
         policy: tuned for the two; the default ``bild`` preset otherwise.
         evidence: how the policy was found (data, scores, machine), kept as it is.

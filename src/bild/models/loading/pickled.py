@@ -75,8 +75,6 @@ def _read(path: Path, name: str) -> dict[str, torch.Tensor]:
     try:
         # What torch wrote before version 1.6 is no archive and cannot be mapped.
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
     except Exception as error:  # UnpicklingError, and whatever a damaged file makes of torch
         raise LoadError(
             f"{name} cannot be read as weights ({_why(error)}); bild reads safetensors and pickles that hold tensors "

@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are quantised (bitsandbytes, GPTQ, AWQ, FP8, …): loaded where transformers can, else refused."""
+"""Checkpoints whose weights are quantised (bitsandbytes, GPTQ, AWQ, FP8, …): loaded where transformers can."""
 
 from __future__ import annotations
 
