@@ -124,7 +124,7 @@ def test_without_peft(adapter, monkeypatch):
 def test_an_adapter_of_another_model(adapter, tmp_path):
     build("llama", dtype=torch.float32, width=32).save_pretrained(tmp_path / "other")
     change(adapter, base_model_name_or_path=str(tmp_path / "other"))
-    with pytest.raises(LoadError, match="this adapter cannot be merged into .*other") as caught:
+    with pytest.raises(LoadError, match=r"this adapter cannot be merged into .*other") as caught:
         load(adapter)
     assert "\n" not in str(caught.value)
 

@@ -16,7 +16,17 @@ from bild.models.loading.kinds import auto_class
 from tests.networks import OTHERS, build, build_other
 
 CPU = torch.device("cpu")
-SPEECH = ("whisper", "speech_to_text", "moonshine", "speecht5", "seamless_m4t", "qwen2_audio", "musicgen", "moshi", "dia")
+SPEECH = (
+    "whisper",
+    "speech_to_text",
+    "moonshine",
+    "speecht5",
+    "seamless_m4t",
+    "qwen2_audio",
+    "musicgen",
+    "moshi",
+    "dia",
+)
 PICTURES = ("vision-encoder-decoder", "pix2struct", "blip-2", "git", "llava", "qwen2_vl", "got_ocr2", "vit", "clip")
 OTHER = ("bert", "wav2vec2", "time_series_transformer", "decision_transformer", "dpr", "timesfm")
 
@@ -68,7 +78,9 @@ def test_text_models(name):
 
 def test_nothing_listed_for_sound_is_let_through():
     """What transformers will add to its lists is refused too."""
-    speech = set(modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES) | set(modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES)
+    speech = set(modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES) | set(
+        modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES
+    )
     translates = {"seamless_m4t", "seamless_m4t_v2"}
     for kind in speech - translates:
         try:

@@ -40,7 +40,9 @@ def pickle_weights(folder: Path, weights: dict[str, Tensor], files: int = 1) -> 
     """Write weights as transformers did before version 5, and take the safetensors away."""
     for file in folder.glob("*.safetensors*"):
         file.unlink()
-    names = [f"pytorch_model-{n + 1:05}-of-{files:05}.bin" for n in range(files)] if files > 1 else ["pytorch_model.bin"]
+    names = (
+        [f"pytorch_model-{n + 1:05}-of-{files:05}.bin" for n in range(files)] if files > 1 else ["pytorch_model.bin"]
+    )
     held = {key: names[n % files] for n, key in enumerate(weights)}
     for name in names:
         torch.save({key: value for key, value in weights.items() if held[key] == name}, folder / name)
@@ -83,7 +85,7 @@ def test_it_is_converted_once(checkpoint, monkeypatch):
 
 
 def test_a_changed_pickle_is_seen_and_the_old_copy_goes(checkpoint, cache):
-    network, folder = checkpoint
+    _, folder = checkpoint
     load(folder)
     other = build("t5", seed=1, dtype=torch.float32)
     other.lm_head.weight = other.shared.weight

@@ -47,7 +47,7 @@ def test_a_folder_in_a_folder(tmp_path):
     build("gpt2").save_pretrained(tmp_path / "small")
     expected = str(tmp_path / "small")
     assert find(f"{tmp_path}:small").root == find(tmp_path, subfolder="small").root == find(expected).root == expected
-    with pytest.raises(LoadError, match="no such folder: .*large"):
+    with pytest.raises(LoadError, match=r"no such folder: .*large"):
         find(tmp_path, subfolder="large")
 
 
