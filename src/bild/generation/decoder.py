@@ -127,7 +127,8 @@ class BigLittleDecoder:
         where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "trust_remote_code": trust_remote_code}
         options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **where}
         count = exit_layer(chosen.small)
-        names = [chosen.large] if count is not None else [chosen.large, chosen.small]
+        # One checkpoint on both sides, or an early exit of it, is loaded once.
+        names = dict.fromkeys([chosen.large] if count is not None else [chosen.large, chosen.small])
         outlines = [read_outline(name, **options) for name in names]
         check_outlines(outlines[0], outlines[-1], device=on, int8=dtype == INT8)
         if count is not None:
@@ -137,7 +138,7 @@ class BigLittleDecoder:
             networks = [to_int8(network) for network in networks]
         return cls(
             networks[0],
-            networks[1] if count is None else chosen.small,
+            networks[-1] if count is None else chosen.small,
             outlines[0].tokenizer,
             small_tokenizer=outlines[-1].tokenizer,
             policy=chosen.policy,
