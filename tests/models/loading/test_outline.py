@@ -120,7 +120,7 @@ def test_a_network_that_cannot_be_moved(folders, monkeypatch):
 
 def test_a_quarter_of_a_million_pieces():
     """Gemma's vocabulary; on a busy machine, hence the room."""
-    tokenizers = [word_tokenizer([f"piece{id}" for id in range(262_144)]) for _ in range(2)]
+    tokenizer = word_tokenizer([f"piece{id}" for id in range(262_144)])
     start = time.perf_counter()
-    assert check_shared_vocabulary(*tokenizers, 262_144, 262_144) == 262_144
+    assert check_shared_vocabulary(tokenizer, tokenizer, 262_144, 262_144) == 262_144
     assert time.perf_counter() - start < 2
