@@ -20,7 +20,7 @@ from transformers.generation import stopping_criteria as stopping
 from transformers.generation.streamers import BaseStreamer
 
 from bild.decoding import Choice, Greedy, Policy, Request, Sampling
-from bild.errors import InputError
+from bild.errors import InputError, VocabularyError
 from bild.generation import BigLittleDecoder, Result
 from bild.generation.jobs import Job, fit, generator_of
 from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
@@ -285,15 +285,21 @@ def _pair(
     network: Any = small.network if isinstance(small, EagerModel) else small
     arguments = (large.device, large.dtype, network, tokenizer, runtime)
     kept = large.__dict__.get(KEPT)
-    if kept is not None and kept.decoder.large.network is large and kept.arguments == arguments:
-        # Another vocabulary, an adapter or layers that were exchanged make another pair.
-        if kept.decoder.large.is_current() and kept.decoder.small.is_current():
-            return kept.decoder
+    known = kept is not None and kept.decoder.large.network is large and kept.arguments == arguments
+    # Another vocabulary, an adapter or layers that were exchanged make another pair.
+    if known and kept.decoder.large.is_current() and kept.decoder.small.is_current():
+        return kept.decoder
     own = tokenizer
     if not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
         own = None if tokenizer is None else load_tokenizer(network)
         network = load_network(network, dtype=large.dtype, device=large.device)
-    decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, runtime=runtime)
+    try:
+        decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, runtime=runtime)
+    except VocabularyError as error:
+        if tokenizer is not None:
+            raise
+        # generate() knows the folder of neither model.
+        raise VocabularyError(f"{str(error).partition(';')[0]}; give custom_generate the pair's tokenizer=…") from None
     setattr(large, KEPT, Kept(decoder, arguments))
     return decoder
 

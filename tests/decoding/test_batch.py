@@ -80,8 +80,11 @@ def batch_of(seeds: list[int]) -> Batch:
 
 def facts(commits: list[Commit]) -> list[tuple]:
     return [
-        (c.tokens, c.writers, c.draft, c.accepted, c.reason, c.verified, c.finish_reason, c.work, c.doubtful)
-        + (tuple(round(x, 9) for x in c.confidences), tuple(round(x, 9) for x in c.distances))
+        (
+            *(c.tokens, c.writers, c.draft, c.accepted, c.reason, c.verified, c.finish_reason, c.work, c.doubtful),
+            tuple(round(x, 9) for x in c.confidences),
+            tuple(round(x, 9) for x in c.distances),
+        )
         for c in commits
     ]
 
@@ -261,7 +264,7 @@ def test_scores_that_are_not_numbers_are_doubted_in_the_small_model_and_named_in
     commits = run(Broken(SMALL, 5), LARGE)
     assert all(len(commit.draft) == 0 for commit in commits[3:])
     assert sum(len(commit.tokens) for commit in commits) == 12
-    with pytest.raises(ScoreError, match="the large model's scores are not numbers .* in row 0 after"):
+    with pytest.raises(ScoreError, match=r"the large model's scores are not numbers .* in row 0 after"):
         run(SMALL, Broken(LARGE, 5))
 
 

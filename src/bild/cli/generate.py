@@ -99,6 +99,19 @@ def generate(
     lines, total = read_lines(texts, input)
     if runtime == "auto" and total is not None and total >= LONG_FILE:
         runtime = "static"
+    from bild.generation.pair import choose_pair
+
+    # So should a wrong option.
+    chosen = options.choose_policy(
+        choose_pair(pair, large, small),
+        policy,
+        fallback_threshold=fallback_threshold,
+        rollback_threshold=rollback_threshold,
+        max_draft_tokens=max_draft_tokens,
+        verify_end=verify_end,
+    )
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
     decoder = options.load_decoder(
         large=large,
         small=small,
@@ -108,16 +121,6 @@ def generate(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
     )
-    chosen = options.choose_policy(
-        decoder,
-        policy,
-        fallback_threshold=fallback_threshold,
-        rollback_threshold=rollback_threshold,
-        max_draft_tokens=max_draft_tokens,
-        verify_end=verify_end,
-    )
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
     asked: dict[str, Any] = {
         "lossless": lossless,
         "max_new_tokens": max_new_tokens,

@@ -11,15 +11,22 @@ import typer
 if TYPE_CHECKING:
     from bild.decoding import Policy
     from bild.generation import BigLittleDecoder
+    from bild.generation.pair import Pair
 
 MODELS = "Models"
 POLICY = "Policy"
 
-Large = Annotated[str | None, typer.Option(help="Folder or hub name of the accurate model.", rich_help_panel=MODELS)]
+Large = Annotated[
+    str | None,
+    typer.Option(
+        help="Accurate model: folder, FILE.gguf or hub NAME[@REVISION][:SUBFOLDER or FILE.gguf].",
+        rich_help_panel=MODELS,
+    ),
+]
 Small = Annotated[
     str | None,
     typer.Option(
-        help="Folder or hub name of the cheap model; exit:N: the first N decoder layers of the large one.",
+        help="Cheap model, likewise; exit:N: the first N decoder layers of the large one.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -97,7 +104,7 @@ def load_decoder(
     )
 
 
-def choose_policy(decoder: BigLittleDecoder, text: str, **given: float | str | None) -> Policy:
+def choose_policy(decoder: BigLittleDecoder | Pair, text: str, **given: float | str | None) -> Policy:
     """The policy of ``NAME[:option=value]*`` with the options given one by one in place of its own.
 
     Raises:

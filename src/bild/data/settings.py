@@ -61,9 +61,14 @@ def describe_checkpoint(name: str) -> dict[str, str]:
     return {"name": name} if digest is None else {"name": name, "sha256": digest}
 
 
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+"""Files of a checkpoint that hold weights; an adapter's too."""
+
+
 def weights_digest(name: str) -> str | None:
-    """SHA-256 of a folder's weights, as 16 hexadecimal digits; None where it has none, and of a hub name."""
-    files = sorted(Path(name).glob("*.safetensors"))
+    """SHA-256 of a folder's or file's weights, as 16 hexadecimal digits; None where it has none, and of a hub name."""
+    place = Path(name)
+    files = [place] if place.is_file() else sorted(file for kind in WEIGHTS for file in place.glob(kind))
     return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
 
 

@@ -25,10 +25,15 @@ from bild.models import (
     INT8,
     EagerModel,
     Int8Linear,
+    check_exit,
+    check_kinds,
+    check_outlines,
+    check_runtime,
     check_shared_vocabulary,
     exit_layer,
+    head_size,
     load_network,
-    load_tokenizer,
+    read_outline,
     resolve_device,
     resolve_dtype,
     run_pair,
@@ -65,9 +70,14 @@ class BigLittleDecoder:
         policy: Policy | None = None,
         runtime: str = "eager",
     ) -> None:
+        # Compared before anything is compiled.
+        check_runtime(runtime)
+        other = large if isinstance(small, str) else small
+        check_kinds(large.config, other.config)
+        sizes = [head_size(network) for network in (large, other)]
+        shared = check_shared_vocabulary(tokenizer, small_tokenizer, sizes[0], sizes[1])
         self.large, self.small = run_pair(large, small, runtime)
         self.early_exit = small if isinstance(small, str) else None
-        shared = check_shared_vocabulary(tokenizer, small_tokenizer, self.large.vocab_size, self.small.vocab_size)
         self.large.vocab_size = self.small.vocab_size = shared
         self.tokenizer = tokenizer
         self.policy = Policy() if policy is None else policy
@@ -87,13 +97,16 @@ class BigLittleDecoder:
         runtime: str = "auto",
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
+        revision: str | None = None,
+        subfolder: str | None = None,
         trust_remote_code: bool = False,
     ) -> BigLittleDecoder:
         """Load a pair from disk or the hub; without any name, the bundled German → English one.
 
         Args:
             pair: folder or ``bild.json`` of a pair; ``large`` and ``small`` override its checkpoints.
-            large: folder or hub name of the accurate model.
+            large: folder, GGUF file or hub name of the accurate model: ``NAME[@REVISION][:SUBFOLDER or FILE.gguf]``;
+                docs/checkpoints.md has what can be loaded.
             small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
             runtime: ``"eager"``: transformers' modules as they are. ``"static"``: compiled, several times
                 faster; the first time on a machine this takes a minute or more, the result is kept in
@@ -102,26 +115,33 @@ class BigLittleDecoder:
                 fastest that is safe on the machine; ``"int8"``: as auto, the weights of linear layers in 8 bits
                 (:mod:`bild.models.int8`).
             device: ``"cpu"``, ``"cuda"``, … or ``"auto"``: a GPU where there is one.
-            trust_remote_code: whether code that comes with a checkpoint may run.
+            revision: branch, tag or commit of the hub repositories whose names do not say; default: the newest.
+            subfolder: where in both folders or repositories the checkpoints are, likewise; default: at the top.
+            trust_remote_code: whether code that comes with a checkpoint may run; default False.
 
         Raises:
             LoadError, VocabularyError, InputError: see :mod:`bild.errors`.
         """
         chosen = choose_pair(pair, large, small)
+        check_runtime(runtime)
         on = resolve_device(device)
-        trust = {"trust_remote_code": trust_remote_code}
-        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **trust}
-        exits = exit_layer(chosen.small) is not None
-        names = [chosen.large] if exits else [chosen.large, chosen.small]
-        networks: list[Any] = [load_network(name, **options) for name in names]
+        where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **where}
+        count = exit_layer(chosen.small)
+        # One checkpoint on both sides, or an early exit of it, is loaded once.
+        names = dict.fromkeys([chosen.large] if count is not None else [chosen.large, chosen.small])
+        outlines = [read_outline(name, **options) for name in names]
+        check_outlines(outlines[0], outlines[-1], device=on, int8=dtype == INT8)
+        if count is not None:
+            check_exit(outlines[0], count)
+        networks: list[Any] = [load_network(each.name, **options, config=each.config) for each in outlines]
         if dtype == INT8:
             networks = [to_int8(network) for network in networks]
-        tokenizers = [load_tokenizer(name, **trust) for name in names]
         return cls(
             networks[0],
-            chosen.small if exits else networks[1],
-            tokenizers[0],
-            small_tokenizer=tokenizers[-1],
+            networks[-1] if count is None else chosen.small,
+            outlines[0].tokenizer,
+            small_tokenizer=outlines[-1].tokenizer,
             policy=chosen.policy,
             runtime=runtime,
         )

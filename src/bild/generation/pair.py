@@ -19,7 +19,7 @@ class Pair:
     """Where two checkpoints are, and the policy they are decoded with.
 
     Args:
-        large: folder or hub name of the accurate model.
+        large: folder, GGUF file or hub name of the accurate model.
         small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
         policy: tuned for the two; the default ``bild`` preset otherwise.
         evidence: how the policy was found (data, scores, machine), kept as it is.
@@ -115,12 +115,12 @@ def choose_pair(
 
 def _relative_to(folder: Path, name: str) -> str:
     inside = folder / name
-    return str(inside) if inside.is_dir() else str(name)
+    return str(inside) if inside.exists() else str(name)
 
 
 def _seen_from(folder: Path, name: str) -> str:
     path = Path(name)
-    if not path.is_dir():
+    if not path.exists():
         return name
     absolute, base = path.resolve(), folder.resolve()
     return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bild import cache
 from bild.errors import LoadError
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -22,8 +23,7 @@ FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 def cache_folder() -> Path:
     """Where environments and converted models are kept: ``$BILD_CACHE`` or ``~/.cache/bild``, then ``peers``."""
-    root = os.environ.get("BILD_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "bild") / "peers"
+    return cache.cache_folder() / "peers"
 
 
 def prepare_environment(name: str) -> Path:
