@@ -198,7 +198,10 @@ def test_hugging_face_datasets(monkeypatch):
         (("cnn_dailymail", "3.0.0"), {"split": "validation"}),
         (("someone/texts", None), {"split": "test"}),
     ]
-    with pytest.raises(InputError, match=r"no Hugging Face dataset of that name can be loaded \(FileNotFoundError: no/such is not there\)"):
+    with pytest.raises(
+        InputError,
+        match=r"no Hugging Face dataset of that name can be loaded \(FileNotFoundError: no/such is not there\)",
+    ):
         read_examples("no/such")
     with pytest.raises(InputError, match="--target-data goes with a text file"):
         read_examples("someone/texts", target_data="x")

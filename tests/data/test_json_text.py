@@ -27,7 +27,9 @@ def test_numbers_that_json_lacks_are_written_as_json():
     assert refused == {"a": math.inf, "b": [-math.inf, None, 0.5], 'say "NaN" \\': "Infinity"}
 
 
-@pytest.mark.parametrize(("text", "why"), [("[" * 100_000, "nested too deep"), ("{", "not JSON"), (b"\xff", "not JSON")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("[" * 100_000, "nested too deep"), ("{", "not JSON"), (b"\xff", "not JSON")]
+)
 def test_what_is_no_json(text, why):
     with pytest.raises(ValueError, match=why):
         from_json(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from bild.cli.pair_options import quieten
 
 START, DATA, DEV, RECIPE, RUN = "Start", "Data", "Dev score", "Recipe", "Run"
 
@@ -116,20 +117,16 @@ def resumable(out: Path) -> Iterator[None]:
 
 
 def prepare(threads: int | None) -> None:
-    """Settle threads and quieten what transformers says.
+    """Settle threads, and silence other libraries.
 
     Raises:
         InputError: not a number of threads.
     """
     from bild.errors import InputError
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quieten()
     import torch
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     if threads is not None:
         if threads < 1:
             raise InputError(f"threads is {threads}; allowed is 1 or more")

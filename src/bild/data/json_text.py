@@ -13,14 +13,16 @@ NUMBERS = {"NaN": "null", "Infinity": "1e999", "-Infinity": "-1e999"}
 """What stands for numbers that JSON lacks: every reader makes an infinity of the last two again."""
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def to_json(value: Any, *, indent: int | None = None, ascii: bool = False) -> str:
     """A value as JSON text; one line without ``indent``, however its reader splits lines.
 
     Args:
         value: dicts with text keys, lists, tuples, texts, numbers, None. NaN becomes ``null``, infinity ``1e999``.
         indent: spaces of a nested line; None: all in one line.
+        ascii: whether all other characters are escaped.
     """
-    text = ESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", json.dumps(value, ensure_ascii=False, indent=indent))
+    text = json.dumps(value, ensure_ascii=ascii, indent=indent)
+    text = ESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
     if "NaN" in text or "Infinity" in text:
         text = NO_NUMBER.sub(lambda found: NUMBERS.get(found.group(), found.group()), text)
     return text

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -206,11 +207,14 @@ class BigLittleDecoder:
         asked = GenerationOptions.over(self.generation_config, options)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
-        items, _ = as_list(inputs, attention_mask)
+        lazy = isinstance(inputs, Iterator)
+        items = inputs if lazy else as_list(inputs, attention_mask)[0]
         prompter = self.prompter(prefix=prefix, task=task, chat=chat, system=system)
-        jobs = [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items)]
+        prepared = (self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items))
+        # A list is checked as a whole before anything is decoded; an iterator may have no end.
+        jobs = prepared if lazy else iter(list(prepared))
         size = batch_size if self.batches else 1
-        batches = (jobs[at : at + size] for at in range(0, len(jobs), size))
+        batches = iter(lambda: list(islice(jobs, size)), [])
         return (result for batch in batches for result in self.results(batch, resolved, asked.choice()))
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
