@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bild.data.files import Row, read_rows
+from bild.data.files import FileRow, read_rows
 from bild.data.lines import problem
 from bild.errors import InputError, one_line, reading
 
@@ -45,7 +45,7 @@ class Data:
     def digest(self) -> str:
         """SHA-256 of the examples, as 16 hexadecimal digits."""
         text = json.dumps([(e.id, e.source, e.references) for e in self.examples], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_examples(
@@ -133,7 +133,7 @@ def _is_file(spec: str) -> bool:
     return there or Path(spec).suffix in FILE_SUFFIXES or spec.startswith((".", "/", "~"))
 
 
-def _hub_rows(spec: str, split: str, target_data: str | None) -> Iterator[Row]:
+def _hub_rows(spec: str, split: str, target_data: str | None) -> Iterator[FileRow]:
     if target_data is not None:
         raise InputError(f"--target-data goes with a text file; {spec!r} is no file here")
     try:
@@ -149,7 +149,7 @@ def _hub_rows(spec: str, split: str, target_data: str | None) -> Iterator[Row]:
         raise InputError(
             f"{spec!r} is no file here, and no Hugging Face dataset of that name can be loaded ({one_line(error)})"
         ) from None
-    return (Row(f"row {number}", str(number), value) for number, value in enumerate(rows, 1))
+    return (FileRow(f"row {number}", str(number), value) for number, value in enumerate(rows, 1))
 
 
 def _reach(value: object, column: str) -> object:
@@ -160,7 +160,7 @@ def _reach(value: object, column: str) -> object:
     return _reach(value[head], rest) if dot and isinstance(value, dict) and head in value else None
 
 
-def _usable(rows: Iterable[Row], source: str, target: str, skipped: list[str]) -> Iterator[Example]:
+def _usable(rows: Iterable[FileRow], source: str, target: str, skipped: list[str]) -> Iterator[Example]:
     for row in rows:
         example, error = (None, row.error) if row.value is None or row.error else _example(row, source, target)
         if example is None:
@@ -169,7 +169,7 @@ def _usable(rows: Iterable[Row], source: str, target: str, skipped: list[str]) -
             yield example
 
 
-def _example(row: Row, source: str, target: str) -> tuple[Example | None, str | None]:
+def _example(row: FileRow, source: str, target: str) -> tuple[Example | None, str | None]:
     """The example of a row, or why there is none."""
     assert row.value is not None
     text, references = _reach(row.value, source), _references(_reach(row.value, target))

@@ -10,13 +10,13 @@ from typing import Any
 from bild.data.json_text import from_json
 from bild.data.lines import Line, read_lines
 from bild.data.tables import csv_cells, named_cells, tsv_cells
-from bild.errors import InputError
+from bild.errors import InputError, reading, writing
 
 TABLES = {".csv": csv_cells, ".tsv": tsv_cells}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FileRow:
     """One row of a data file, or why there is none."""
 
     place: str
@@ -26,7 +26,9 @@ class Row:
     error: str | None = None
 
 
-def read_rows(path: Path, target: Path | None = None, names: tuple[str, str] = ("source", "target")) -> Iterator[Row]:
+def read_rows(
+    path: Path, target: Path | None = None, names: tuple[str, str] = ("source", "target")
+) -> Iterator[FileRow]:
     """The rows of a file, by its suffix, as they are asked for.
 
     Args:
@@ -52,11 +54,11 @@ def read_rows(path: Path, target: Path | None = None, names: tuple[str, str] = (
     return (_text_row(names, line) for line in lines)
 
 
-def _row(number: int, value: dict[str, Any] | None, error: str | None) -> Row:
-    return Row(f"line {number}", str(number), value, error)
+def _row(number: int, value: dict[str, Any] | None, error: str | None) -> FileRow:
+    return FileRow(f"line {number}", str(number), value, error)
 
 
-def _json_rows(lines: Iterator[Line]) -> Iterator[Row]:
+def _json_rows(lines: Iterator[Line]) -> Iterator[FileRow]:
     for line in lines:
         if not line.text.strip():
             continue
@@ -72,7 +74,7 @@ def _json_rows(lines: Iterator[Line]) -> Iterator[Row]:
         yield _row(line.number, value if is_object else None, None if is_object else "not a JSON object")
 
 
-def _parallel_rows(path: Path, target: Path, names: tuple[str, str]) -> Iterator[Row]:
+def _parallel_rows(path: Path, target: Path, names: tuple[str, str]) -> Iterator[FileRow]:
     # Whole, because either may be a pipe, and a pair of files that do not belong together should be told at once.
     sources, targets = list(read_lines(path)), list(read_lines(target))
     if len(sources) != len(targets):
@@ -83,16 +85,21 @@ def _parallel_rows(path: Path, target: Path, names: tuple[str, str]) -> Iterator
     return (_text_row(names, *pair) for pair in zip(sources, targets, strict=True))
 
 
-def _text_row(names: tuple[str, str], *lines: Line) -> Row:
+def _text_row(names: tuple[str, str], *lines: Line) -> FileRow:
     wrong = next((line.error for line in lines if line.error is not None), None)
     return _row(lines[0].number, dict(zip(names, (line.text for line in lines), strict=False)), wrong)
 
 
 def whole_lines(file: Path) -> list[bytes]:
-    """The lines of a file that is appended to; what a kill left of a last one is cut off the file."""
-    content = file.read_bytes()
+    """The lines of a file that is appended to; what a kill left of a last one is cut off the file.
+
+    Raises:
+        InputError: the file cannot be read, or not be cut.
+    """
+    with reading(file):
+        content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        with file.open("r+b") as opened:
+        with writing(file), file.open("r+b") as opened:
             opened.truncate(len(whole))
-    return whole.splitlines()
+    return whole.split(b"\n")[:-1]
