@@ -120,7 +120,7 @@ class Report:
         """The object of a line; what could not be decoded has no text but an error, a blank line has neither tokens."""
         result = item.result
         if result is None:
-            empty = {"source": item.source.text, "text": None if item.error else "", "tokens": []}
+            empty: dict[str, Any] = {"source": item.source.text, "text": None if item.error else "", "tokens": []}
             return {**empty, "finish_reason": None, "stats": None} | ({"error": item.error} if item.error else {})
         values: dict[str, Any] = {
             "source": item.source.text,
