@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions check bench-overhead bench-step bench-policies bench-peers
+.PHONY: help setup demo test test-versions check docs bench-overhead bench-step bench-policies bench-peers
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,9 @@ check: setup ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup ## rewrite docs/cli.md from the program
+	$(BIN)/python -m bild.cli.reference > docs/cli.md
 
 bench-overhead: setup ## share of a run that is not a forward pass
 	$(BIN)/python benchmarks/overhead.py

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from bild.cli import pair_options as options
-from bild.cli.inputs import read_lines
-from bild.cli.job import Job
+from bild.cli.inputs import check_texts, read_sources
+from bild.cli.line_decoder import LineDecoder
 from bild.cli.report import Report
 from bild.errors import InputError
 
@@ -92,11 +92,13 @@ def generate(
 ) -> None:
     """Decode texts with a small and a large model together.
 
-    Results go to stdout, one a line, as soon as they are ready; everything else goes to stderr. A line
-    that cannot be decoded is reported with its number, the others still come out; the exit code is then 2.
+    Results go to stdout, one a line, as soon as they are ready; everything else goes to stderr. Line n of the
+    results belongs to line n of the input: an empty line stays one. A line that cannot be decoded is reported with
+    its number and leaves an empty one, the others still come out; the exit code is then 2.
     """
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
-    lines, total = read_lines(texts, input)
+    sources, total = read_sources(texts, input)
+    check_texts(prefix=prefix, task=task, system=system, stop=stop)
     if runtime == "auto" and total is not None and total >= LONG_FILE:
         runtime = "static"
     from bild.generation.pair import choose_pair
@@ -136,5 +138,5 @@ def generate(
         "seed": seed,
     }
     source = {"prefix": prefix, "task": task, "chat": chat, "system": system}
-    job = Job(decoder, chosen, source, asked, batch_size, compare)
-    Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(job, lines, total)
+    lines = LineDecoder(decoder, chosen, source, asked, batch_size, compare)
+    Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)

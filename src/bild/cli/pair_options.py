@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+import warnings
+from logging import CRITICAL
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,6 +74,21 @@ VerifyEnd = Annotated[
 ]
 
 
+def quieten() -> None:
+    """Silence other libraries: progress bars, hints and warnings about their next version are for developers."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity(CRITICAL)
+    if sys.stderr is None or not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)
+
+
 def load_decoder(
     *,
     large: str | None,
@@ -82,17 +99,10 @@ def load_decoder(
     runtime: str,
     trust_remote_code: bool,
 ) -> BigLittleDecoder:
-    """Load the pair quietly: transformers' progress bars and hints are not for this program's user."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
+    """Load the pair, with nothing of other libraries on stderr."""
+    quieten()
     from bild.generation import BigLittleDecoder
 
-    logging.set_verbosity_error()
-    hub_logging.set_verbosity(hub_logging.CRITICAL)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     return BigLittleDecoder.from_pretrained(
         pair,
         large=large,

@@ -53,13 +53,11 @@ class PolicyMethod:
         self.details = {"policy": policy.to_dict(), "device": device, "dtype": dtype} | given
 
     def __call__(self, source: str) -> Output:
-        """Decode one text."""
         assert self._decoder is not None, "closed"
         (result,) = self._decoder.generate([source], self.policy, **self.options)
         return Output(result.text, result.token_ids, ttft_s=result.ttft_s, stats=result.stats)
 
     def close(self) -> None:
-        """Let go of the decoder."""
         self._decoder = None
 
 

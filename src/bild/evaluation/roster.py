@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bild.data.settings import describe_pair
+from bild.data.settings import DEFAULT_MAX_NEW_TOKENS, describe_pair
 from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
 from bild.evaluation import calm
@@ -16,8 +16,6 @@ from bild.evaluation.own import PolicyMethod, draw_options_of, policy_of
 if TYPE_CHECKING:
     from bild.decoding import Policy
     from bild.generation import BigLittleDecoder, Pair
-
-DEFAULT_MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,6 @@ class Roster:
     failed: dict[str, str] = field(default_factory=dict)
 
     def close(self) -> None:
-        """Close every method."""
         for method in self.methods:
             method.close()
 
@@ -150,7 +147,7 @@ class _Decoders:
         self.loaded: dict[tuple[str, str], BigLittleDecoder] = {}
 
     def of(self, spec: MethodSpec) -> BigLittleDecoder:
-        # What leaves early cannot be compiled, so nothing should be for it.
+        # CALM runs uncompiled, so do not compile a decoder for it.
         runtime = "eager" if spec.name == calm.NAME else spec.options.get("runtime", self.setup.runtime)
         dtype = spec.options.get("dtype", self.setup.dtype)
         if (runtime, dtype) not in self.loaded:

@@ -28,11 +28,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
 from bild.decoding import Choice, Greedy, Sampling
 from bild.errors import InputError
 from bild.generation.processors import process_with, warp_with
-
-DEFAULT_MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)

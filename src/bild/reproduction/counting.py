@@ -36,7 +36,7 @@ class Cost:
 
     @property
     def intensity(self) -> float:
-        """Operations a byte."""
+        """Operations divided by bytes."""
         return self.flops / self.moved
 
 

@@ -29,7 +29,7 @@ from bild.models import (
     resolve_dtype,
 )
 from bild.training.checkpoint import State
-from bild.training.corpus import Coder, Corpus, Pair, pairs_of
+from bild.training.corpus import Coder, Corpus, TrainingText, pairs_of
 from bild.training.job import fit
 from bild.training.labels import Labels
 from bild.training.progress import duration, say
@@ -152,7 +152,7 @@ def _label(
     say(f"labels: {len(sources)} in {labels.file}")
 
 
-def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Corpus) -> Iterator[Pair]:
+def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Corpus) -> Iterator[TrainingText]:
     """Inputs and their labels, without loops: an encoder-decoder's text that never ends is one. A
     decoder-only model's continuation may be cut anywhere."""
     for source, place in places.items():
@@ -160,4 +160,4 @@ def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Cor
         if label.finish_reason == "length" and coder.config.is_encoder_decoder:
             corpus.leave_out(place, "label without an end")
         else:
-            yield Pair(place, source, label.token_ids)
+            yield TrainingText(place, source, label.token_ids)

@@ -28,7 +28,7 @@ UNBOUNDED = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TrainingText:
     """One source and the target it should become."""
 
     place: str
@@ -116,7 +116,7 @@ class Coder:
         named, placed = self.tokenizer.model_max_length, max_positions(self.config)
         return min(named if named <= LONGEST_NAMED else UNBOUNDED, UNBOUNDED if placed is None else placed)
 
-    def encode(self, pairs: Iterable[Pair], corpus: Corpus) -> None:
+    def encode(self, pairs: Iterable[TrainingText], corpus: Corpus) -> None:
         """Add what can be trained on to a corpus, and count the rest: duplicates and texts that are too long."""
         seen = set[int]()
         for chunk in _chunks(pairs):
@@ -150,10 +150,10 @@ class Coder:
             return f"longer than {self.positions} tokens together"
         return None
 
-    def _sources(self, pairs: list[Pair]) -> list[list[int]]:
+    def _sources(self, pairs: list[TrainingText]) -> list[list[int]]:
         return self.prompter.encode_many([pair.source for pair in pairs]) if pairs else []
 
-    def _targets(self, pairs: list[Pair]) -> list[Sequence[int]]:
+    def _targets(self, pairs: list[TrainingText]) -> list[Sequence[int]]:
         """Token ids of the targets; texts end with the end token, ids are taken as they are."""
         texts = [pair.target for pair in pairs if isinstance(pair.target, str)]
         if self.config.is_encoder_decoder:
@@ -171,7 +171,7 @@ class Coder:
         return [int(end)]
 
 
-def pairs_of(sets: Mapping[str, Data], corpus: Corpus) -> Iterator[Pair]:
+def pairs_of(sets: Mapping[str, Data], corpus: Corpus) -> Iterator[TrainingText]:
     """One pair for each reference of each example; rows that make none are counted in the corpus."""
     for name, data in sets.items():
         for line in data.skipped:
@@ -181,7 +181,7 @@ def pairs_of(sets: Mapping[str, Data], corpus: Corpus) -> Iterator[Pair]:
             place = f"{name} line {example.id}"
             if not example.references:
                 corpus.leave_out(place, "no target text")
-            yield from (Pair(place, example.source, reference) for reference in example.references)
+            yield from (TrainingText(place, example.source, reference) for reference in example.references)
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

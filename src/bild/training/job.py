@@ -239,7 +239,8 @@ class Job:
         return self.settings.patience is not None and self.state.worse >= self.settings.patience
 
     def _save_result(self) -> None:
-        self.folder.save_result(copy.deepcopy(self.network).to(self.saved_as), self.tokenizer, self._provenance())
+        saved: Any = copy.deepcopy(self.network)
+        self.folder.save_result(saved.to(self.saved_as), self.tokenizer, self._provenance())
 
     def _save_state(self, optimizer: Optimizer) -> None:
         self.folder.save_state(self.network, self.tokenizer, optimizer, self.state, self._provenance())

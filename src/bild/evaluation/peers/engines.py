@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bild.errors import LoadError
+from bild.data.json_text import from_json
+from bild.errors import LoadError, one_line
 from bild.evaluation.method import MethodSpec, PeerContext
 from bild.evaluation.peers.environment import (
     REQUIREMENTS,
@@ -76,11 +77,14 @@ def _local(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # the hub raises many kinds, and says what happened in the first line
-        raise LoadError(f"{name} cannot be fetched ({str(error).splitlines()[0]})") from None
+        raise LoadError(f"{name} cannot be fetched ({one_line(error)})") from None
 
 
 def _check(checkpoint: Path) -> None:
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = from_json((checkpoint / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{checkpoint / 'config.json'} cannot be read ({one_line(error)})") from None
     if not config.get("is_encoder_decoder", False):
         raise LoadError(f"runs encoder-decoder checkpoints only here, and {checkpoint.name} is decoder-only")
     if not (checkpoint / "tokenizer.json").is_file():

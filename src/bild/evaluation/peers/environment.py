@@ -81,7 +81,7 @@ def _install(requirements: Path, place: Path) -> None:
 
 def _pip(place: Path, *arguments: str) -> None:
     command = [str(_python(place)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_variables())
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=clean_variables())
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         why = lines[-1] if lines else f"pip ended with {done.returncode}"
