@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from bild.decoding import Choice, Commit, ModelDrafter, Policy, Request
 from bild.decoding import decode as run_loop
 from bild.errors import InputError
 from bild.generation.options import GenerationOptions
-from bild.generation.text import decode
+from bild.generation.stop_strings import StopStrings
 from bild.models import EagerModel
 
 
@@ -110,20 +110,11 @@ def _check_fits(length: int, limits: Sequence[int | None], what: str) -> None:
 
 def _stop(
     asked: GenerationOptions, tokenizer: PreTrainedTokenizerBase | None, prompt_length: int
-) -> Callable[[Sequence[int]], bool] | None:
+) -> StopStrings | None:
     if not asked.stop_strings:
         return None
-    if tokenizer is None:
-        raise InputError("stop_strings need a tokenizer, and the pair has none")
-    strings = [asked.stop_strings] if isinstance(asked.stop_strings, str) else list(asked.stop_strings)
-
-    def stops(tokens: Sequence[int]) -> bool:
-        # As in transformers: a stop string counts when the newest token completes it.
-        before = len(decode(tokenizer, tokens[prompt_length:-1]))
-        text = decode(tokenizer, tokens[prompt_length:])
-        return any(string in text[max(0, before - len(string) + 1) :] for string in strings)
-
-    return stops
+    strings = [asked.stop_strings] if isinstance(asked.stop_strings, str) else asked.stop_strings
+    return StopStrings(strings, tokenizer, prompt_length)
 
 
 def generator_of(seed: int | None) -> torch.Generator:
