@@ -100,7 +100,7 @@ def test_prefix_and_task(bundled):
         ([["ok", ""]], {}, "the text is empty"),
         ([[[1, 9000]]], {}, "token id 9000 is outside the vocabulary; allowed is 0 to 7999"),
         ([[[]]], {}, "no tokens"),
-        ([7], {}, "cannot decode a int"),
+        ([7], {}, "cannot decode an int"),
         (["x", "fast"], {}, "policy is 'fast'; allowed are bild, exact, speculative_sampling, "),
         (["x"], {"batch_size": 0}, "batch_size is 0"),
         (["x"], {"max_new_token": 5}, "unknown option 'max_new_token'; did you mean max_new_tokens"),

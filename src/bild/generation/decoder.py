@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bild.errors import InputError
 from bild.generation.jobs import Job, commits, prepare
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
-from bild.generation.prompts import Prompter, as_list, task_prefix
+from bild.generation.prompts import Input, Prompter, as_list, of_input, task_prefix
 from bild.generation.result import Result, collect
 from bild.generation.stream import Stream
 from bild.models import (
@@ -69,6 +70,10 @@ class BigLittleDecoder:
         shared = check_shared_vocabulary(tokenizer, small_tokenizer, self.large.vocab_size, self.small.vocab_size)
         self.large.vocab_size = self.small.vocab_size = shared
         self.tokenizer = tokenizer
+        self.src_lang: str | None = None
+        """Language of the inputs where a call does not say; None: as the tokenizer is set."""
+        self.tgt_lang: str | None = None
+        """Language of the outputs where a call does not say; None: as the checkpoint's generation config says."""
         self.policy = Policy() if policy is None else policy
         self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
         for model in (self.large, self.small):
@@ -179,11 +184,7 @@ class BigLittleDecoder:
         policy: str | Policy | None = None,
         *,
         batch_size: int = 1,
-        attention_mask: torch.Tensor | None = None,
-        prefix: str | None = None,
-        task: str | None = None,
-        chat: bool | None = None,
-        system: str | None = None,
+        attention_mask: Any = None,
         lossless: bool = False,
         **options: Any,
     ) -> Iterator[Result]:
@@ -194,21 +195,16 @@ class BigLittleDecoder:
             policy: see :meth:`generate`.
             batch_size: rows decoded together, 1…, default 1: lowest latency for each. A row's text does
                 not depend on its neighbours (up to rounding, which in 16 bits can turn a near tie).
-            attention_mask: of a tensor of inputs, 0 where it is padding.
-            prefix: text put before every input.
-            task: name of a task whose prefix a T5 checkpoint brings.
-            chat: treat texts as a user's turn; default: where a decoder-only model has a chat template.
-            system: system message of that conversation.
+            attention_mask: of inputs that are token ids (list, array or tensor), 0 or false where they are padding.
             lossless: insist on the large model's own text; an error with a policy that does not give it.
-            options: fields of :class:`GenerationOptions`, under transformers' names.
+            options: arguments of :meth:`prompter`, and fields of :class:`GenerationOptions`, under transformers' names.
         """
         resolved = self.resolve_policy(policy, lossless=lossless)
-        asked = GenerationOptions.over(self.generation_config, options)
+        prompter, asked = self.asked(options)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
-        items, _ = as_list(inputs, attention_mask)
-        prompter = self.prompter(prefix=prefix, task=task, chat=chat, system=system)
-        jobs = [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items)]
+        items, alone = as_list(inputs, attention_mask, self.pad)
+        jobs = [self._job(prompter, item, asked, index, alone=alone) for index, item in enumerate(items)]
         size = batch_size if self.batches else 1
         batches = (jobs[at : at + size] for at in range(0, len(jobs), size))
         return (result for batch in batches for result in self.results(batch, resolved, asked.choice()))
@@ -224,25 +220,77 @@ class BigLittleDecoder:
         Returns:
             An iterator of text pieces, committed tokens only; its ``result`` is set at the end.
         """
-        items, _ = as_list(text)
+        items, _ = as_list(text, options.pop("attention_mask", None), self.pad)
         if len(items) != 1:
             raise InputError(f"stream takes one input, got {len(items)}; use generate for many")
         resolved = self.resolve_policy(policy, lossless=bool(options.pop("lossless", False)))
-        names = ("prefix", "task", "chat", "system")
-        prompter = self.prompter(**{name: options.pop(name, None) for name in names})
-        asked = GenerationOptions.over(self.generation_config, options)
-        job = self._prepare(prompter.encode(items[0]), asked, 0)
+        prompter, asked = self.asked(options)
+        job = self._job(prompter, items[0], asked, 0, alone=True)
         start = time.perf_counter()
         written = commits([job], resolved, asked.choice(), large=self.large, small=self.small)
         return Stream(written, self.tokenizer, start)
 
     def prompter(
-        self, *, prefix: str | None = None, task: str | None = None, chat: bool | None = None, system: str | None = None
+        self,
+        *,
+        prefix: str | None = None,
+        task: str | None = None,
+        chat: bool | None = None,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
     ) -> Prompter:
-        """What turns inputs into token ids; the arguments of :meth:`generate_each`."""
-        config = self.large.config
-        before = task_prefix(config, task) if prefix is None else prefix
-        return Prompter(self.tokenizer, config, before, chat, system)
+        """What turns inputs into token ids.
+
+        Args:
+            prefix: text put before every input.
+            task: name of a task whose prefix a T5 checkpoint brings.
+            chat: treat texts as a user's turn; default: where a decoder-only model has a chat template.
+            system: system message of that conversation.
+            chat_template_kwargs: what else the chat template is told, as ``{"enable_thinking": False}``.
+            src_lang: language of the inputs of a multilingual checkpoint, as it spells it (``"deu_Latn"``, ``"de"``);
+                default: :attr:`src_lang`.
+            tgt_lang: likewise of the outputs; default: :attr:`tgt_lang`.
+
+        Raises:
+            InputError: a task or a language the checkpoint does not have.
+        """
+        return Prompter(
+            self.tokenizer,
+            self.large.config,
+            task_prefix(self.large.config, task) if prefix is None else prefix,
+            chat,
+            system,
+            {} if chat_template_kwargs is None else chat_template_kwargs,
+            self.src_lang if src_lang is None else src_lang,
+            self.tgt_lang if tgt_lang is None else tgt_lang,
+        )
+
+    def asked(self, options: Mapping[str, Any]) -> tuple[Prompter, GenerationOptions]:
+        """What a call asks for: how inputs are read, and how texts are written.
+
+        Args:
+            options: arguments of :meth:`prompter` and fields of :class:`GenerationOptions`.
+
+        Raises:
+            InputError: an option that does not exist, or a value out of range.
+        """
+        names = [name for name in signature(self.prompter).parameters if name in options]
+        prompter = self.prompter(**{name: options[name] for name in names})
+        given = {name: value for name, value in options.items() if name not in names}
+        if prompter.tgt_lang is not None:
+            given = prompter.target_options(self.generation_config) | given
+        return prompter, GenerationOptions.over(self.generation_config, given)
+
+    @property
+    def pad(self) -> int | None:
+        """The token that rows of one length are filled up with; None where it may also be part of a text."""
+        pad = self.generation_config.pad_token_id
+        if pad is None and self.tokenizer is not None:
+            pad = self.tokenizer.pad_token_id
+        ends = GenerationOptions(eos_token_id=self.generation_config.eos_token_id).eos_token_ids
+        return None if pad in ends else pad
 
     def check(self, ids: list[int], **options: Any) -> None:
         """Whether :meth:`generate` would take these token ids with these options.
@@ -251,7 +299,7 @@ class BigLittleDecoder:
             InputError: if not, and why.
         """
         options.pop("lossless", None)
-        self._prepare(ids, GenerationOptions.over(self.generation_config, options), 0)
+        self._prepare(ids, self.asked(options)[1], 0)
 
     def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
         """The policy that ``NAME[:option=value]*`` stands for; ``"bild"`` and None mean the pair's own.
@@ -272,13 +320,18 @@ class BigLittleDecoder:
 
         Args:
             inputs: see :meth:`generate`.
-            options: fields of :class:`GenerationOptions`.
+            options: arguments of :meth:`prompter` and fields of :class:`GenerationOptions`.
 
         Raises:
             InputError: an input or option that cannot be used.
         """
-        asked, prompter = GenerationOptions.over(self.generation_config, options), self.prompter()
-        return [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(as_list(inputs)[0])]
+        prompter, asked = self.asked(options)
+        items, alone = as_list(inputs, None, self.pad)
+        return [self._job(prompter, item, asked, index, alone=alone) for index, item in enumerate(items)]
+
+    def _job(self, prompter: Prompter, item: Input, asked: GenerationOptions, index: int, *, alone: bool) -> Job:
+        with of_input(index, alone=alone):
+            return self._prepare(prompter.encode(item), asked, index)
 
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
         return prepare(ids, asked, index, models=(self.large, self.small), tokenizer=self.tokenizer)

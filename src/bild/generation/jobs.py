@@ -53,8 +53,7 @@ def prepare(
         source, prompt = ids, [_decoder_start(asked, large)]
     else:
         source, prompt = [], ids
-    assert asked.max_new_tokens is not None
-    longest = fit(len(source), len(prompt), asked.max_new_tokens, models)
+    longest = fit(len(source), len(prompt), asked.new_tokens(len(prompt)), models)
     request = Request(
         prompt=prompt,
         max_new_tokens=longest,
