@@ -19,6 +19,8 @@ class Decoded:
     """A line and what became of it."""
 
     line: Line
+    index: int
+    """Its place among all lines, from 0."""
     ids: list[int] = field(default_factory=list)
     result: Result | None = None
     alone: Result | None = None
@@ -43,11 +45,13 @@ class Job:
         # Wrong options should fail before the first line is waited for.
         self.decoder.generate([], self.policy, **self.source, **self.asked)
         prompter = self.decoder.prompter(**self.source)
+        # Token ids say nothing of the language that their text is to be written in.
+        self.asked = prompter.target_options(self.decoder.generation_config) | self.asked
         if self.compare:
             self._warm_up()
         batch: list[Decoded] = []
-        for line in lines:
-            item = Decoded(line, error=line.error)
+        for index, line in enumerate(lines):
+            item = Decoded(line, index, error=line.error)
             try:
                 if item.error is None:
                     item.ids = prompter.encode(line.text)
@@ -73,8 +77,12 @@ class Job:
         return batch
 
     def _generate(self, items: list[Decoded], policy: str | Policy) -> list[Result]:
-        inputs = [item.ids for item in items]
-        return self.decoder.generate(inputs, policy, batch_size=self.batch_size, **self.asked)
+        from bild.generation.seeds import fold
+
+        inputs, asked, seed = [item.ids for item in items], self.asked, self.asked.get("seed")
+        if seed is not None:
+            asked = asked | {"seed": [fold(seed, item.index) for item in items]}
+        return self.decoder.generate(inputs, policy, batch_size=self.batch_size, **asked)
 
     def _warm_up(self) -> None:
         """The first passes of a process are slow and would be charged to whoever goes first."""

@@ -71,9 +71,9 @@ class BigLittleDecoder:
         self.large.vocab_size = self.small.vocab_size = shared
         self.tokenizer = tokenizer
         self.src_lang: str | None = None
-        """Language of the inputs where a call does not say; None: as the tokenizer is set."""
+        """See :meth:`set_languages`."""
         self.tgt_lang: str | None = None
-        """Language of the outputs where a call does not say; None: as the checkpoint's generation config says."""
+        """See :meth:`set_languages`."""
         self.policy = Policy() if policy is None else policy
         self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
         for model in (self.large, self.small):
@@ -203,8 +203,8 @@ class BigLittleDecoder:
         prompter, asked = self.asked(options)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
-        items, alone = as_list(inputs, attention_mask, self.pad)
-        jobs = [self._job(prompter, item, asked, index, alone=alone) for index, item in enumerate(items)]
+        items, _ = as_list(inputs, attention_mask, self.pad)
+        jobs = [self._job(prompter, item, asked, index, alone=len(items) == 1) for index, item in enumerate(items)]
         size = batch_size if self.batches else 1
         batches = (jobs[at : at + size] for at in range(0, len(jobs), size))
         return (result for batch in batches for result in self.results(batch, resolved, asked.choice()))
@@ -267,6 +267,19 @@ class BigLittleDecoder:
             self.tgt_lang if tgt_lang is None else tgt_lang,
         )
 
+    def set_languages(self, src_lang: str | None, tgt_lang: str | None) -> None:
+        """What the languages of a multilingual checkpoint are where a call does not say.
+
+        Args:
+            src_lang: of the inputs, as the checkpoint spells it; None: as its tokenizer is set.
+            tgt_lang: of the outputs; None: as its generation config says.
+
+        Raises:
+            InputError: a language the checkpoint does not have.
+        """
+        self.asked({"src_lang": src_lang, "tgt_lang": tgt_lang})
+        self.src_lang, self.tgt_lang = src_lang, tgt_lang
+
     def asked(self, options: Mapping[str, Any]) -> tuple[Prompter, GenerationOptions]:
         """What a call asks for: how inputs are read, and how texts are written.
 
@@ -326,8 +339,8 @@ class BigLittleDecoder:
             InputError: an input or option that cannot be used.
         """
         prompter, asked = self.asked(options)
-        items, alone = as_list(inputs, None, self.pad)
-        return [self._job(prompter, item, asked, index, alone=alone) for index, item in enumerate(items)]
+        items, _ = as_list(inputs, None, self.pad)
+        return [self._job(prompter, item, asked, index, alone=len(items) == 1) for index, item in enumerate(items)]
 
     def _job(self, prompter: Prompter, item: Input, asked: GenerationOptions, index: int, *, alone: bool) -> Job:
         with of_input(index, alone=alone):

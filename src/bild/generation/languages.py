@@ -35,6 +35,21 @@ def source_language(tokenizer: PreTrainedTokenizerBase, code: str | None) -> Ite
             tokenizer.src_lang = before
 
 
+@contextmanager
+def target_language(tokenizer: PreTrainedTokenizerBase, code: str | None) -> Iterator[None]:
+    """Encode targets (``text_target``) in this language; None: in the one that the tokenizer is set to."""
+    if code is None or not hasattr(tokenizer, "tgt_lang"):
+        yield
+        return
+    with _SOURCE:
+        before = tokenizer.tgt_lang
+        tokenizer.tgt_lang = code
+        try:
+            yield
+        finally:
+            tokenizer.tgt_lang = before
+
+
 def check_source(tokenizer: PreTrainedTokenizerBase, code: str) -> None:
     """Whether texts can be said to be in this language.
 
@@ -57,25 +72,32 @@ def source_prefix(tokenizer: PreTrainedTokenizerBase, code: str) -> str:
     return ""
 
 
-def target_options(
-    tokenizer: PreTrainedTokenizerBase, config: GenerationConfig, code: str, *, encodes: bool
-) -> dict[str, Any]:
-    """The options of a call that make the output be in this language.
+def check_target(tokenizer: PreTrainedTokenizerBase, code: str, *, encodes: bool) -> None:
+    """Whether outputs can be asked for in this language.
 
     Args:
         tokenizer: of the pair.
-        config: the large checkpoint's.
         code: as the checkpoint spells it, such as ``"fra_Latn"`` or ``"fr"``.
         encodes: whether the models are encoder-decoders.
 
     Raises:
         InputError: the checkpoint has no such language.
     """
-    if source_prefix(tokenizer, code):
-        return {}
-    token = _token(tokenizer, code)
-    if token is None or not encodes:
+    if not source_prefix(tokenizer, code) and (not encodes or _token(tokenizer, code) is None):
         raise _unknown(tokenizer, "tgt_lang", code)
+
+
+def target_options(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig, code: str) -> dict[str, Any]:
+    """The options of a call that make the output be in this language; none where the source says so.
+
+    Args:
+        tokenizer: of the pair.
+        config: the large checkpoint's.
+        code: one that :func:`check_target` takes.
+    """
+    token = _token(tokenizer, code)
+    if source_prefix(tokenizer, code) or token is None:
+        return {}
     start = config.decoder_start_token_id
     # mBART-25 and PLBart start from the language; mBART-50, NLLB and M2M-100 start from </s> and write it first.
     starts = start is None or start in _languages(tokenizer).values()

@@ -53,6 +53,8 @@ class Prompter:
             raise InputError(f"chat_template_kwargs hold {taken[0]}, which is no argument of a template; leave it out")
         if self.src_lang is not None:
             languages.check_source(self._tokenizer(), self.src_lang)
+        if self.tgt_lang is not None:
+            languages.check_target(self._tokenizer(), self.tgt_lang, encodes=bool(self.config.is_encoder_decoder))
 
     def encode(self, item: Input) -> list[int]:
         """Token ids of one input.
@@ -75,15 +77,8 @@ class Prompter:
         return self._tokens([self._before() + text for text in texts])
 
     def target_options(self, config: GenerationConfig) -> dict[str, Any]:
-        """The options of a call that make the output be in ``tgt_lang``; none where the input says so.
-
-        Raises:
-            InputError: the checkpoint has no such language.
-        """
-        if self.tgt_lang is None:
-            return {}
-        encodes = bool(self.config.is_encoder_decoder)
-        return languages.target_options(self._tokenizer(), config, self.tgt_lang, encodes=encodes)
+        """The options of a call that make the output be in ``tgt_lang``; none where the input says so."""
+        return {} if self.tgt_lang is None else languages.target_options(self._tokenizer(), config, self.tgt_lang)
 
     def _checked(self, ids: Sequence[Any]) -> list[int]:
         size = self.config.get_text_config(decoder=True).vocab_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from numbers import Integral
 from typing import Any
 
@@ -22,6 +23,11 @@ def check_seed(seed: Any) -> None:
         return
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(BITS >> 1) <= int(seed) < BITS:
         raise InputError(f"seed is {seed!r}; allowed are whole numbers of 64 bits, -2^63 to 2^64 - 1")
+
+
+def digest_of(text: str) -> int:
+    """A number of 64 bits that stands for a text, in place of its index, where texts come in any order."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def fold(seed: int, index: int) -> int:
