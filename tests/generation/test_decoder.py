@@ -122,6 +122,18 @@ def test_lossless_is_granted_to_lossless_policies(bundled):
     assert bundled.generate("Ich habe Hunger.", "exact", lossless=True)[0].text
 
 
+def test_a_stream_that_is_left_decodes_no_further(bundled, sentences, monkeypatch):
+    read = []
+    extend = type(bundled.large.start([[5]])).extend
+    monkeypatch.setattr(
+        type(bundled.large.start([[5]])), "extend", lambda *args, **options: read.append(1) or extend(*args, **options)
+    )
+    with bundled.stream(sentences[38], "large") as stream:
+        first = [next(stream), next(stream)]
+        done = len(read)
+    assert first and list(stream) == [] and stream.result is None and len(read) == done
+
+
 def test_stream_takes_one_input(bundled):
     with pytest.raises(InputError, match="stream takes one input, got 2"):
         bundled.stream(["a", "b"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +67,7 @@ def prepare(
 
 def commits(
     jobs: Sequence[Job], policy: Policy, choice: Choice, *, large: EagerModel, small: EagerModel
-) -> Iterator[Commit]:
+) -> Generator[Commit]:
     """Run the loop over a batch."""
     sources, requests = [job.source for job in jobs], [job.request for job in jobs]
     scorer = (small if policy.alone == "small" else large).start(sources)
