@@ -148,7 +148,7 @@ def generate(
         "stop_strings": stop or None,
         "seed": seed,
     }
-    source = {"prefix": prefix, "task": task, "chat": chat, "system": system}
+    source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
     source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}
     job = Job(decoder, chosen, source, asked, batch_size, compare)
     Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(job, lines, total)

@@ -14,6 +14,9 @@ from bild.errors import InputError
 
 logger = logging.getLogger("bild")
 
+DEFAULTS: Any = GenerationConfig()  # type: ignore[no-untyped-call]
+"""What transformers' own config says where nobody said anything."""
+
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "token_healing": ((False,), "it rewrites the end of the prompt"),
     "guidance_scale": ((1, 1.0), "it runs the large model a second time for every token"),
@@ -118,8 +121,8 @@ def check_config(config: GenerationConfig, applied: Sequence[str]) -> None:
             value = getattr(config, name)
             _warn(f"the checkpoint's generation config asks for {name}={value}; texts are greedy or drawn here")
     known = {*applied, *REFUSED, *SEARCHES, *WITHOUT_EFFECT}
-    for name in sorted(set(vars(GenerationConfig())) - known):
-        if _asks(config, name, (getattr(GenerationConfig(), name),)):
+    for name in sorted(set(vars(DEFAULTS)) - known):
+        if _asks(config, name, (getattr(DEFAULTS, name),)):
             _warn(f"the checkpoint's generation config sets {name}, which is not known here and is passed over")
 
 

@@ -9,37 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    ExponentialDecayLengthPenalty,
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    GenerationConfig,
-    InfNanRemoveLogitsProcessor,
-    LogitsProcessorList,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SequenceBiasLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
-from transformers.generation.logits_process import TopHLogitsWarper
+from transformers import GenerationConfig, LogitsProcessorList
 
 from bild.decoding import Choice, Greedy, Sampling
 from bild.errors import InputError, one_line
-from bild.generation.checkpoint_options import check_config, check_names
+from bild.generation.checkpoint_options import DEFAULTS, check_config, check_names
 from bild.generation.processors import process_with, warp_with
+from bild.generation.scores import as_ids, processors_of, warpers_of
 from bild.generation.seeds import check_seed, fold
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -148,7 +124,7 @@ class GenerationOptions:
         if any(name in asked for name in lengths):
             values |= dict.fromkeys(lengths)
         # Where nobody chose a length, transformers' is a number of its own (20 in its earlier versions).
-        elif values["max_new_tokens"] is None and config.max_length == GenerationConfig().max_length:
+        elif values["max_new_tokens"] is None and config.max_length == DEFAULTS.max_length:
             values |= {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS, "max_length": None}
         values |= asked
         try:
@@ -184,7 +160,7 @@ class GenerationOptions:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        return frozenset(_as_list(self.eos_token_id))
+        return frozenset(as_ids(self.eos_token_id))
 
     def processor(
         self, prompt_length: int, max_new_tokens: int, source: Sequence[int] | None, device: torch.device
@@ -201,71 +177,14 @@ class GenerationOptions:
             InputError: a value that a processor does not take.
         """
         try:
-            chain = LogitsProcessorList(self._processors(prompt_length, max_new_tokens, source, device))
+            chain = LogitsProcessorList(processors_of(self, prompt_length, max_new_tokens, source, device))
         except (TypeError, ValueError) as error:
             raise InputError(f"an option of the scores cannot be used: {one_line(error)}") from None
         return process_with(chain, lambda prefix: torch.tensor([list(prefix)], device=device))
 
-    def _processors(
-        self, prompt_length: int, max_new_tokens: int, source: Sequence[int] | None, device: torch.device
-    ) -> list[Any]:
-        eos = sorted(self.eos_token_ids)
-        ids = None if source is None else torch.tensor([list(source)], device=device)
-        chain: list[Any] = []
-        if self.sequence_bias:
-            chain.append(SequenceBiasLogitsProcessor(_biases(self.sequence_bias)))
-        if self.encoder_repetition_penalty not in (None, 1.0) and ids is not None:
-            chain.append(EncoderRepetitionPenaltyLogitsProcessor(self.encoder_repetition_penalty, ids))
-        if self.repetition_penalty not in (None, 1.0):
-            chain.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.no_repeat_ngram_size:
-            chain.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
-        if self.encoder_no_repeat_ngram_size and ids is not None:
-            chain.append(EncoderNoRepeatNGramLogitsProcessor(self.encoder_no_repeat_ngram_size, ids))
-        if self.bad_words_ids:
-            chain.append(NoBadWordsLogitsProcessor([list(word) for word in self.bad_words_ids], eos or None))
-        if self.min_length and eos:
-            chain.append(MinLengthLogitsProcessor(self.min_length, eos, device=device))
-        if self.min_new_tokens and eos:
-            chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, self.min_new_tokens, eos, device=device))
-        if self.forced_bos_token_id is not None:
-            chain.append(ForcedBOSTokenLogitsProcessor(self.forced_bos_token_id))
-        if self.forced_eos_token_id is not None:
-            longest = prompt_length + max_new_tokens
-            chain.append(ForcedEOSTokenLogitsProcessor(longest, _as_list(self.forced_eos_token_id), device=device))
-        if self.remove_invalid_values:
-            chain.append(InfNanRemoveLogitsProcessor())
-        if self.exponential_decay_length_penalty and eos:
-            start, factor = self.exponential_decay_length_penalty
-            chain.append(ExponentialDecayLengthPenalty((start, factor), eos, prompt_length))
-        if self.suppress_tokens:
-            chain.append(SuppressTokensLogitsProcessor(list(self.suppress_tokens), device=device))
-        if self.begin_suppress_tokens:
-            forced = prompt_length == 1 and self.forced_bos_token_id is not None
-            begin = prompt_length + 1 if forced else prompt_length
-            chain.append(SuppressTokensAtBeginLogitsProcessor(list(self.begin_suppress_tokens), begin, device=device))
-        return chain
-
     def warp(self) -> Callable[[Tensor], Tensor] | None:
         """What shapes a draw, in transformers' order, as one function of ``logits`` ``[N, V]``, or None."""
-        chain: list[Any] = []
-        if self.temperature not in (None, 1.0):
-            chain.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_h is not None:
-            chain.append(TopHLogitsWarper(self.top_h))
-        if self.top_k:
-            chain.append(TopKLogitsWarper(self.top_k))
-        if self.top_p not in (None, 1.0):
-            chain.append(TopPLogitsWarper(self.top_p))
-        if self.min_p:
-            chain.append(MinPLogitsWarper(self.min_p))
-        if self.typical_p not in (None, 1.0):
-            chain.append(TypicalLogitsWarper(self.typical_p))
-        if self.epsilon_cutoff:
-            chain.append(EpsilonLogitsWarper(self.epsilon_cutoff))
-        if self.eta_cutoff:
-            chain.append(EtaLogitsWarper(self.eta_cutoff))
-        return warp_with(LogitsProcessorList(chain))
+        return warp_with(LogitsProcessorList(warpers_of(self)))
 
     def choice(self) -> Choice:
         """How a model picks its next token."""
@@ -273,8 +192,10 @@ class GenerationOptions:
 
     def seed_of(self, index: int) -> int | None:
         """The seed of a call's row."""
-        if self.seed is None or isinstance(self.seed, Integral):
-            return None if self.seed is None else fold(int(self.seed), index)
+        if self.seed is None:
+            return None
+        if not isinstance(self.seed, Sequence):
+            return fold(int(self.seed), index)
         if index >= len(self.seed):
             raise InputError(f"{len(self.seed)} seeds for more inputs; give one a row, or a single number")
         return int(self.seed[index])
@@ -287,17 +208,6 @@ def _check_draws(asked: Mapping[str, Any]) -> None:
         # A value that is out of range in any case is said to be so first.
         GenerationOptions(do_sample=True, **{name: asked[name] for name in idle})
         raise InputError(f"{idle[0]} shapes draws, and this call draws nothing; set do_sample, or leave {idle[0]} out")
-
-
-def _biases(given: Sequence[Any] | Mapping[tuple[int, ...], float]) -> list[Any]:
-    pairs = given.items() if isinstance(given, Mapping) else given
-    return [[list(tokens), float(bias)] for tokens, bias in pairs]
-
-
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)
 
 
 DRAWS: dict[str, float | None] = {

@@ -67,7 +67,7 @@ class Prompter:
         if isinstance(item, bytes | bytearray) or not isinstance(item, Sequence):
             raise InputError(f"cannot decode {described(item)}; {ALLOWED}")
         if len(item) and all(isinstance(turn, Mapping) for turn in item):
-            return self._encode_conversation([dict(turn) for turn in item])  # type: ignore[call-overload]
+            return self._encode_conversation([dict(turn) for turn in item if isinstance(turn, Mapping)])
         return self._checked(item)
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
@@ -87,7 +87,7 @@ class Prompter:
         for id in ids:
             if not isinstance(id, Integral):
                 raise InputError(f"cannot decode {described(id)} among token ids; {ALLOWED}")
-            if not 0 <= id < size:
+            if not 0 <= int(id) < size:
                 raise InputError(f"token id {id} is outside the vocabulary; allowed is 0 to {size - 1}")
         return [int(id) for id in ids]
 

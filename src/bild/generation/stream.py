@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,11 +70,12 @@ class Columns:
     """
 
     def __init__(self, streamer: BaseStreamer, prompt: Tensor, pad: int | None) -> None:
-        self.streamer, self.pad = streamer, pad
+        self.streamer = cast(Any, streamer)
+        self.pad = pad
         self.rows: list[list[int]] = [[] for _ in prompt]
         self.ended = [False for _ in prompt]
         self.sent = 0
-        streamer.put(prompt.cpu())
+        self.streamer.put(prompt.cpu())
 
     def watch(self, first: int) -> Callable[[Commit], None]:
         """What is told the commits of a batch that begins with this row."""
