@@ -182,6 +182,7 @@ def test_a_call_outweighs_the_checkpoint_and_the_default_is_256():
         ({"stop_strings": ["a", ""]}, r"stop_strings are \['a', ''\]"),
         ({"stop_strings": [5]}, r"stop_strings are \[5\]"),
         ({"sequence_bias": [[["x"], 1.0]]}, "an option of the scores cannot be used"),
+        ({"max_length": 9, "max_new_tokens": 5}, "max_new_tokens and max_length are both given"),
         ({"max_length": 0}, "max_length is 0; allowed is 1 or more"),
         ({"min_new_tokens": "5"}, "another kind than allowed"),
         ({"decoder_start_token_id": [1, 2]}, r"decoder_start_token_id is \[1, 2\]; allowed is one token id"),

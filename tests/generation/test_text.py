@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from itertools import accumulate
 
 import pytest
 
-from bild.generation.text import TextStream, cleans, decode, pieces
+from bild.generation.text import TextStream, Vocabulary, cleans, decode, pieces
 from tests.generation import tokenizers
 
 
@@ -133,6 +135,19 @@ def test_pieces_of_sentencepiece_join_to_the_text(bundled, sentences):
         before = decode(bundled.tokenizer, ids[:2])
         rest = "".join(pieces(bundled.tokenizer, ids[2:-1], ids[:2]))
         assert before + rest == decode(bundled.tokenizer, ids)
+
+
+def test_a_tokenizer_is_looked_at_again_when_its_special_tokens_change_and_is_not_kept_alive():
+    tokenizer = tokenizers.bytewise()
+    known = Vocabulary.of(tokenizer)
+    assert Vocabulary.of(tokenizer) is known and not known.is_silent(5)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    new = Vocabulary.of(tokenizer)
+    assert new is not known and new.is_silent(tokenizer.convert_tokens_to_ids("<|end|>"))
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None
 
 
 def test_without_a_tokenizer_pieces_are_numbers():

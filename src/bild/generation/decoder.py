@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from bild.errors import InputError
 from bild.generation.jobs import Job, commits, prepare
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
-from bild.generation.prompts import Input, Prompter, as_list, of_input, task_prefix
+from bild.generation.prompts import SOURCE_OPTIONS, Input, Prompter, as_list, of_input, task_prefix
 from bild.generation.result import Result, collect
 from bild.generation.stream import Stream
 from bild.models import (
@@ -289,7 +288,7 @@ class BigLittleDecoder:
         Raises:
             InputError: an option that does not exist, or a value out of range.
         """
-        names = [name for name in signature(self.prompter).parameters if name in options]
+        names = [name for name in SOURCE_OPTIONS if name in options]
         prompter = self.prompter(**{name: options[name] for name in names})
         given = {name: value for name, value in options.items() if name not in names}
         if prompter.tgt_lang is not None:

@@ -111,7 +111,7 @@ def _token(tokenizer: PreTrainedTokenizerBase, code: str) -> int | None:
 
 def _languages(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Tokens that may name a language: special ones without another use."""
-    vocabulary = Vocabulary(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
     used = {getattr(tokenizer, f"{use}_token_id", None) for use in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
     return {vocabulary.name(id): id for id in sorted(vocabulary.special - used)}
 

@@ -121,6 +121,8 @@ class GenerationOptions:
         _check_draws(asked)
         values = {name: getattr(config, name, None) for name in names} | {"do_sample": False}
         lengths = ("max_new_tokens", "max_length")
+        if all(name in asked for name in lengths):
+            raise InputError("max_new_tokens and max_length are both given; give one, the second counts the prompt too")
         if any(name in asked for name in lengths):
             values |= dict.fromkeys(lengths)
         # Where nobody chose a length, transformers' is a number of its own (20 in its earlier versions).

@@ -13,8 +13,10 @@ from bild.errors import InputError, one_line
 from bild.generation import languages
 from bild.generation.inputs import ALLOWED, Input, as_list, described, of_input
 
-__all__ = ["Input", "Prompter", "as_list", "of_input", "task_prefix"]
+__all__ = ["SOURCE_OPTIONS", "Input", "Prompter", "as_list", "of_input", "task_prefix"]
 
+SOURCE_OPTIONS = ("prefix", "task", "chat", "system", "chat_template_kwargs", "src_lang", "tgt_lang")
+"""Options of a call that say how inputs are read."""
 OURS = ("conversation", "tokenize", "return_dict", "return_tensors")
 """Arguments of ``apply_chat_template`` that are not the template's."""
 

@@ -30,7 +30,7 @@ class StopStrings:
             raise InputError("stop_strings need a tokenizer, and the pair has none; load one with the pair")
         self.strings, self.tokenizer, self.prompt_length = list(strings), tokenizer, prompt_length
         self.longest = max(len(string) for string in strings)
-        self.vocabulary = Vocabulary(tokenizer)
+        self.vocabulary = Vocabulary.of(tokenizer)
         # A token that shows anything has a byte at least.
         self._most = 2 * max(len(string.encode("utf-8", "surrogatepass")) for string in strings) + 2 * CONTEXT
 

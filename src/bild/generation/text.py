@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -54,11 +56,27 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+        self._tokenizer = weakref.ref(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self.special = {*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
         self._names: dict[int, str] = {}
         self._silent: dict[int, bool] = {}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, which this does not keep alive."""
+        tokenizer = self._tokenizer()
+        assert tokenizer is not None, "the tokenizer is gone"
+        return tokenizer
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+        """That of a tokenizer, made anew only where its special tokens have changed: some have thousands."""
+        key = (len(tokenizer), tuple(tokenizer.all_special_ids))
+        known = _KNOWN.get(tokenizer)
+        if known is None or known[0] != key:
+            known = _KNOWN[tokenizer] = (key, cls(tokenizer))
+        return known[1]
 
     def name(self, id: int) -> str:
         """As the vocabulary spells it; empty for an id it does not have."""
@@ -76,6 +94,9 @@ class Vocabulary:
         if id not in self._silent:
             self._silent[id] = not self.name(id) or (id in self.special and not decode(self.tokenizer, [id]))
         return self._silent[id]
+
+
+_KNOWN: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Vocabulary]] = weakref.WeakKeyDictionary()
 
 
 class _Growing:
@@ -154,7 +175,7 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.tokenizer = tokenizer
-        self._growing = None if tokenizer is None else _Growing(Vocabulary(tokenizer))
+        self._growing = None if tokenizer is None else _Growing(Vocabulary.of(tokenizer))
         self._cleans = cleans(tokenizer)
         self._held = ""  # raw text whose spaces may still go
 
@@ -185,7 +206,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], contex
     """
     if tokenizer is None:
         return [str(id) for id in ids]
-    vocabulary = Vocabulary(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
     before = [id for id in context[-PATIENCE:] if not vocabulary.is_silent(id)]
     loud = [id for id in ids if not vocabulary.is_silent(id)]
     growing = _Growing(vocabulary)
