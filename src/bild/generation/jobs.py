@@ -49,6 +49,7 @@ def prepare(
         InputError: more tokens than the models have positions, or an option that cannot be met.
     """
     large = models[0]
+    asked.check_ids(large.vocab_size)
     if large.is_encoder_decoder:
         source, prompt = ids, [_decoder_start(asked, large)]
     else:

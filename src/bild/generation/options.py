@@ -15,7 +15,7 @@ from bild.decoding import Choice, Greedy, Sampling
 from bild.errors import InputError, one_line
 from bild.generation.checkpoint_options import DEFAULTS, check_config, check_names
 from bild.generation.processors import process_with, warp_with
-from bild.generation.scores import as_ids, processors_of, warpers_of
+from bild.generation.scores import as_ids, biases_of, processors_of, warpers_of
 from bild.generation.seeds import check_seed, fold
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -134,6 +134,27 @@ class GenerationOptions:
         except TypeError as error:
             raise InputError(f"an option has a value of another kind than allowed: {one_line(error)}") from None
 
+    def check_ids(self, size: int) -> None:
+        """Whether the tokens that options name are in the vocabulary.
+
+        Args:
+            size: of the vocabulary.
+
+        Raises:
+            InputError: one is not.
+        """
+        named = {
+            "decoder_start_token_id": as_ids(self.decoder_start_token_id),
+            "forced_bos_token_id": as_ids(self.forced_bos_token_id),
+            "forced_eos_token_id": as_ids(self.forced_eos_token_id),
+            "bad_words_ids": [id for word in self.bad_words_ids or () for id in word],
+            "sequence_bias": [id for tokens, _ in biases_of(self.sequence_bias) for id in tokens],
+        }
+        for name, ids in named.items():
+            for id in ids:
+                if not isinstance(id, Integral) or not 0 <= int(id) < size:
+                    raise InputError(f"{name} names token id {id!r}; allowed are whole numbers, 0 to {size - 1}")
+
     def new_tokens(self, prompt_length: int) -> int:
         """The longest continuation of a prompt.
 
@@ -186,7 +207,10 @@ class GenerationOptions:
 
     def warp(self) -> Callable[[Tensor], Tensor] | None:
         """What shapes a draw, in transformers' order, as one function of ``logits`` ``[N, V]``, or None."""
-        return warp_with(LogitsProcessorList(warpers_of(self)))
+        try:
+            return warp_with(LogitsProcessorList(warpers_of(self)))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an option of the draws cannot be used: {one_line(error)}") from None
 
     def choice(self) -> Choice:
         """How a model picks its next token."""
@@ -218,13 +242,18 @@ DRAWS: dict[str, float | None] = {
 }  # fmt: skip
 """Options that shape draws, and the value that leaves them as they are."""
 
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
-    ("max_new_tokens", "1 or more", lambda v: v >= 1),
-    ("max_length", "1 or more", lambda v: v >= 1),
-    ("min_new_tokens", "0 or more", lambda v: v >= 0),
-    ("min_length", "0 or more", lambda v: v >= 0),
+    ("max_new_tokens", "1 or more, a whole number", _whole(1)),
+    ("max_length", "1 or more, a whole number", _whole(1)),
+    ("min_new_tokens", "0 or more, a whole number", _whole(0)),
+    ("min_length", "0 or more, a whole number", _whole(0)),
     ("temperature", "more than 0 (for the likeliest token leave it and do_sample out)", lambda v: v > 0),
-    ("top_k", "0 (all) or more", lambda v: v >= 0),
+    ("top_k", "0 (all) or more, a whole number", _whole(0)),
     ("top_p", "more than 0, at most 1", lambda v: 0 < v <= 1),
     ("min_p", "0 to 1", lambda v: 0 <= v <= 1),
     ("top_h", "more than 0, at most 1", lambda v: 0 < v <= 1),
@@ -233,7 +262,7 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("eta_cutoff", "0 (off) or more, below 1", lambda v: 0 <= v < 1),
     ("repetition_penalty", "more than 0", lambda v: v > 0),
     ("encoder_repetition_penalty", "more than 0", lambda v: v > 0),
-    ("no_repeat_ngram_size", "0 (off) or more", lambda v: v >= 0),
-    ("encoder_no_repeat_ngram_size", "0 (off) or more", lambda v: v >= 0),
-    ("decoder_start_token_id", "one token id", lambda v: isinstance(v, Integral)),
+    ("no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
+    ("encoder_no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
+    ("decoder_start_token_id", "one token id", _whole(0)),
 ]

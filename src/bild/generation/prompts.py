@@ -50,6 +50,12 @@ class Prompter:
     tgt_lang: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("prefix", "system"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{name} is {described(value)}; give text")
+        if not isinstance(self.chat_template_kwargs, Mapping):
+            raise InputError(f"chat_template_kwargs is {described(self.chat_template_kwargs)}; give a dict")
         taken = [name for name in self.chat_template_kwargs if name in OURS]
         if taken:
             raise InputError(f"chat_template_kwargs hold {taken[0]}, which is no argument of a template; leave it out")

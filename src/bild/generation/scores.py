@@ -31,6 +31,8 @@ from transformers import (
 )
 from transformers.generation.logits_process import TopHLogitsWarper
 
+from bild.errors import InputError
+
 if TYPE_CHECKING:
     from bild.generation.options import GenerationOptions
 
@@ -56,7 +58,7 @@ def processors_of(
     ids: Any = None if source is None else torch.tensor([list(source)], device=place)
     chain: list[Any] = []
     if asked.sequence_bias:
-        chain.append(SequenceBiasLogitsProcessor(_biases(asked.sequence_bias)))
+        chain.append(SequenceBiasLogitsProcessor(biases_of(asked.sequence_bias)))
     if asked.encoder_repetition_penalty not in (None, 1.0) and ids is not None:
         chain.append(EncoderRepetitionPenaltyLogitsProcessor(asked.encoder_repetition_penalty, ids))
     if asked.repetition_penalty not in (None, 1.0):
@@ -112,9 +114,17 @@ def warpers_of(asked: GenerationOptions) -> list[Any]:
     return chain
 
 
-def _biases(given: Sequence[Any] | Mapping[tuple[int, ...], float]) -> list[Any]:
-    pairs = given.items() if isinstance(given, Mapping) else given
-    return [[list(tokens), float(bias)] for tokens, bias in pairs]
+def biases_of(given: Sequence[Any] | Mapping[tuple[int, ...], float] | None) -> list[Any]:
+    """Pairs of a token sequence and what is added to its score, however they were written.
+
+    Raises:
+        InputError: they are no such pairs.
+    """
+    try:
+        pairs = given.items() if isinstance(given, Mapping) else ([] if given is None else given)
+        return [[list(tokens), float(bias)] for tokens, bias in pairs]
+    except (TypeError, ValueError):
+        raise InputError(f"sequence_bias is {given!r}; allowed are pairs as in [[[5, 6], -2.0]]") from None
 
 
 def as_ids(value: int | Sequence[int] | None) -> list[int]:
