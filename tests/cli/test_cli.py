@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from bild import BigLittleDecoder, LoadError, Policy
+from bild import BigLittleDecoder, InputError, LoadError, Policy
 from bild.cli import main, pair_options
 from bild.decoding import ExactMatch
 
@@ -171,6 +171,7 @@ OPTIONS = {
     "--repetition-penalty": ("4", {"repetition_penalty": 4.0, "min_new_tokens": 20}),
     "--no-repeat-ngram-size": ("1", {"no_repeat_ngram_size": 1, "min_new_tokens": 20}),
     "--stop": ("boy", {"stop_strings": ["boy"]}),
+    "--max-length": ("6", {"max_length": 6}),
     "--prefix": ("Zwei Hunde und ", {"prefix": "Zwei Hunde und "}),
 }
 
@@ -203,6 +204,40 @@ def test_sampling_options_reach_the_loop(run, bundled, name):
     _, out, _ = run("generate", TWO[1], "--do-sample", *(part for pair in given.items() for part in pair))
     expected = translations(bundled, TWO[1], **(base | option))
     assert out.splitlines() == expected != translations(bundled, TWO[1], **base)
+
+
+def test_every_line_draws_its_own_numbers_in_whatever_batches(run, bundled):
+    loose = ["--do-sample", "--temperature", "2", "--seed", "5"]
+    lines = "\n".join([TWO[1], " ", TWO[1], TWO[1]]).encode()
+    _, out, _ = run("generate", *loose, stdin=lines)
+    assert out == run("generate", *loose, "--batch-size", "3", stdin=lines)[1]
+    texts = translations(bundled, [TWO[1]] * 4, do_sample=True, temperature=2.0, seed=5)
+    # The blank line has a number, too.
+    assert out.splitlines() == [texts[0], texts[2], texts[3]] and len(set(texts)) == 4
+
+
+@pytest.mark.parametrize("command", ["generate", "tune", "evaluate"])
+def test_languages_reach_the_pair(command, monkeypatch, capfd, tmp_path):
+    asked = []
+    monkeypatch.setattr(BigLittleDecoder, "from_pretrained", lambda *_, **__: Spoken(asked))
+    data = tmp_path / "dev.jsonl"
+    data.write_text('{"source": "a", "target": "b"}\n')
+    rest = ["x"] if command == "generate" else ["--data", data, "--out", tmp_path / "out"]
+    arguments = [command, *rest, "--src-lang", "deu_Latn", "--tgt-lang", "fra_Latn"]
+    assert _runner(monkeypatch, capfd)(*arguments)[0] == 2
+    assert asked == [("deu_Latn", "fra_Latn")]
+
+
+class Spoken:
+    """Ends a command as soon as it has named its languages."""
+
+    def __init__(self, asked: list) -> None:
+        self.asked = asked
+
+    def set_languages(self, *languages) -> None:
+        if any(languages):
+            self.asked.append(languages)
+            raise InputError("heard")
 
 
 def test_compare_and_trace_and_stats_go_to_stderr(run, bundled):
@@ -257,6 +292,21 @@ def test_a_rolled_back_draft_is_shown_struck_through(bundled):
         (["generate", "x", "--lossless"], "does not give the large model's own text"),
         (["generate", "x", "--task", "summarization"], "task is 'summarization'; this checkpoint names none"),
         (["generate", "x", "--chat"], "no chat template"),
+        (
+            ["generate", "x", "--chat-template-kwargs", "[1]"],
+            "--chat-template-kwargs is '[1]'; allowed is a JSON object",
+        ),
+        (["generate", "x", "--chat-template-kwargs", "[" * 100_000], "allowed is a JSON object"),
+        (["generate", "x", "--chat-template-kwargs", '{"a": 1}'], "chat_template_kwargs needs a chat"),
+        (["generate", "x", "--system", "y"], "system needs a chat"),
+        (["generate", "x", "--src-lang", "de"], "src_lang is 'de', but the checkpoint's tokenizer knows no source"),
+        (["generate", "x", "--tgt-lang", "fr"], "tgt_lang is 'fr', which is no language of this checkpoint"),
+        (
+            ["generate", "x", "--temperature", "0.5"],
+            "temperature shapes draws, and this call draws nothing; set do_sample",
+        ),
+        (["generate", "x", "--do-sample", "--seed", str(2**64)], "allowed are whole numbers of 64 bits"),
+        (["generate", "x", "--stop", ""], "allowed are texts of at least one letter"),
         (["generate", "x", "--input", "y"], "give texts or --input, not both"),
         (["generate", "--input", "/no/such/file"], "cannot read /no/such/file: No such file"),
         (["generate", "x", "--warp"], "No such option"),

@@ -100,7 +100,7 @@ def test_prefix_and_task(bundled):
         ([["ok", ""]], {}, "the text is empty"),
         ([[[1, 9000]]], {}, "token id 9000 is outside the vocabulary; allowed is 0 to 7999"),
         ([[[]]], {}, "no tokens"),
-        ([7], {}, "cannot decode a int"),
+        ([7], {}, "cannot decode an int"),
         (["x", "fast"], {}, "policy is 'fast'; allowed are bild, exact, speculative_sampling, "),
         (["x"], {"batch_size": 0}, "batch_size is 0"),
         (["x"], {"max_new_token": 5}, "unknown option 'max_new_token'; did you mean max_new_tokens"),
@@ -119,7 +119,20 @@ def test_bad_input_is_one_line(bundled, arguments, options, says):
 
 
 def test_lossless_is_granted_to_lossless_policies(bundled):
-    assert bundled.generate("Ich habe Hunger.", "exact", lossless=True)[0].text
+    (result,) = bundled.generate("Ich habe Hunger.", "exact", lossless=True)
+    assert result.token_ids == greedy(bundled, "Ich habe Hunger.")
+
+
+def test_a_stream_that_is_left_decodes_no_further(bundled, sentences, monkeypatch):
+    read = []
+    extend = type(bundled.large.start([[5]])).extend
+    monkeypatch.setattr(
+        type(bundled.large.start([[5]])), "extend", lambda *args, **options: read.append(1) or extend(*args, **options)
+    )
+    with bundled.stream(sentences[38], "large") as stream:
+        first = [next(stream), next(stream)]
+        done = len(read)
+    assert first and list(stream) == [] and stream.result is None and len(read) == done
 
 
 def test_stream_takes_one_input(bundled):

@@ -31,6 +31,8 @@ def align(
     limit: examples.Limit = None,
     prefix: examples.Prefix = "",
     chat: training.Chat = None,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     max_source_tokens: training.MaxSourceTokens = None,
     max_target_tokens: training.MaxTargetTokens = None,
     dev: training.Dev = None,

@@ -48,6 +48,8 @@ def evaluate(
     device: options.Device = "auto",
     runtime: options.Runtime = "static",
     trust_remote_code: options.TrustRemoteCode = False,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     baseline: Annotated[
         str | None, typer.Option(help="Method to compare with. Default: large, else the first.", rich_help_panel=RUN)
     ] = None,
@@ -85,6 +87,8 @@ def evaluate(
         trust_remote_code=trust_remote_code,
         max_new_tokens=max_new_tokens,
         chat=CHAT.get(task),
+        src_lang=src_lang,
+        tgt_lang=tgt_lang,
     )
     roster = load_methods(specs, setup, options.load_decoder)
     run: dict[str, Any] = {"baseline": baseline, "task": task, "prefix": prefix, "warm_up": warm_up}

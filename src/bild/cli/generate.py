@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,14 @@ def generate(
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message of a chat.", rich_help_panel=INPUT)] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            help='What else the chat template is told, as JSON: {"enable_thinking": false}.', rich_help_panel=INPUT
+        ),
+    ] = None,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
@@ -63,6 +72,9 @@ def generate(
         bool, typer.Option("--lossless", help="Insist on the large model's own text.", rich_help_panel=options.POLICY)
     ] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest text, 1…", rich_help_panel=TEXT)] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="The same, counted with the prompt, 1…", rich_help_panel=TEXT)
+    ] = None,
     min_new_tokens: Annotated[int | None, typer.Option(help="Shortest text, 0…", rich_help_panel=TEXT)] = None,
     do_sample: Annotated[
         bool, typer.Option("--do-sample", help="Draw tokens instead of taking the most likely.", rich_help_panel=TEXT)
@@ -76,7 +88,9 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the output; may be repeated.", rich_help_panel=TEXT)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.", rich_help_panel=TEXT)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draws, 64 bits; each line's own follows from it.", rich_help_panel=TEXT)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts decoded together, 1…", rich_help_panel=TEXT)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=OUTPUT)] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Counts and times on stderr.", rich_help_panel=OUTPUT)] = False,
@@ -99,6 +113,7 @@ def generate(
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
     sources, total = read_sources(texts, input)
     check_texts(prefix=prefix, task=task, system=system, stop=stop)
+    template = _json_object("--chat-template-kwargs", chat_template_kwargs)
     if runtime == "auto" and total is not None and total >= LONG_FILE:
         runtime = "static"
     from bild.generation.pair import choose_pair
@@ -126,6 +141,7 @@ def generate(
     asked: dict[str, Any] = {
         "lossless": lossless,
         "max_new_tokens": max_new_tokens,
+        "max_length": max_length,
         "min_new_tokens": min_new_tokens,
         "do_sample": do_sample,
         "temperature": temperature,
@@ -137,6 +153,20 @@ def generate(
         "stop_strings": stop or None,
         "seed": seed,
     }
-    source = {"prefix": prefix, "task": task, "chat": chat, "system": system}
+    source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
+    source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}
     lines = LineDecoder(decoder, chosen, source, asked, batch_size, compare)
     Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)
+
+
+def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """An option that is a JSON object."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{option} is {text[:60]!r}; allowed is a JSON object, as in '{{\"enable_thinking\": false}}'")
+    return value

@@ -62,6 +62,8 @@ class LineDecoder:
         # Wrong options should fail before the first line is waited for.
         decoder.generate([], policy, **source, **asked)
         self.prompter = decoder.prompter(**source)
+        # Token ids say nothing of the language that their text is to be written in.
+        self.asked = self.prompter.target_options(decoder.generation_config) | asked
 
     def run(self, sources: Iterable[Source], done: Callable[[Decoded], None]) -> None:
         """Decode everything.

@@ -52,6 +52,16 @@ Runtime = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.", rich_help_panel=MODELS)
 ]
+SrcLang = Annotated[
+    str | None,
+    typer.Option(
+        help="Language of the inputs of a multilingual checkpoint, as it spells it: deu_Latn, de_DE, de.",
+        rich_help_panel=MODELS,
+    ),
+]
+TgtLang = Annotated[
+    str | None, typer.Option(help="Likewise of the outputs: fra_Latn, fr_XX, fr.", rich_help_panel=MODELS)
+]
 FallbackThreshold = Annotated[
     float | None,
     typer.Option(
@@ -98,12 +108,14 @@ def load_decoder(
     device: str,
     runtime: str,
     trust_remote_code: bool,
+    src_lang: str | None = None,
+    tgt_lang: str | None = None,
 ) -> BigLittleDecoder:
     """Load the pair, with nothing of other libraries on stderr."""
     quieten()
     from bild.generation import BigLittleDecoder
 
-    return BigLittleDecoder.from_pretrained(
+    decoder = BigLittleDecoder.from_pretrained(
         pair,
         large=large,
         small=small,
@@ -112,6 +124,8 @@ def load_decoder(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
     )
+    decoder.set_languages(src_lang, tgt_lang)
+    return decoder
 
 
 def choose_policy(decoder: BigLittleDecoder | Pair, text: str, **given: float | str | None) -> Policy:

@@ -62,6 +62,8 @@ def reproduce(
     device: options.Device = "auto",
     runtime: options.Runtime = "static",
     trust_remote_code: options.TrustRemoteCode = False,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the work of earlier runs in --out.")] = False,
 ) -> None:
     """Compute a table or figure of the paper; --out gets ITEM.md, ITEM.json and, for a figure, ITEM.png.
@@ -93,6 +95,8 @@ def reproduce(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
         max_new_tokens=max_new_tokens,
+        src_lang=src_lang,
+        tgt_lang=tgt_lang,
     )
     inputs = Inputs(
         setup=setup,

@@ -49,6 +49,8 @@ def train(
     limit: examples.Limit = None,
     prefix: examples.Prefix = "",
     chat: training.Chat = None,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     max_source_tokens: training.MaxSourceTokens = None,
     max_target_tokens: training.MaxTargetTokens = None,
     dev: training.Dev = None,

@@ -46,6 +46,8 @@ def tune(
     device: options.Device = "auto",
     runtime: options.Runtime = "static",
     trust_remote_code: options.TrustRemoteCode = False,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON line at the end.")] = False,
 ) -> None:
@@ -74,7 +76,10 @@ def tune(
         device=device,
         runtime=runtime,
         trust_remote_code=trust_remote_code,
+        src_lang=src_lang,
+        tgt_lang=tgt_lang,
     )
+    languages = {"src_lang": src_lang, "tgt_lang": tgt_lang} if src_lang is not None or tgt_lang is not None else {}
     from bild.tuning import tune as find
     from bild.tuning.plot import draw
 
@@ -86,7 +91,7 @@ def tune(
         metric=counted,
         prefix=prefix,
         max_new_tokens=max_new_tokens,
-        settings={**describe_pair(chosen.large, chosen.small), "runtime": runtime, "dtype": decoder.dtype},
+        settings={**describe_pair(chosen.large, chosen.small), "runtime": runtime, "dtype": decoder.dtype, **languages},
         fresh=fresh,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

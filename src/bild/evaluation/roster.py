@@ -33,6 +33,8 @@ class Setup:
         max_new_tokens: longest continuation, tokens, 1…, default 256; of all methods.
         chat: whether a text is a user's turn, for own methods; None: where a decoder-only
             checkpoint brings a chat template.
+        src_lang: language of the texts of a multilingual checkpoint, as it spells it; None: as its tokenizer is set.
+        tgt_lang: likewise of the outputs; None: as its generation config says.
     """
 
     pair: str | None = None
@@ -44,6 +46,8 @@ class Setup:
     trust_remote_code: bool = False
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     chat: bool | None = None
+    src_lang: str | None = None
+    tgt_lang: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -59,6 +63,10 @@ class Setup:
         """What decides about texts and times, for :attr:`Configuration`: plain JSON values."""
         pair = self.choose_pair()
         own = {key: value for key, value in asdict(self).items() if key != "pair"}
+        for key in ("src_lang", "tgt_lang"):
+            # Most checkpoints know one language, and runs of before should go on.
+            if own[key] is None:
+                del own[key]
         return {**own, **describe_pair(pair.large, pair.small), "policy": pair.policy.to_dict()}
 
 
@@ -160,9 +168,12 @@ class _Decoders:
         setup = self.setup
         load = BigLittleDecoder.from_pretrained if self.load is None else self.load
         names = {"pair": setup.pair, "large": setup.large, "small": setup.small}
-        return load(
+        decoder = load(
             **names, runtime=runtime, dtype=dtype, device=setup.device, trust_remote_code=setup.trust_remote_code
         )
+        if setup.src_lang is not None or setup.tgt_lang is not None:
+            decoder.set_languages(setup.src_lang, setup.tgt_lang)
+        return decoder
 
 
 def _peers() -> dict[str, Callable[[MethodSpec, PeerContext], Method]]:
@@ -187,4 +198,6 @@ def _context(setup: Setup, pair: Pair) -> PeerContext:
         max_new_tokens=setup.max_new_tokens,
         device=str(resolve_device(setup.device)),
         threads=torch.get_num_threads(),
+        src_lang=setup.src_lang,
+        tgt_lang=setup.tgt_lang,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bild.generation import running
 from bild.generation.jobs import Job, prepare
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
-from bild.generation.prompts import Prompter, as_list, task_prefix
+from bild.generation.prompts import SOURCE_OPTIONS, Input, Prompter, as_list, of_input, task_prefix
 from bild.generation.result import Result
 from bild.generation.stream import Stream
 from bild.models import (
@@ -80,6 +80,10 @@ class BigLittleDecoder:
         self.early_exit = small if isinstance(small, str) else None
         self.large.vocab_size = self.small.vocab_size = shared
         self.tokenizer = tokenizer
+        self.src_lang: str | None = None
+        """See :meth:`set_languages`."""
+        self.tgt_lang: str | None = None
+        """See :meth:`set_languages`."""
         self.policy = Policy() if policy is None else policy
         self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
         for model in (self.large, self.small):
@@ -200,11 +204,7 @@ class BigLittleDecoder:
         policy: str | Policy | None = None,
         *,
         batch_size: int = 1,
-        attention_mask: torch.Tensor | None = None,
-        prefix: str | None = None,
-        task: str | None = None,
-        chat: bool | None = None,
-        system: str | None = None,
+        attention_mask: Any = None,
         lossless: bool = False,
         **options: Any,
     ) -> Iterator[Result]:
@@ -217,24 +217,20 @@ class BigLittleDecoder:
             batch_size: rows decoded together, 1…, default 1: lowest latency for each. A row that ends makes room
                 for the next text. A row's text does not depend on its neighbours (up to rounding, which in 16 bits
                 can turn a near tie).
-            attention_mask: of a tensor of inputs, 0 where it is padding.
-            prefix: text put before every input.
-            task: name of a task whose prefix a T5 checkpoint brings.
-            chat: treat texts as a user's turn; default: where a decoder-only model has a chat template.
-            system: system message of that conversation.
+            attention_mask: of inputs that are token ids (list, array or tensor), 0 or false where they are padding.
             lossless: insist on the large model's own text; an error with a policy that does not give it.
-            options: fields of :class:`GenerationOptions`, under transformers' names.
+            options: arguments of :meth:`prompter`, and fields of :class:`GenerationOptions`, under transformers' names.
         """
         resolved = self.resolve_policy(policy, lossless=lossless)
-        asked = GenerationOptions.over(self.generation_config, options)
+        prompter, asked = self.asked(options)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
-        prompter = self.prompter(prefix=prefix, task=task, chat=chat, system=system)
         # What is there already is looked through before anything is decoded; an iterator as it comes.
-        items = inputs if isinstance(inputs, Iterator) else as_list(inputs, attention_mask)[0]
-        jobs = (self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items))
-        prepared = jobs if isinstance(inputs, Iterator) else iter(list(jobs))
-        return self.results_each(prepared, Rules(resolved, asked.choice()), batch_size)
+        lazy = isinstance(inputs, Iterator)
+        items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]
+        single = not lazy and len(items) == 1
+        jobs = (self._job(prompter, item, asked, index, alone=single) for index, item in enumerate(items))
+        return self.results_each(jobs if lazy else list(jobs), Rules(resolved, asked.choice()), batch_size)
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
         """Decode one input and hand out its text as it becomes final.
@@ -247,25 +243,90 @@ class BigLittleDecoder:
         Returns:
             An iterator of text pieces, committed tokens only; its ``result`` is set at the end.
         """
-        items, _ = as_list(text)
+        items, _ = as_list(text, options.pop("attention_mask", None), self.pad)
         if len(items) != 1:
             raise InputError(f"stream takes one input, got {len(items)}; use generate for many")
         resolved = self.resolve_policy(policy, lossless=bool(options.pop("lossless", False)))
-        names = ("prefix", "task", "chat", "system")
-        prompter = self.prompter(**{name: options.pop(name, None) for name in names})
-        asked = GenerationOptions.over(self.generation_config, options)
-        job = self._prepare(prompter.encode(items[0]), asked, 0)
+        prompter, asked = self.asked(options)
+        job = self._job(prompter, items[0], asked, 0, alone=True)
         start = time.perf_counter()
         written = running.run([job], Rules(resolved, asked.choice()), self._models, 1)
         return Stream(written, self.tokenizer, start)
 
     def prompter(
-        self, *, prefix: str | None = None, task: str | None = None, chat: bool | None = None, system: str | None = None
+        self,
+        *,
+        prefix: str | None = None,
+        task: str | None = None,
+        chat: bool | None = None,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
     ) -> Prompter:
-        """What turns inputs into token ids; the arguments of :meth:`generate_each`."""
-        config = self.large.config
-        before = task_prefix(config, task) if prefix is None else prefix
-        return Prompter(self.tokenizer, config, before, chat, system)
+        """What turns inputs into token ids.
+
+        Args:
+            prefix: text put before every input.
+            task: name of a task whose prefix a T5 checkpoint brings.
+            chat: treat texts as a user's turn; default: where a decoder-only model has a chat template.
+            system: system message of that conversation.
+            chat_template_kwargs: what else the chat template is told, as ``{"enable_thinking": False}``.
+            src_lang: language of the inputs of a multilingual checkpoint, as it spells it (``"deu_Latn"``, ``"de"``);
+                default: :attr:`src_lang`.
+            tgt_lang: likewise of the outputs; default: :attr:`tgt_lang`.
+
+        Raises:
+            InputError: a task or a language the checkpoint does not have.
+        """
+        return Prompter(
+            self.tokenizer,
+            self.large.config,
+            task_prefix(self.large.config, task) if prefix is None else prefix,
+            chat,
+            system,
+            {} if chat_template_kwargs is None else chat_template_kwargs,
+            self.src_lang if src_lang is None else src_lang,
+            self.tgt_lang if tgt_lang is None else tgt_lang,
+        )
+
+    def set_languages(self, src_lang: str | None, tgt_lang: str | None) -> None:
+        """What the languages of a multilingual checkpoint are where a call does not say.
+
+        Args:
+            src_lang: of the inputs, as the checkpoint spells it; None: as its tokenizer is set.
+            tgt_lang: of the outputs; None: as its generation config says.
+
+        Raises:
+            InputError: a language the checkpoint does not have.
+        """
+        self.asked({"src_lang": src_lang, "tgt_lang": tgt_lang})
+        self.src_lang, self.tgt_lang = src_lang, tgt_lang
+
+    def asked(self, options: Mapping[str, Any]) -> tuple[Prompter, GenerationOptions]:
+        """What a call asks for: how inputs are read, and how texts are written.
+
+        Args:
+            options: arguments of :meth:`prompter` and fields of :class:`GenerationOptions`.
+
+        Raises:
+            InputError: an option that does not exist, or a value out of range.
+        """
+        names = [name for name in SOURCE_OPTIONS if name in options]
+        prompter = self.prompter(**{name: options[name] for name in names})
+        given = {name: value for name, value in options.items() if name not in names}
+        if prompter.tgt_lang is not None:
+            given = prompter.target_options(self.generation_config) | given
+        return prompter, GenerationOptions.over(self.generation_config, given)
+
+    @property
+    def pad(self) -> int | None:
+        """The token that rows of one length are filled up with; None where it may also be part of a text."""
+        pad = self.generation_config.pad_token_id
+        if pad is None and self.tokenizer is not None:
+            pad = self.tokenizer.pad_token_id
+        ends = GenerationOptions(eos_token_id=self.generation_config.eos_token_id).eos_token_ids
+        return None if pad in ends else pad
 
     def check(self, ids: list[int], **options: Any) -> None:
         """Whether :meth:`generate` would take these token ids with these options.
@@ -274,7 +335,7 @@ class BigLittleDecoder:
             InputError: if not, and why.
         """
         options.pop("lossless", None)
-        self._prepare(ids, GenerationOptions.over(self.generation_config, options), 0)
+        self._prepare(ids, self.asked(options)[1], 0)
 
     def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
         """The policy that ``NAME[:option=value]*`` stands for; ``"bild"`` and None mean the pair's own.
@@ -295,13 +356,18 @@ class BigLittleDecoder:
 
         Args:
             inputs: see :meth:`generate`.
-            options: fields of :class:`GenerationOptions`.
+            options: arguments of :meth:`prompter` and fields of :class:`GenerationOptions`.
 
         Raises:
             InputError: an input or option that cannot be used.
         """
-        asked, prompter = GenerationOptions.over(self.generation_config, options), self.prompter()
-        return [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(as_list(inputs)[0])]
+        prompter, asked = self.asked(options)
+        items, _ = as_list(inputs, None, self.pad)
+        return [self._job(prompter, item, asked, index, alone=len(items) == 1) for index, item in enumerate(items)]
+
+    def _job(self, prompter: Prompter, item: Input, asked: GenerationOptions, index: int, *, alone: bool) -> Job:
+        with of_input(index, alone=alone):
+            return self._prepare(prompter.encode(item), asked, index)
 
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
         return prepare(ids, asked, index, models=(self.large, self.small), tokenizer=self.tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
@@ -44,7 +44,7 @@ def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batc
     return Batch(rows, LocalVerifier(scorer, "small" if alone == "small" else "large"), drafter)
 
 
-def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int) -> Iterator[Commit]:
+def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int) -> Generator[Commit]:
     """Decode jobs, a commit a row and round; ``Commit.row`` is the job's place.
 
     Args:

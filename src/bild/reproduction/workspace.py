@@ -101,7 +101,7 @@ class Workspace:
             setup = self.inputs.setup
             load = BigLittleDecoder.from_pretrained if self._load is None else self._load
             self.say(f"loading the {variant.label} pair")
-            self._decoders[variant] = load(
+            decoder = load(
                 pair=None,
                 large=variant.large,
                 small=variant.small,
@@ -110,6 +110,9 @@ class Workspace:
                 device=setup.device,
                 trust_remote_code=setup.trust_remote_code,
             )
+            if setup.src_lang is not None or setup.tgt_lang is not None:
+                decoder.set_languages(setup.src_lang, setup.tgt_lang)
+            self._decoders[variant] = decoder
         return self._decoders[variant]
 
     def bench(self, variant: Variant, sets: Mapping[str, Any]) -> Bench:

@@ -81,6 +81,7 @@ def align(
     start = Start(checkpoint=os.fspath(begin or chosen.small), trust_remote_code=trust_remote_code)
     _check_pair(chosen.large, start)
     asked = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": settings.max_target_tokens}
+    asked |= settings.languages
     labelled = {"large": chosen.large, "weights": weights_digest(chosen.large), "dtype": settings.dtype, **asked}
     told = {"start": asdict(start), "data": {name: each.digest for name, each in data.items()}, "labels": labelled}
     labels = Labels(Path(out), labelled, fresh=settings.fresh)

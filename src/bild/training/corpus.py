@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from bild.data import Data
 from bild.errors import InputError
+from bild.generation.languages import target_language
 from bild.generation.prompts import Prompter
 from bild.models import max_positions
 
@@ -96,6 +97,8 @@ class Coder:
         chat: whether a source is a user's turn; None: where a decoder-only tokenizer has a chat template.
         max_source_tokens: longest source, 1…; None: what the network and its tokenizer can place.
         max_target_tokens: longest target, end token included, 1…; None: likewise.
+        src_lang: language of the sources of a multilingual checkpoint; None: as its tokenizer is set.
+        tgt_lang: likewise of the targets.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -104,11 +107,14 @@ class Coder:
     chat: bool | None = None
     max_source_tokens: int | None = None
     max_target_tokens: int | None = None
+    src_lang: str | None = None
+    tgt_lang: str | None = None
 
     @property
     def prompter(self) -> Prompter:
         """How sources are encoded: as for decoding."""
-        return Prompter(self.tokenizer, self.config, self.prefix, self.chat)
+        languages = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
+        return Prompter(self.tokenizer, self.config, self.prefix, self.chat, **languages)
 
     @property
     def positions(self) -> int:
@@ -157,7 +163,8 @@ class Coder:
         """Token ids of the targets; texts end with the end token, ids are taken as they are."""
         texts = [pair.target for pair in pairs if isinstance(pair.target, str)]
         if self.config.is_encoder_decoder:
-            encoded = self.tokenizer(text_target=texts).input_ids if texts else []
+            with target_language(self.tokenizer, self.tgt_lang):
+                encoded = self.tokenizer(text_target=texts).input_ids if texts else []
         else:
             encoded = self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
         ended = iter([*ids, *self._end][: len(ids) + (ids[-1:] != self._end)] for ids in encoded)

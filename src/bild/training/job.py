@@ -172,6 +172,7 @@ class Job:
         self.state = State()
         longest = DEV_TOKENS if settings.max_target_tokens is None else settings.max_target_tokens
         options: dict[str, Any] = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": longest}
+        options |= settings.languages
         self.dev = DevScore(dev, settings.metric, dtype=objective.dtype, **options) if dev else None
 
     def run(self, resumed: Resumed | None) -> State:

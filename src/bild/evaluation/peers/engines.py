@@ -50,6 +50,8 @@ def load_engine(spec: MethodSpec, context: PeerContext) -> WorkerPeer:
     dtype = read_options(spec, {"dtype": one_of(*stored)}).get("dtype", next(iter(stored)))
     if context.device != "cpu":
         raise LoadError(f"runs on the CPU only here, and the device is {context.device}")
+    if context.src_lang is not None or context.tgt_lang is not None:
+        raise LoadError("runs without src_lang and tgt_lang only, which this engine is not told here")
     checkpoint = _local(context.large)
     _check(checkpoint)
     python = prepare_environment(spec.name)

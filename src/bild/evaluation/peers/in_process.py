@@ -69,6 +69,7 @@ class TransformersPeer:
         assert self._large is not None, "closed"
         prompt = torch.tensor([self.prompter.encode(source)], device=self._large.device)
         options = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens}
+        options |= self.prompter.target_options(self._large.generation_config)
         sequences = self._large.generate(
             prompt, attention_mask=torch.ones_like(prompt), **options, **self._assistance()
         )
@@ -150,4 +151,5 @@ def _network(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 
 def _prompter(context: PeerContext, large: PreTrainedModel) -> Prompter:
-    return Prompter(load_tokenizer(context.large), large.config)
+    languages = {"src_lang": context.src_lang, "tgt_lang": context.tgt_lang}
+    return Prompter(load_tokenizer(context.large), large.config, **languages)
