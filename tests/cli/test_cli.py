@@ -216,14 +216,13 @@ def test_every_line_draws_its_own_numbers_in_whatever_batches(run, bundled):
     assert out.splitlines() == [texts[0], texts[2], texts[3]] and len(set(texts)) == 4
 
 
-@pytest.mark.parametrize("command", ["generate", "tune", "evaluate"])
+@pytest.mark.parametrize("command", ["tune", "evaluate"])
 def test_languages_reach_the_pair(command, monkeypatch, capfd, tmp_path):
     asked = []
     monkeypatch.setattr(BigLittleDecoder, "from_pretrained", lambda *_, **__: Spoken(asked))
     data = tmp_path / "dev.jsonl"
     data.write_text('{"source": "a", "target": "b"}\n')
-    rest = ["x"] if command == "generate" else ["--data", data, "--out", tmp_path / "out"]
-    arguments = [command, *rest, "--src-lang", "deu_Latn", "--tgt-lang", "fra_Latn"]
+    arguments = [command, "--data", data, "--out", tmp_path / "out", "--src-lang", "deu_Latn", "--tgt-lang", "fra_Latn"]
     assert _runner(monkeypatch, capfd)(*arguments)[0] == 2
     assert asked == [("deu_Latn", "fra_Latn")]
 
