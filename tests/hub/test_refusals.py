@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import EosTokenCriteria, TopKLogitsWarper
 
 import bild
-from bild import InputError, LoadError
+from bild import InputError, LoadError, VocabularyError
 from bild.models.cache_argument import cache_argument
 from tests.hub.doors import EXACT, Avoid, Long, Recorder, inputs_of, large_of, new_tokens, plain, small_of, through
+from tests.networks import VOCAB_SIZE, build, word_tokenizer
 
 
 def embeds(name: str) -> dict[str, Tensor]:
@@ -120,3 +121,12 @@ def test_what_generate_makes_by_itself_is_passed_over_whatever_its_name(monkeypa
     assert torch.equal(through("llama"), expected)
     with pytest.raises(InputError, match="inputs_embeds cannot be used"):
         through("llama", embeds("llama"))
+
+
+def test_padded_heads_need_the_tokenizer():
+    """Qwen2.5 0.5B and 7B differ so; neither network says where its tokenizer is."""
+    wide = build("llama", vocab_size=VOCAB_SIZE + 8)
+    message = r"heads have 40 and 48 rows.*; give custom_generate the pair's tokenizer=…$"
+    with pytest.raises(VocabularyError, match=message):
+        through("llama", small=wide)
+    assert through("llama", small=wide, tokenizer=word_tokenizer()).equal(plain("llama"))
