@@ -100,7 +100,7 @@ class Box:
     def holds(self, table: np.ndarray) -> np.ndarray:
         """Which rows ``[P, 4]`` of :class:`Limits` are inside, the window aside: ``[P]``, booleans."""
         bounds = np.array([self.fallback, self.rollback, self.end])
-        inside: np.ndarray = ((table[:, 1:] > bounds[:, 0]) & (table[:, 1:] <= bounds[:, 1])).all(1)
+        inside: np.ndarray = np.all((table[:, 1:] > bounds[:, 0]) & (table[:, 1:] <= bounds[:, 1]), axis=1)
         return inside
 
 

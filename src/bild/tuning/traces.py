@@ -174,9 +174,9 @@ class Reader:
         node = tree.root
         for token in branch.prefix:
             node = tree.child(node, token)
-        for token, *rest in zip(branch.draft, branch.confidences, branch.own, branch.distances, strict=True):
-            node.draft = token
-            node.confidence, node.own, node.distance = rest
+        for i, token in enumerate(branch.draft):
+            node.draft, node.own = token, branch.own[i]
+            node.confidence, node.distance = branch.confidences[i], branch.distances[i]
             node = tree.child(node, token)
 
     def _load(self, file: Path) -> None:
