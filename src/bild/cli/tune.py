@@ -204,7 +204,7 @@ def _too_small(found: Tuning) -> str:
     lacking = ", ".join(f"{name} lacks {count} texts" for name, count in found.verdict.too_small.items())
     return (
         f"too few dev texts to tell with confidence {found.confidence:g} whether a policy loses at most "
-        f"{found.budget:g} points: {lacking}; only lossless policies are sure to keep it, the fastest is {found.method}; "
+        f"{found.budget:g} points: {lacking}; only lossless policies are sure to keep it, the fastest {found.method}; "
         "give more texts, a larger --budget or a lower --confidence, or let these texts alone decide: --no-confidence"
     )
 

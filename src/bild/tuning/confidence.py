@@ -64,16 +64,19 @@ class Level:
         """Standard deviations of the mean above the centre at which a bound lies."""
         return NormalDist().inv_cdf(self.confidence) * math.sqrt(OTHER_SAMPLE)
 
-    def bound(self, values: np.ndarray, changed: float) -> Bound:
+    def bound(self, score: Score, large: np.ndarray, own: np.ndarray, changed: float) -> Bound:
         """The bound of a loss.
 
         Args:
-            values: of each text, see :func:`losses_by_text`; ``[texts]``.
+            score: of summed statistics.
+            large: statistics of the large model's texts ``[texts, size]``.
+            own: of the policy's, text by text the same.
             changed: points that a changed text typically stands for, either way.
         """
-        centre, spread = trimmed(values)
-        room = max(self.errors * spread / math.sqrt(len(values)), self.unseen(len(values), changed))
-        return Bound(float(values.mean()), centre + room, len(values), centre, spread)
+        values, inner = losses_by_text(score, large, own), inner_losses(score, large, own)
+        centre, spread, count = float(inner.mean()), spread_of(inner, len(values)), len(values)
+        room = max(self.errors * spread / math.sqrt(count), self.unseen(count, changed))
+        return Bound(float(values.mean()), centre + room, count, centre, spread)
 
     def unseen(self, texts: int, changed: float) -> float:
         """Points that changes may cost which these texts happen not to show.
@@ -114,22 +117,33 @@ def losses_by_text(score: Score, large: np.ndarray, own: np.ndarray) -> np.ndarr
 
 
 def derivative(score: Score, sums: np.ndarray) -> np.ndarray:
-    """Of the score in each of the summed statistics, by central differences: ``[size]``."""
-    steps = np.diag(np.maximum(STEP * np.abs(sums), STEP))
-    slopes = [(score(sums + step) - score(np.maximum(sums - step, 0))) / (2 * step.sum()) for step in steps]
+    """Of the score in each of the summed statistics, by differences: ``[size]``."""
+    slopes = []
+    for at, step in enumerate(np.maximum(STEP * np.abs(sums), STEP)):
+        high, low = sums.copy(), sums.copy()
+        high[at] += step
+        # A count does not fall below 0.
+        low[at] -= step if low[at] < 0 else min(step, low[at])
+        slopes.append((score(high) - score(low)) / (high[at] - low[at]))
     return np.array(slopes)
 
 
-def trimmed(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of a text's loss, to which no single text can give the last word (Yuen 1974).
+def inner_losses(score: Score, large: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """As :func:`losses_by_text`, without the text that lost most and the one that gained most.
 
-    The text that lost most and the one that gained most count in the mean not at all, and in the spread as the next
-    ones do. A text that loops may be either.
+    A text that loops may be either, and would change what all others stand for: it makes the corpus longer. No single
+    text is to have the last word.
     """
-    cut = 1 if len(values) >= FEWEST_TO_TRIM else 0
-    ordered = np.sort(values)
-    inner = ordered[cut : len(values) - cut]
-    if len(values) == 1:
-        return float(values[0]), math.inf
-    spread = ordered.clip(inner[0], inner[-1]).std(ddof=1) * len(values) / len(inner)
-    return float(inner.mean()), float(spread)
+    values = losses_by_text(score, large, own)
+    if len(values) < FEWEST_TO_TRIM:
+        return values
+    inner = np.argsort(values, kind="stable")[1:-1]
+    return losses_by_text(score, large[inner], own[inner])
+
+
+def spread_of(inner: np.ndarray, count: int) -> float:
+    """Standard deviation of a text's loss, the texts left out counted as the next ones are (Yuen 1974)."""
+    if count == 1:
+        return math.inf
+    left_out = [inner.max(), inner.min()][: count - len(inner)]
+    return float(np.append(inner, left_out).std(ddof=1)) * count / len(inner)

@@ -151,8 +151,8 @@ class Judge:
         large, own = statistics
         if policy.lossless:
             return {name: Bound(0.0, 0.0, len(rows)) for name, rows in own.items()}
-        values = {name: losses_by_text(self.search.texts.score_of, large[name], own[name]) for name in own}
-        return {name: self.level.bound(values[name], self.changed.get(name, 0.0)) for name in own}
+        score = self.search.texts.score_of
+        return {name: self.level.bound(score, large[name], own[name], self.changed.get(name, 0.0)) for name in own}
 
     def verdict(self, judged: Sequence[Judged], texts: Sequence[int]) -> Verdict:
         """All that these texts say."""
