@@ -10,8 +10,8 @@ from bild import Policy
 from bild.data import Example
 from bild.data.quality import metrics
 from bild.tuning import CostModel, Outcome
-from bild.tuning.judge import Judge, halves, spaced
-from bild.tuning.search import Search, Texts
+from bild.tuning.judge import Judge, halves
+from bild.tuning.search import Search, Texts, spaced
 
 ROUGE = next(metric for metric in metrics() if metric.name == "rougeL")
 FASTEST = 11

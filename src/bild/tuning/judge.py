@@ -18,7 +18,7 @@ import numpy as np
 from bild.decoding import Policy
 from bild.tuning.confidence import Bound, Level, losses_by_text
 from bild.tuning.grid import method_name
-from bild.tuning.search import Point, Search, pareto
+from bild.tuning.search import Point, Search, pareto, spaced
 
 CANDIDATES = 6
 """Policies that are judged, at most."""
@@ -182,24 +182,20 @@ class Judge:
         return {name: 2 * (n - counts[name]) for name, n in fewest.items() if n is not None and n > counts[name]}
 
     def _typical(self, points: Sequence[Point], texts: Sequence[int]) -> dict[str, float]:
-        """Root mean square of what changed texts stand for, by the policies of the front."""
+        """Root mean square of what changed texts stand for, by the policies of the front.
+
+        Where none is changed, nothing is known of such texts: one might lose all that the large model's are worth.
+        """
         squares: dict[str, list[float]] = {name: [] for name in self.search.texts.sets}
         for point in spaced([point for point in pareto(points) if not point.policy.lossless], CANDIDATES):
             large, own = self.statistics(point.policy, texts)
             for name in own:
                 values = losses_by_text(self.search.texts.score_of, large[name], own[name])
                 squares[name] += np.square(values[(large[name] != own[name]).any(1)]).tolist()
-        return {name: math.sqrt(float(np.mean(of_set))) for name, of_set in squares.items() if of_set}
+        whole = self.search.texts.quality({index: self.search.large[index].tokens for index in texts})
+        return {name: math.sqrt(float(np.mean(squares[name]))) if squares[name] else whole[name] for name in whole}
 
 
 def worst(bounds: Mapping[str, Bound]) -> float:
     """The highest upper end of any set."""
     return max(bound.upper for bound in bounds.values())
-
-
-def spaced(points: Sequence[Point], count: int) -> list[Point]:
-    """At most so many, evenly along a list, its ends among them."""
-    if len(points) <= count:
-        return list(points)
-    steps = np.linspace(0, len(points) - 1, count).round().astype(int)
-    return [points[step] for step in dict.fromkeys(steps.tolist())]

@@ -257,7 +257,15 @@ def _layers(
     left = list(points)
     while left and len(chosen) < count:
         front = pareto(left, cost)
-        chosen += front
+        chosen += spaced(front, count - len(chosen))
         on_front = {id(point) for point in front}
         left = [point for point in left if id(point) not in on_front]
-    return chosen[:count]
+    return chosen
+
+
+def spaced(points: Sequence[Point], count: int) -> list[Point]:
+    """At most so many, evenly along a list, its ends among them."""
+    if len(points) <= count:
+        return list(points)
+    steps = np.linspace(0, len(points) - 1, count).round().astype(int)
+    return [points[step] for step in dict.fromkeys(steps.tolist())]

@@ -129,7 +129,7 @@ def _by_the_loss(search: Search, policies: Sequence[Policy], until: float) -> _F
     points, texts = search.run(policies, until=until)
     kept = distinct(search.within_budget(points))
     lossless = [point for point in kept if point.policy.lossless][:1]
-    return _Found(points, list(dict.fromkeys([*kept[:FINALISTS], *lossless])), texts)
+    return _Found(points, _once([*kept[:FINALISTS], *lossless]), texts)
 
 
 def _by_a_judge(search: Search, policies: Sequence[Policy], judge: Judge, until: float) -> _Found:
@@ -141,8 +141,13 @@ def _by_a_judge(search: Search, policies: Sequence[Policy], judge: Judge, until:
     judged = judge.judge(candidates, texts)
     kept = [each.point for each in judged if each.kept]
     # The safest is lossless, so it is kept whatever the texts say.
-    finalists = list(dict.fromkeys([*kept[::-1][: FINALISTS - 1], kept[0]]))
+    finalists = _once([*kept[::-1][: FINALISTS - 1], kept[0]])
     return _Found(points, finalists, texts, judge, judge.verdict(judged, texts))
+
+
+def _once(points: Sequence[Point]) -> list[Point]:
+    """Without points of a policy that was there before."""
+    return list({point.policy: point for point in points}.values())
 
 
 def _check(sets: Mapping[str, Sequence[Example]], budget: float, confidence: float | None, minutes: float) -> None:
