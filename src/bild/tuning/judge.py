@@ -46,7 +46,8 @@ class Judged:
     def to_dict(self) -> dict[str, Any]:
         """Name, verdict and bounds by set, as plain JSON values."""
         bounds = {name: each.to_dict() for name, each in self.bounds.items()}
-        return {"method": method_name(self.policy), "kept": self.kept, "sets": bounds}
+        speedup = round(self.point.speedup, 4)
+        return {"method": method_name(self.policy), "predicted_speedup": speedup, "kept": self.kept, "sets": bounds}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Verdict:
     too_small: Mapping[str, int]
     """Texts that sets lack until any policy that may lose something could be kept; empty: none lacks any."""
     hoped: Judged | None
-    """The fastest policy that the other half proposes, where these texts do not keep it."""
+    """Of the policies that were proposed and not kept, the one that the fewest more texts would settle."""
     missing: Mapping[str, int | None]
     """Texts that sets lack until they would settle that it keeps the budget, if its loss stays; None: none would."""
 
@@ -156,11 +157,16 @@ class Judge:
 
     def verdict(self, judged: Sequence[Judged], texts: Sequence[int]) -> Verdict:
         """All that these texts say."""
-        hoped = judged[-1] if not judged[-1].kept else None
+        hoped = min((each for each in judged if not each.kept), key=self._lacks, default=None)
         faster = any(each.kept and not each.policy.lossless for each in judged)
         too_small = {} if faster else self._too_small(texts)
         missing = {} if hoped is None else self._missing(hoped)
         return Verdict(self.confidence, judged, too_small, hoped, missing)
+
+    def _lacks(self, judged: Judged) -> tuple[float, float]:
+        """How many texts would settle it, all sets together; of equals the fastest comes first."""
+        missing = self._missing(judged).values()
+        return sum(math.inf if n is None else n for n in missing), judged.point.seconds
 
     def _missing(self, judged: Judged) -> dict[str, int | None]:
         """For each set that does not settle it, of all texts of a set: those that propose grow with the others."""

@@ -23,7 +23,7 @@ SECOND_ROUND = 96
 REFINEMENTS = 2
 REFINED = 3
 """Policies whose neighbours are tried, each time."""
-AT_ONCE = 256
+AT_ONCE = 64
 """Texts looked up between two looks at the clock."""
 
 
