@@ -29,8 +29,9 @@ from bild.generation.pair import Pair, bundled_pair
 from bild.reproduction.grids import FALLBACK, ROLLBACK, VERIFY_END
 from bild.reproduction.inputs import digests
 from bild.tuning.bench import LARGE, Bench
+from bild.tuning.grid import method_name
 from bild.tuning.search import Point
-from bild.tuning.tune import DEFAULT_BUDGET, method_name
+from bild.tuning.tune import DEFAULT_BUDGET
 
 TUNED = "tuned"
 

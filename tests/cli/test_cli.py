@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from bild import BigLittleDecoder, InputError, LoadError, Policy
 from bild.cli import main, pair_options
 from bild.decoding import ExactMatch
+from bild.generation import pair
 
 TWO = ["Ich habe Hunger.", "Ein Junge mit Kopfhörern sitzt auf den Schultern einer Frau."]
 
@@ -150,7 +152,8 @@ def test_policies(run, bundled, policy):
 )
 def test_thresholds_override_those_of_the_pair(bundled, monkeypatch, options, policy, run):
     own = {"fallback_threshold": 0.31, "rollback_threshold": 1.7, "max_draft_tokens": 9, "verify_end": 0.5}
-    monkeypatch.setattr(bundled, "policy", Policy.bild(**own))
+    choose = pair.choose_pair
+    monkeypatch.setattr(pair, "choose_pair", lambda *names: replace(choose(*names), policy=Policy.bild(**own)))
     seen = []
     each = BigLittleDecoder.generate_each
     monkeypatch.setattr(

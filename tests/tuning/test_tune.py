@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import cache
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,9 +12,9 @@ from bild import BigLittleDecoder, Policy
 from bild.errors import InputError
 from bild.evaluation import Example
 from bild.tuning import Point, default_grid, pareto, tune
-from bild.tuning import search as tuning_search
-from bild.tuning.search import Search, distinct, neighbours
-from bild.tuning.tune import FINALS, RESULT, TRACES, method_name
+from bild.tuning.grid import exact_policies, method_name, neighbours, with_exact
+from bild.tuning.search import distinct, promising
+from bild.tuning.tune import FINALS, RESULT, TRACES
 from tests.models.test_generation_agrees import large_of, small_of
 from tests.networks import word_tokenizer
 
@@ -40,9 +39,9 @@ def examples(count: int) -> tuple[Example, ...]:
     return tuple(Example(str(i), source, (r.text,)) for i, (source, r) in enumerate(zip(sources, texts, strict=True)))
 
 
-def run(out, budget: float, **options):
+def run(out, budget: float, confidence: float | None = None, **options):
     sets = {"one": examples(8)[:4], "two": examples(8)[4:]}
-    return tune(decoder(), sets, out=out, budget=budget, grid=GRID, max_new_tokens=8, **options)
+    return tune(decoder(), sets, out=out, budget=budget, confidence=confidence, grid=GRID, max_new_tokens=8, **options)
 
 
 def test_the_budget_decides(tmp_path):
@@ -60,37 +59,102 @@ def test_the_budget_decides(tmp_path):
     assert json.loads((tmp_path / "loose" / RESULT).read_text())["policy"] == loose.policy.to_dict()
 
 
-def test_what_nothing_meets_gives_the_nearest(tmp_path):
-    """Only loose policies in the grid: all lose, and the one that loses least is said to miss the budget."""
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_some_policy_keeps_any_budget(tmp_path, confidence):
+    """Only loose policies in the grid, and all lose: a lossless one is tried with them and chosen."""
     sets = {"one": examples(8)}
     grid = [policy for policy in GRID if policy.acceptance.threshold > 2 and policy.hand_over.threshold < 1]
-    found = tune(decoder(), sets, out=tmp_path, budget=0.0, grid=grid, max_new_tokens=8)
-    assert not found.within_budget
-    assert max(found.loss.values()) == pytest.approx(min(point.worst_loss for point in found.points))
+    found = tune(decoder(), sets, out=tmp_path, budget=0.0, grid=grid, max_new_tokens=8, confidence=confidence)
+    assert found.within_budget and found.enough_texts and found.policy.lossless and found.loss == {"one": 0}
+    assert "a lossless policy" in found.evidence()["tuned_for"]
 
 
-class Flattered(Search):
-    """Fast policies lose nothing on the first texts; on all texts a policy loses the more the faster it is."""
-
-    def __init__(self, first: float) -> None:
-        self.first, self.budget, self.progress = first, 0.3, lambda line: None
-        self.texts = SimpleNamespace(first=lambda count: [0], examples=[0, 1])
-
-    def points(self, policies, texts):
-        loss = (lambda t: self.first) if len(texts) == 1 else (lambda t: 10 * (1 - t))
-        thresholds = {policy: policy.hand_over.threshold for policy in policies}
-        found = [Point(p, {}, {"a": loss(t)}, 1 + t, 1 / (1 + t)) for p, t in thresholds.items()]
-        return sorted(found, key=lambda point: point.seconds)
+def test_dev_sets_too_small_for_the_confidence_say_how_many_texts_they_lack(tmp_path):
+    found = run(tmp_path / "sure", 0.3, confidence=0.9)
+    assert not found.enough_texts and found.policy.lossless and set(found.verdict.too_small) == {"one", "two"}
+    assert min(found.verdict.too_small.values()) > 100
+    surer = run(tmp_path / "surer", 0.3, confidence=0.99)
+    assert all(surer.verdict.too_small[name] > lacking for name, lacking in found.verdict.too_small.items())
+    assert run(tmp_path / "not", 0.3, confidence=None).enough_texts
 
 
-@pytest.mark.parametrize("first", [0.0, 50.0])
-def test_policies_go_on_to_all_texts_until_one_keeps_the_budget(first, monkeypatch):
-    """The two fastest, then the next two …: else what the first texts say of them would decide alone."""
-    monkeypatch.setattr(tuning_search, "SECOND_ROUND", 2 if first == 0 else 11)
-    found = Flattered(first).run([Policy.bild(fallback_threshold=step / 10) for step in range(11)])
-    kept = [point for point in found if point.worst_loss <= 0.3]
-    assert kept and kept[0].policy.hand_over.threshold == pytest.approx(0.975)
-    assert Policy.bild(fallback_threshold=1.0) in [point.policy for point in kept]
+def test_the_evidence_says_by_which_bounds_the_policy_was_chosen(tmp_path):
+    found = run(tmp_path, 100.0, confidence=0.8)
+    evidence, promise = found.evidence(), "with confidence 0.8 on as many other texts"
+    assert evidence["confidence"] == 0.8 and (promise in evidence["tuned_for"]) != found.policy.lossless
+    kept = [each for each in evidence["judged"] if each["kept"]]
+    assert evidence["judged"][0]["method"].startswith("exact") and kept
+    assert all(of_set["upper"] <= 100 for each in kept for of_set in each["sets"].values())
+    # Half of the four texts of a set judge, and only they were run.
+    assert evidence["dev"]["one"]["texts"] == 2 and evidence["dev"]["one"]["loss"]["texts"] == 2
+    assert "differs_from_lookup" in evidence["dev"]["one"] and isinstance(evidence["pays"], bool)
+    without = run(tmp_path / "without", 100.0).evidence()
+    assert "judged" not in without and "no confidence" in without["tuned_for"]
+
+
+def test_texts_that_are_too_long_are_left_out_and_said(tmp_path):
+    """A prompt of more tokens than a decoder-only pair has positions, in either half of a set."""
+    pair = BigLittleDecoder(large_of("gpt2", 1), small_of("gpt2", 1, "noisy"), word_tokenizer())
+    words = [word for word in word_tokenizer().get_vocab() if word.isalnum()]
+    texts = [Example(str(i), " ".join(words[i : i + 3]), (words[i],)) for i in range(12)]
+    longest = pair.large.max_positions
+    for at in (0, 5, 11):
+        texts[at] = Example(str(at), " ".join([words[at]] * (longest + 1)), ("x",))
+    lines: list[str] = []
+    options = {"budget": 100, "grid": GRID[:2], "max_new_tokens": 4}
+    found = tune(pair, {"a": texts}, out=tmp_path, **options, confidence=None, say=lines.append)
+    assert found.summary.sets["a"].num_examples == 9
+    assert any(line.startswith("a: 3 of 12 texts are left out: the text has") for line in lines)
+    with pytest.raises(InputError, match="none of the texts of a can be decoded: the text has"):
+        tune(pair, {"a": [texts[0]]}, out=tmp_path / "none", **options)
+
+
+class Shortness:
+    """A measure of the user's own: points for texts of few words."""
+
+    name, size = "shortness", 2
+
+    def signature(self, num_references):
+        return "shortness"
+
+    def statistics(self, text, references):
+        return [100.0 - len(text.split()), 1.0]
+
+    def score(self, sums):
+        return sums[0] / sums[1] if sums[1] else None
+
+
+def test_a_measure_of_quality_may_be_the_users_own(tmp_path):
+    found = run(tmp_path, 100.0, metric=Shortness())
+    assert found.metric == "shortness" and set(found.loss) == {"one", "two"}
+    quality = {name: 100 - value for name, value in found.points[0].quality.items()}
+    assert all(0 <= words <= 8 for words in quality.values())
+    assert "100 shortness less" in found.evidence()["tuned_for"]
+
+
+def test_lossless_policies_are_those_of_the_grid_and_come_first():
+    grid = with_exact(GRID)
+    assert grid[: len(exact_policies())] == exact_policies() and set(GRID) < set(grid)
+    other = with_exact([Policy.bild(measure="entropy", fallback_threshold=0.3)])
+    assert {policy.hand_over.measure for policy in other} == {"entropy"}
+
+
+def test_what_goes_on_to_all_texts_holds_slow_and_safe_policies_too():
+    """On few texts the fast ones may seem to win: had they all the places, none would be left if they lose later."""
+    flattered = [point(1 + step / 50, -step / 10, changed=step / 100, name=step) for step in range(100)]
+    exact = Point(Policy.exact(), {"a": 30}, {"a": 0.0}, 1 / 1.01, 1.01)
+    chosen = promising([*flattered, exact], 24)
+    assert exact in chosen and len(chosen) <= 25
+    safest = sorted(each.changed for each in chosen)[:6]
+    assert safest[2] < 0.2 and max(each.speedup for each in chosen) == pytest.approx(1 + 99 / 50)
+
+
+def test_time_that_runs_out_leaves_the_best_so_far(tmp_path):
+    """After no time at all the lossless policies and the grid have been seen on a few texts: that is judged."""
+    lines: list[str] = []
+    found = run(tmp_path, 100.0, minutes=1e-9, say=lines.append)
+    assert found.within_budget and len(found.points) >= len(GRID)
+    assert sum("policies on" in line for line in lines) == 1
 
 
 def test_a_killed_run_goes_on(tmp_path):
@@ -115,7 +179,15 @@ def test_a_killed_run_goes_on(tmp_path):
     ("sets", "options", "says"),
     [
         ({"a": [Example("1", "x")]}, {}, "a: example 1 has no reference"),
-        ({"a": [Example("1", "x", ("y",))]}, {"budget": -0.1}, "budget is -0.1; allowed is 0 or more"),
+        ({"a": [Example("1", "x", ("y",))]}, {"budget": -0.1}, "budget is -0.1; allowed is a number of 0 or more"),
+        (
+            {"a": [Example("1", "x", ("y",))]},
+            {"budget": float("nan")},
+            "budget is nan; allowed is a number of 0",
+        ),
+        ({"a": [Example("1", "x", ("y",))]}, {"confidence": 1.0}, "confidence is 1.0; allowed is a number between 0.5"),
+        ({"a": [Example("1", "x", ("y",))]}, {"confidence": 90}, "confidence is 90; allowed is a number between 0.5"),
+        ({"a": [Example("1", "x", ("y",))]}, {"minutes": 0}, "minutes is 0; allowed is a number above 0"),
         ({"a": [Example("1", "x", ("y",))]}, {"metric": "comet"}, "metric is 'comet'; allowed are bleu, chrf"),
         ({"a": []}, {}, "no examples to tune on"),
     ],
@@ -125,8 +197,9 @@ def test_bad_input_is_one_line(sets, options, says, tmp_path):
         tune(decoder(), sets, out=tmp_path, **options)
 
 
-def point(speed: float, loss: float) -> Point:
-    return Point(Policy(), {"a": 30 - loss}, {"a": loss}, 1 / speed, speed)
+def point(speed: float, loss: float, changed: float = 0.0, name: int = 0) -> Point:
+    policy = Policy.bild(max_draft_tokens=name + 1)
+    return Point(policy, {"a": 30 - loss}, {"a": loss}, 1 / speed, speed, changed)
 
 
 def test_the_front_has_no_point_that_another_beats():
@@ -136,7 +209,8 @@ def test_the_front_has_no_point_that_another_beats():
 
 
 def test_names_of_looked_up_policies_mean_them():
-    for policy in [*default_grid()[:40], *neighbours(Policy.bild(fallback_threshold=0.4, verify_end=0.6))]:
+    lossless = [*exact_policies(), Policy.speculative_sampling(window=3), Policy.no_fallback(window=4)]
+    for policy in [*default_grid()[:40], *lossless, *neighbours(Policy.bild(fallback_threshold=0.4, verify_end=0.6))]:
         assert Policy().parse(method_name(policy)) == policy
     own = Policy.bild(fallback_threshold=0.98, rollback_threshold=2)
     assert {p.max_draft_tokens for p in neighbours(own)} == {5, 7, 10, 15, 30}

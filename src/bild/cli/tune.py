@@ -16,12 +16,20 @@ from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
 if TYPE_CHECKING:
     from bild.generation import Pair
     from bild.tuning import Tuning
+    from bild.tuning.judge import Judged
 
 
 def tune(
     data: examples.DevSets,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where a killed one stopped.")],
     budget: Annotated[float, typer.Option(help="Quality points that may be lost against the large model, 0…")] = 0.3,
+    confidence: Annotated[
+        float, typer.Option(help="With which the budget is kept on other texts, between 0.5 and 1.")
+    ] = 0.9,
+    no_confidence: Annotated[
+        bool,
+        typer.Option("--no-confidence", help="Let the loss on the dev texts themselves decide, which chance flatters."),
+    ] = False,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -31,6 +39,9 @@ def tune(
     save: Annotated[
         Path | None, typer.Option(help="Where the tuned pair is written: a folder or .json file. Default: into --pair.")
     ] = None,
+    minutes: Annotated[
+        float, typer.Option(help="After which the search begins nothing new, above 0; what it found is then judged.")
+    ] = 3.0,
     target_data: examples.TargetData = None,
     source_column: examples.SourceColumn = "source",
     target_column: examples.TargetColumn = "target",
@@ -53,19 +64,19 @@ def tune(
 ) -> None:
     """Find the fastest thresholds that lose at most --budget points on each dev set, and write them into the pair.
 
-    What was found goes to stdout, progress to stderr; --out gets tune.json and pareto.png. A budget that nothing
-    meets is an error that names the nearest point; the pair is then left as it is.
+    Half of each dev set proposes policies, the other half judges them: the budget is kept with --confidence on other
+    texts of the same kind. Dev sets that are too small for that are an error that says how many texts are missing;
+    the pair is then left as it is. What was found goes to stdout, progress to stderr; --out gets tune.json and
+    pareto.png.
     """
     from bild.data import read_sets
     from bild.data.settings import describe_pair
     from bild.errors import InputError
-    from bild.generation.pair import bundled_pair, choose_pair
+    from bild.generation.pair import choose_pair
 
     counted = examples.budget_metric(task, metric)
     chosen = choose_pair(pair, large, small)
-    place = save if save is not None else (Path(pair) if pair is not None else bundled_pair())
-    if save is None and (large is not None or small is not None):
-        raise InputError("these checkpoints are no pair on disk yet; say where to write it with --save")
+    place = _place(save, pair, own_checkpoints=large is not None or small is not None)
     columns = {"source_column": source_column, "target_column": target_column}
     sets = read_sets(data, target_data, split=split, limit=limit, **columns)
     decoder = options.load_decoder(
@@ -89,6 +100,8 @@ def tune(
         out=out,
         budget=budget,
         metric=counted,
+        confidence=None if no_confidence else confidence,
+        minutes=minutes,
         prefix=prefix,
         max_new_tokens=max_new_tokens,
         settings={**describe_pair(chosen.large, chosen.small), "runtime": runtime, "dtype": decoder.dtype, **languages},
@@ -99,6 +112,8 @@ def tune(
     _show(found)
     if as_json:
         print_json(found.to_dict())
+    if not found.enough_texts:
+        raise InputError(_too_small(found))
     if not found.within_budget:
         lost = ", ".join(f"{value:.2f} on {name}" for name, value in found.loss.items())
         raise InputError(
@@ -108,15 +123,87 @@ def tune(
     _save(found, chosen, place)
 
 
+def _place(save: Path | None, pair: str | None, own_checkpoints: bool) -> Path:
+    """Where the tuned pair goes.
+
+    Raises:
+        InputError: nowhere was named; the pair inside an installation is never written to unasked.
+    """
+    from bild.errors import InputError
+
+    if save is not None:
+        return save
+    if own_checkpoints:
+        raise InputError("these checkpoints are no pair on disk yet; say where to write it with --save")
+    if pair is None:
+        raise InputError(
+            "the bundled pair is part of the installation and stays as it is; say where to write with --save"
+        )
+    return Path(pair)
+
+
 def _show(found: Tuning) -> None:
     from bild.evaluation.table import print_summary
 
     print_summary(found.summary)
     print(f"\nchosen: {found.method}")
+    for line in (*_by_what(found), *_not_settled(found)):
+        print(line)
     speedup = found.speedup
     if not found.pays:
         times = f"{speedup.value:.2f} [{speedup.low:.2f}, {speedup.high:.2f}] times as fast as the large model alone"
         print(f"this pair does not pay on this machine: {times}")
+
+
+def _by_what(found: Tuning) -> list[str]:
+    """What the policy was chosen by, set by set."""
+    if found.policy.lossless:
+        return ["it is lossless: it writes the large model's own text, but for rounding, and loses none on any texts"]
+    if found.confidence is None:
+        lost = ", ".join(f"{value:.2f} on {name}" for name, value in found.loss.items())
+        return [f"it loses {lost}: on these very texts, among which it was chosen; nothing is said of others"]
+    return [
+        f"{name}: it loses {bound.loss:.2f} on {bound.texts} texts that had no part in proposing it; on as many others "
+        f"at most {bound.upper:.2f} with confidence {found.confidence:g}"
+        for name, bound in found.chosen.bounds.items()
+    ]
+
+
+def _not_settled(found: Tuning) -> list[str]:
+    """What more texts would settle of the fastest policy that was proposed."""
+    if found.verdict is None or found.verdict.hoped is None:
+        return []
+    hoped = found.verdict.hoped
+    bounds = ", ".join(f"at most {bound.upper:.2f} on {name}" for name, bound in hoped.bounds.items())
+    lines = [
+        f"not settled: {_name(hoped)}, {hoped.point.speedup:.2f} times as fast by prediction, loses {bounds} "
+        f"with confidence {found.confidence:g}"
+    ]
+    for name, missing in found.verdict.missing.items():
+        loss = hoped.bounds[name].loss
+        if missing is None:
+            lines.append(f"{name}: it loses {loss:.2f}, so more texts would not settle that it keeps the budget")
+        else:
+            lines.append(
+                f"{name}: {missing} more texts would settle that it keeps the budget, if it goes on to lose {loss:.2f}"
+            )
+    return lines
+
+
+def _too_small(found: Tuning) -> str:
+    assert found.verdict is not None
+    lacking = ", ".join(f"{name} lacks {count} texts" for name, count in found.verdict.too_small.items())
+    return (
+        f"too few dev texts to tell with confidence {found.confidence:g} whether a policy loses at most "
+        f"{found.budget:g} points: {lacking}; only lossless policies are sure to keep it, the fastest {found.method}; "
+        "give more texts, a larger --budget or a lower --confidence, or let these texts alone decide: --no-confidence"
+    )
+
+
+def _name(judged: Judged) -> str:
+    from bild.tuning.grid import method_name
+
+    return method_name(judged.policy)
 
 
 def _save(found: Tuning, chosen: Pair, place: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from bild.decoding import Policy
-from bild.tuning.search import default_grid
+from bild.tuning.grid import default_grid
 
 FALLBACK = (0.02, 0.05, *(tenths / 10 for tenths in range(1, 10)))
 """The paper's 0.5 to 0.9, and lower: a small model's confidence depends on how it was trained."""

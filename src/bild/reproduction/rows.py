@@ -8,8 +8,8 @@ from typing import Any
 from bild.decoding import FixedWindow, Policy, Stats, WithinDistance
 from bild.evaluation.cells import interval
 from bild.evaluation.summary import MethodFigures, Summary
+from bild.tuning.grid import method_name
 from bild.tuning.search import Point
-from bild.tuning.tune import method_name
 
 HEADING = ("", "policy", "quality", "Δ", "speedup", "by large", "rollbacks")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bild.data.examples import Example
+from bild.data.quality import QualityMetric, quality_metric
 from bild.decoding import Policy, Stats
 from bild.errors import InputError
 from bild.evaluation.journal import Journal
@@ -56,7 +57,11 @@ class Bench:
 
     def first(self, count: int) -> Bench:
         """With the first examples of each set only."""
-        return replace(self, sets={name: list(members)[:count] for name, members in self.sets.items()})
+        return self.only({name: list(members)[:count] for name, members in self.sets.items()})
+
+    def only(self, sets: Mapping[str, Sequence[Example]]) -> Bench:
+        """With these examples only."""
+        return replace(self, sets=sets)
 
     def method(self, name: str, policy: Policy) -> PolicyMethod:
         """A policy of this pair as a method of an evaluation."""
@@ -71,6 +76,31 @@ class Bench:
             journal.close()
         return journal
 
+    def usable(self) -> Bench:
+        """Without the texts that the pair cannot decode, of which it says how many and why.
+
+        Raises:
+            InputError: none is left.
+        """
+        sets, why = {}, ""
+        for name, members in self.sets.items():
+            reasons = [self._reason(example) for example in members]
+            sets[name] = [example for example, reason in zip(members, reasons, strict=True) if reason is None]
+            why = next((reason for reason in reasons if reason is not None), why)
+            if len(sets[name]) < len(members):
+                self.say(f"{name}: {len(members) - len(sets[name])} of {len(members)} texts are left out: {why}")
+            if not sets[name]:
+                raise InputError(f"none of the texts of {name} can be decoded: {why}")
+        return self.only(sets)
+
+    def _reason(self, example: Example) -> str | None:
+        """Why a text cannot be decoded; None where it can."""
+        try:
+            self.decoder.jobs([self.prefix + example.source], **self.options)
+        except InputError as error:
+            return str(error)
+        return None
+
     def calibrate(self, file: Path) -> CostModel:
         """What a pass costs, from a few policies on a few texts."""
         self.say("measuring what a pass of each model costs")
@@ -82,20 +112,41 @@ class Bench:
         counts = [Stats(**record.stats) for record in records if record.stats is not None]
         return CostModel.fit(counts, [record.total_s or 0.0 for record in records])
 
-    def search(self, file: Path, metric: str, costs: CostModel, budget: float = 0.0) -> Search:
-        """Everything that looking policies up takes; ``file`` keeps what has been read."""
+    def search(self, file: Path, metric: str | QualityMetric, costs: CostModel, budget: float = 0.0) -> Search:
+        """Everything that looking policies up takes; ``file`` keeps what has been read.
+
+        Args:
+            file: JSON lines.
+            metric: of quality, or its name in :mod:`bild.data.quality`.
+            costs: of a pass.
+            budget: points of the metric.
+        """
         sources = [self.prefix + example.source for members in self.sets.values() for example in members]
-        self.say(f"the large model alone on {len(sources)} texts")
-        results = self.decoder.generate(sources, LARGE, batch_size=64, **self.options)
-        large = [Outcome.alone(tuple(result.token_ids)) for result in results]
-        trees = [Tree(job) for job in self.decoder.jobs(sources, **self.options)]
+        trees = [Tree(self.decoder.jobs([source], **self.options)[0]) for source in sources]
         simulator = Simulator(trees, Reader(self.decoder, trees, file, progress=self._tell))
-        texts = Texts(self.sets, metric, lambda ids: decode(self.decoder.tokenizer, ids))
-        return Search(simulator, texts, large, costs, budget, self.say)
+        texts = Texts(self.sets, metric_of(metric), lambda ids: decode(self.decoder.tokenizer, ids))
+        self.say(f"the large model's own words on {len(sources)} texts")
+        return Search(simulator, texts, large_alone(simulator), costs, budget, self.say)
 
     def _tell(self, done: int, total: int) -> None:
         if total >= WORTH_A_LINE:
             self.say(f"{done} of {total} texts read")
+
+
+def metric_of(metric: str | QualityMetric) -> QualityMetric:
+    """A measure of quality: as it is, or the one of :mod:`bild.data.quality` that has this name.
+
+    Raises:
+        InputError: no such name.
+    """
+    return quality_metric(metric) if isinstance(metric, str) else metric
+
+
+def large_alone(simulator: Simulator) -> list[Outcome]:
+    """What the large model writes alone, looked up: a lossless policy then loses nothing, to the last bit."""
+    exact, texts = Policy.exact(), range(len(simulator.trees))
+    simulator.run([exact], texts)
+    return [Outcome.alone(simulator.outcomes[exact][index].tokens) for index in texts]
 
 
 def _first_error(journal: Journal) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from bild.data.quality import LABELS
 from bild.errors import InputError
 from bild.evaluation.figures import ALL
-from bild.tuning.bench import LARGE
 from bild.tuning.search import Point
-from bild.tuning.tune import Tuning, losses
+from bild.tuning.tuned import Tuning
 
 
 def draw(found: Tuning, file: Path) -> None:
@@ -30,24 +31,22 @@ def draw(found: Tuning, file: Path) -> None:
     axes.scatter(*_xy(found.points), s=8, color="#b9c4d0", label="looked up (predicted speedup)")
     axes.plot(*_xy(found.front), marker=".", color="#4c72b0", label="front")
     whole = found.summary.sets.get(ALL) or next(iter(found.summary.sets.values()))
-    for name in found.summary.methods:
-        if name != LARGE:
-            worst = max(losses(found.summary, name, found.metric).values())
-            chosen = name == found.method
-            axes.scatter(
-                [whole.methods[name].speedup.value],
-                [worst],
-                marker="*" if chosen else "x",
-                s=120 if chosen else 40,
-                color="#c44e52",
-                label="chosen (measured)" if chosen else None,
-                zorder=3,
-            )
+    for finalist in found.finalists:
+        chosen = finalist is found.chosen
+        axes.scatter(
+            np.array([whole.methods[finalist.method].speedup.value]),
+            [max(finalist.loss.values())],
+            marker="*" if chosen else "x",
+            s=120 if chosen else 40,
+            color="#c44e52",
+            label="chosen (measured)" if chosen else None,
+            zorder=3,
+        )
     axes.axhline(found.budget, color="#c44e52", linestyle=":", linewidth=1, label=f"budget {found.budget:g}")
     axes.axvline(1, color="black", linewidth=0.5)
     axes.invert_yaxis()
     axes.set_xlabel("speedup against the large model alone")
-    axes.set_ylabel(f"{LABELS[found.metric]} lost on the worst set")
+    axes.set_ylabel(f"{LABELS.get(found.metric, found.metric)} lost on the worst set")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     try:

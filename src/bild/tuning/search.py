@@ -1,8 +1,8 @@
-"""Which policies are worth running: quality by looking up, seconds by the cost model."""
+"""Which policies are worth judging: quality by looking up, seconds by the cost model."""
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,23 +10,22 @@ from typing import Any
 import numpy as np
 
 from bild.data.examples import Example
-from bild.data.quality import QualityMetric, misjudges, quality_metric
-from bild.decoding import LowConfidence, Policy, WithinDistance
+from bild.data.quality import QualityMetric, misjudges
+from bild.decoding import Policy
 from bild.errors import InputError
 from bild.tuning.costs import CostModel
+from bild.tuning.grid import neighbours
 from bild.tuning.simulation import Outcome, Simulator
 
-FALLBACK = (0.05, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
-ROLLBACK = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
-VERIFY_END: tuple[bool | float, ...] = (False, 0.6, 0.8, True)
-WINDOWS = (10, 30)
-FIRST_TEXTS = 250
+FIRST_TEXTS = 100
 """Texts of each set on which the whole grid is tried."""
-SLACK = 1.5
-"""Points beyond the budget that such a small sample may be wrong by."""
-SECOND_ROUND = 64
+SECOND_ROUND = 96
 """Policies that go on to all texts."""
 REFINEMENTS = 2
+REFINED = 3
+"""Policies whose neighbours are tried, each time."""
+AT_ONCE = 64
+"""Texts looked up between two looks at the clock."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Point:
     """Predicted, of all texts."""
     speedup: float
     """Predicted, against the large model alone."""
+    changed: float = 0.0
+    """Share of the texts that differ from the large model's own, 0…1."""
 
     @property
     def worst_loss(self) -> float:
@@ -49,12 +50,13 @@ class Point:
         return max(self.loss.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The policy, and its figures by name, as plain JSON values."""
         return {
             "policy": self.policy.to_dict(),
             "quality": dict(self.quality),
             "loss": dict(self.loss),
             "predicted_speedup": self.speedup,
+            "changed": self.changed,
         }
 
 
@@ -64,49 +66,63 @@ class Texts:
 
     Args:
         sets: examples by set, with references.
-        metric: ``"bleu"``, ``"rougeL"``, …: a name of :mod:`bild.data.quality`.
+        metric: scores summed statistics of texts.
         detokenise: from token ids to text.
     """
 
     sets: Mapping[str, Sequence[Example]]
-    metric: str
+    metric: QualityMetric
     detokenise: Callable[[Sequence[int]], str]
 
     def __post_init__(self) -> None:
-        self.scorer: QualityMetric = quality_metric(self.metric)
         wrong = misjudges(
-            self.scorer, (text for members in self.sets.values() for e in members for text in e.references)
+            self.metric, (text for members in self.sets.values() for e in members for text in e.references)
         )
         if wrong is not None:
             raise InputError(wrong)
         self.examples = [(name, example) for name, members in self.sets.items() for example in members]
         self._known: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
 
-    def first(self, count: int) -> list[int]:
-        """Indices of the first examples of each set."""
-        names = [name for name, _ in self.examples]
-        return [index for index, name in enumerate(names) if index - names.index(name) < count]
+    def first(self, count: int, among: Sequence[int] | None = None) -> list[int]:
+        """Indices of the first ``count`` examples of each set, among these indices (None: all)."""
+        of_set = self.by_set(range(len(self.examples)) if among is None else among)
+        return sorted(index for indices in of_set.values() for index in indices[:count])
+
+    def by_set(self, texts: Iterable[int]) -> dict[str, list[int]]:
+        """These indices, by the set they are of; sets without any are left out."""
+        of_set: dict[str, list[int]] = {name: [] for name in self.sets}
+        for index in texts:
+            of_set[self.examples[index][0]].append(index)
+        return {name: indices for name, indices in of_set.items() if indices}
 
     def quality(self, tokens: Mapping[int, tuple[int, ...]]) -> dict[str, float]:
         """The score of each set, over these texts (by index)."""
-        scores = {}
-        for name in self.sets:
-            rows = [self._statistics(index, ids) for index, ids in tokens.items() if self.examples[index][0] == name]
-            score = self.scorer.score(np.sum(rows, axis=0).tolist())
-            assert score is not None
-            scores[name] = score
-        return scores
+        return {name: self.score(rows) for name, rows in self.statistics(tokens).items()}
 
-    def _statistics(self, index: int, tokens: tuple[int, ...]) -> np.ndarray:
+    def statistics(self, tokens: Mapping[int, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """What each of these texts (by index) adds to the score of its set: ``[texts, size]``."""
+        of_set = self.by_set(tokens)
+        return {name: np.array([self.of_text(i, tokens[i]) for i in indices]) for name, indices in of_set.items()}
+
+    def score(self, rows: np.ndarray) -> float:
+        """The score of texts of these statistics ``[texts, size]``."""
+        return self.score_of(rows.sum(0))
+
+    def score_of(self, sums: np.ndarray) -> float:
+        """The score of added-up statistics; 0 where there is nothing to score."""
+        score = self.metric.score(sums.tolist())
+        return 0.0 if score is None else score
+
+    def of_text(self, index: int, tokens: tuple[int, ...]) -> np.ndarray:
         """What one text adds; policies often write the same."""
         if (index, tokens) not in self._known:
             text, references = self.detokenise(tokens), self.examples[index][1].references
-            self._known[index, tokens] = np.asarray(self.scorer.statistics(text, references), dtype=np.float64)
+            self._known[index, tokens] = np.asarray(self.metric.statistics(text, references), dtype=np.float64)
         return self._known[index, tokens]
 
 
 class Search:
-    """Finds the fastest policies of a quality budget.
+    """Finds the policies that nothing beats in both speed and loss.
 
     Args:
         simulator: of all texts.
@@ -129,26 +145,35 @@ class Search:
         self.simulator, self.texts, self.costs, self.budget = simulator, texts, costs, budget
         self.large, self.progress = large, progress
 
-    def run(self, grid: Sequence[Policy]) -> list[Point]:
-        """All policies that were looked up on every text, fastest first."""
-        first = self.texts.first(FIRST_TEXTS)
+    def run(
+        self, grid: Sequence[Policy], texts: Sequence[int] | None = None, until: float = float("inf")
+    ) -> tuple[list[Point], list[int]]:
+        """Look a grid up, the best of it on more texts, and small steps around the best.
+
+        Args:
+            grid: policies to begin with.
+            texts: indices that may be looked at; None: all.
+            until: :func:`time.monotonic` after which nothing new is begun: what is known by then counts.
+
+        Returns:
+            Policies that were looked up on every text of the second list, fastest first; and those texts.
+        """
+        among = range(len(self.texts.examples)) if texts is None else texts
+        first = self.texts.first(FIRST_TEXTS, among)
         self.progress(f"{len(grid)} policies on {len(first)} texts")
-        points = self.points(grid, first)
-        limit = self.budget + SLACK
-        near = [point for point in points if point.worst_loss <= limit]
-        far = sorted((point for point in points if point.worst_loss > limit), key=lambda point: point.worst_loss)
-        chosen, everything = [*near, *far[:SECOND_ROUND]], range(len(self.texts.examples))
-        found: dict[Policy, Point] = {}
-        # The first texts may flatter the fastest; slower ones follow until some keep the budget, at last the nearest.
-        while chosen and not self.within_budget(found.values()):
-            batch, chosen = [point.policy for point in chosen[:SECOND_ROUND]], chosen[SECOND_ROUND:]
-            self.progress(f"{len(batch)} policies on {len(everything)} texts")
-            found |= {point.policy: point for point in self.points(batch, everything)}
+        read = self._look(grid, first, until)
+        points = self.points(grid, read)
+        if len(read) < len(first) or time.monotonic() >= until:
+            return points, read
+        chosen = [point.policy for point in promising(points, SECOND_ROUND)]
+        rest = sorted(set(among) - set(first))
+        self.progress(f"{len(chosen)} policies on {len(among)} texts")
+        read += self._look(chosen, rest, until) if rest else []
+        found = {point.policy: point for point in self.points(chosen, read)}
         for _ in range(REFINEMENTS):
-            best = self.within_budget(found.values())[:3]
-            fresh = [policy for point in best for policy in neighbours(point.policy) if policy not in found]
-            found |= {point.policy: point for point in self.points(list(dict.fromkeys(fresh)), everything)}
-        return sorted(found.values(), key=lambda point: point.seconds)
+            if time.monotonic() < until:
+                found |= {point.policy: point for point in self._refined(found, read)}
+        return sorted(found.values(), key=lambda point: point.seconds), sorted(read)
 
     def points(self, policies: Sequence[Policy], texts: Sequence[int]) -> list[Point]:
         """These policies on these texts, fastest first."""
@@ -157,47 +182,50 @@ class Search:
         large_s = self.costs.predict([self.large[index] for index in texts])
         points = []
         for policy in policies:
-            of_policy = self.simulator.outcomes[policy]
-            outcomes = {index: of_policy[index] for index in texts}
+            outcomes = self.outcomes(policy, texts)
             quality = self.texts.quality({index: outcome.tokens for index, outcome in outcomes.items()})
             loss = {name: reference[name] - value for name, value in quality.items()}
             seconds = self.costs.predict(list(outcomes.values()))
-            points.append(Point(policy, quality, loss, seconds, large_s / seconds))
+            changed = sum(outcome.tokens != self.large[index].tokens for index, outcome in outcomes.items())
+            points.append(Point(policy, quality, loss, seconds, large_s / seconds, changed / len(texts)))
         return sorted(points, key=lambda point: point.seconds)
+
+    def outcomes(self, policy: Policy, texts: Sequence[int]) -> dict[int, Outcome]:
+        """What a policy that has been looked up makes of these texts."""
+        of_policy = self.simulator.outcomes[policy]
+        return {index: of_policy[index] for index in texts}
 
     def within_budget(self, points: Iterable[Point]) -> list[Point]:
         """Those that lose at most the budget on every set, fastest first."""
-        kept = [point for point in points if point.worst_loss <= self.budget]
+        kept = [point for point in points if keeps(point, self.budget)]
         return sorted(kept, key=lambda point: point.seconds)
 
+    def _look(self, policies: Sequence[Policy], texts: Sequence[int], until: float) -> list[int]:
+        """Look policies up on these texts, or on as many as time allows; each set has its share of these."""
+        turns = self._in_turn(texts)
+        done: list[int] = []
+        for at in range(0, len(turns), AT_ONCE):
+            self.simulator.run(policies, turns[at : at + AT_ONCE])
+            done += turns[at : at + AT_ONCE]
+            if time.monotonic() >= until:
+                break
+        return done
 
-def default_grid(measure: str = "max_probability", metric: str = "nll") -> list[Policy]:
-    """The policies that are tried: fallback and rollback thresholds, which ends are read, longest draft."""
-    return [
-        Policy.preset(
-            "bild",
-            fallback_threshold=fallback,
-            rollback_threshold=rollback,
-            verify_end=end,
-            max_draft_tokens=window,
-            measure=measure,
-            metric=metric,
-        )
-        for fallback, rollback, end, window in itertools.product(FALLBACK, ROLLBACK, VERIFY_END, WINDOWS)
-    ]
+    def _in_turn(self, texts: Sequence[int]) -> list[int]:
+        """One text of each set after the other."""
+        ranks = {i: (rank, name) for name, of_set in self.texts.by_set(texts).items() for rank, i in enumerate(of_set)}
+        return sorted(ranks, key=lambda index: ranks[index])
+
+    def _refined(self, found: Mapping[Policy, Point], texts: Sequence[int]) -> list[Point]:
+        """Small steps around the fastest within the budget."""
+        best = self.within_budget(found.values())[:REFINED]
+        fresh = [policy for point in best for policy in neighbours(point.policy) if policy not in found]
+        return self.points(list(dict.fromkeys(fresh)), texts)
 
 
-def neighbours(policy: Policy) -> list[Policy]:
-    """Policies a small step away in one threshold each."""
-    assert isinstance(policy.hand_over, LowConfidence) and isinstance(policy.acceptance, WithinDistance)
-    fallback, rollback = policy.hand_over.threshold, policy.acceptance.threshold
-    steps: list[dict[str, Any]] = [
-        *({"fallback_threshold": round(fallback + step, 3)} for step in (-0.05, -0.025, 0.025, 0.05)),
-        *({"rollback_threshold": round(rollback * factor, 2)} for factor in (0.75, 0.88, 1.12, 1.3)),
-        *({"verify_end": end} for end in (0.5, 0.7, 0.9)),
-        *({"max_draft_tokens": window} for window in (5, 7, 15, 30)),
-    ]
-    return [policy.named("bild", **step) for step in steps if 0 <= step.get("fallback_threshold", 0) <= 1]
+def keeps(point: Point, budget: float) -> bool:
+    """Whether a policy keeps a budget on these texts; a lossless one does by construction, rounding aside."""
+    return point.policy.lossless or point.worst_loss <= budget
 
 
 def distinct(points: Iterable[Point]) -> list[Point]:
@@ -208,10 +236,42 @@ def distinct(points: Iterable[Point]) -> list[Point]:
     return list(kept.values())
 
 
-def pareto(points: Iterable[Point]) -> list[Point]:
-    """Points that no other beats in speed and worst loss, fastest first."""
+def pareto(points: Iterable[Point], cost: Callable[[Point], float] = lambda point: point.worst_loss) -> list[Point]:
+    """Points that no other beats in both speed and a cost (by default the worst loss), fastest first."""
     front: list[Point] = []
-    for point in sorted(points, key=lambda each: (each.seconds, each.worst_loss)):
-        if not front or point.worst_loss < front[-1].worst_loss:
+    for point in sorted(points, key=lambda each: (each.seconds, cost(each))):
+        if not front or cost(point) < cost(front[-1]):
             front.append(point)
     return front
+
+
+def promising(points: Sequence[Point], count: int) -> list[Point]:
+    """The best at every speed: half by the loss, half by the share of texts they change, which chance flatters less.
+
+    Few texts may flatter the fastest policies, so slow and safe ones, and the fastest lossless one, are always there.
+    """
+    lossless = [point for point in points if point.policy.lossless][:1]
+    best = [*lossless, *_layers(points, count // 2), *_layers(points, count // 2, lambda point: point.changed)]
+    return list({id(point): point for point in best}.values())
+
+
+def _layers(
+    points: Sequence[Point], count: int, cost: Callable[[Point], float] = lambda point: point.worst_loss
+) -> list[Point]:
+    """The front, then the front of what is left, until there are ``count``."""
+    chosen: list[Point] = []
+    left = list(points)
+    while left and len(chosen) < count:
+        front = pareto(left, cost)
+        chosen += spaced(front, count - len(chosen))
+        on_front = {id(point) for point in front}
+        left = [point for point in left if id(point) not in on_front]
+    return chosen
+
+
+def spaced(points: Sequence[Point], count: int) -> list[Point]:
+    """At most so many, evenly along a list, its ends among them."""
+    if len(points) <= count:
+        return list(points)
+    steps = np.linspace(0, len(points) - 1, count).round().astype(int)
+    return [points[step] for step in dict.fromkeys(steps.tolist())]

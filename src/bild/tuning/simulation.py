@@ -100,7 +100,7 @@ class Box:
     def holds(self, table: np.ndarray) -> np.ndarray:
         """Which rows ``[P, 4]`` of :class:`Limits` are inside, the window aside: ``[P]``, booleans."""
         bounds = np.array([self.fallback, self.rollback, self.end])
-        inside: np.ndarray = ((table[:, 1:] > bounds[:, 0]) & (table[:, 1:] <= bounds[:, 1])).all(1)
+        inside: np.ndarray = np.all((table[:, 1:] > bounds[:, 0]) & (table[:, 1:] <= bounds[:, 1]), axis=1)
         return inside
 
 
@@ -133,7 +133,8 @@ def walk(tree: Tree, at: Limits) -> Generator[Node, None, tuple[Outcome, Box]]:
             draft.append(node)
             node = node.children[node.draft]  # type: ignore[index]  # it has been read by now
             if node.finish is not None:
-                reason = "end"
+                # Only an end token may pass unread.
+                reason = "end" if node.finish == "eos" else "read"
             elif len(draft) == at.window:
                 reason = "window"
         box.not_below_fallback(least)
@@ -147,7 +148,7 @@ def walk(tree: Tree, at: Limits) -> Generator[Node, None, tuple[Outcome, Box]]:
         large_steps += 1
         kept = _judge(draft, at.rollback, box)
         accepted += kept
-        if reason == "end" and kept == len(draft):
+        if node.finish is not None and kept == len(draft):
             break
         last = draft[kept] if kept < len(draft) else node
         if last.draft is None:

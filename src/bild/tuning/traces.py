@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from bild.data.files import whole_lines
-from bild.decoding import Greedy, LowConfidence, ModelDrafter, Policy, Row, WithinDistance
-from bild.decoding.rounds import verify
+from bild.decoding import LocalVerifier, LowConfidence, ModelDrafter, Policy, Row, Rules, WithinDistance
 from bild.errors import writing
 
 if TYPE_CHECKING:
@@ -67,9 +66,9 @@ class Tree:
             known = node.children[token] = Node((*node.tokens, token), row.ended())
         return known
 
-    def row(self, node: Node) -> Row:
+    def row(self, node: Node, rules: Rules | None = None) -> Row:
         """A row of the loop that has come this far."""
-        row = Row(0, self.job.request)
+        row = Row(0, self.job.request, rules)
         row.tokens += node.tokens
         row.committed = len(row.tokens)
         return row
@@ -112,11 +111,12 @@ class Reader:
     ) -> None:
         self.decoder, self.trees, self.file, self.progress = decoder, trees, file, progress
         # Never unsure and never rolled back: a draft is the whole branch, the verdict what large says of it.
-        self.policy = Policy(
+        policy = Policy(
             hand_over=LowConfidence(0.0, measure),
             acceptance=WithinDistance(float("inf"), metric),
             max_draft_tokens=BRANCH,
         )
+        self.rules = Rules(policy)
         self.batch_size = batch_size if decoder.batches else 1
         if file is not None and file.exists():
             self._load(file)
@@ -139,19 +139,26 @@ class Reader:
     def _follow(self, standing: list[tuple[int, Iterator[Node], Node]]) -> None:
         """A row a text: both models keep what they have read of it, and go back no further than they must."""
         sources = [self.trees[index].job.source for index, _, _ in standing]
-        large = self.decoder.large.start(sources)
-        drafter = ModelDrafter(self.decoder.small.beside(large, sources), self.policy)
+        scorer = self.decoder.large.start(sources)
+        large, drafter = LocalVerifier(scorer), ModelDrafter(self.decoder.small.beside(scorer, sources))
         read: list[list[int]] = [[] for _ in standing]
         while standing:
-            rows = [self.trees[index].row(node) for index, _, node in standing]
+            rows = [self.trees[index].row(node, self.rules) for index, _, node in standing]
             # The last token is read again: what follows it is asked for.
             lengths = [min(_shared(old, row.tokens), len(row.tokens) - 1) for old, row in zip(read, rows, strict=True)]
             large.truncate(lengths)
             drafter.truncate(lengths)
-            drafts = drafter.draft(rows)
-            verdicts = verify(large, rows, drafts, self.policy.acceptance, Greedy())
+            drafts = drafter.draft(rows, [BRANCH] * len(rows))
+            verdicts = [verdict for verdict in large.verify(rows, drafts) if verdict is not None]
             self._keep(
-                Branch(index, node.tokens, draft.tokens, draft.confidences, list(verdict.own), list(verdict.distances))
+                Branch(
+                    index,
+                    node.tokens,
+                    draft.tokens,
+                    draft.confidences,
+                    list(verdict.likeliest[:-1]),
+                    list(verdict.distances),
+                )
                 for (index, _, node), draft, verdict in zip(standing, drafts, verdicts, strict=True)
             )
             nodes = [next(way, None) for _, way, _ in standing]
@@ -175,9 +182,9 @@ class Reader:
         node = tree.root
         for token in branch.prefix:
             node = tree.child(node, token)
-        for token, *rest in zip(branch.draft, branch.confidences, branch.own, branch.distances, strict=True):
-            node.draft = token
-            node.confidence, node.own, node.distance = rest
+        for i, token in enumerate(branch.draft):
+            node.draft, node.own = token, branch.own[i]
+            node.confidence, node.distance = branch.confidences[i], branch.distances[i]
             node = tree.child(node, token)
 
     def _load(self, file: Path) -> None:

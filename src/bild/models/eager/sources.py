@@ -174,7 +174,10 @@ class Sources:
         some = next(iter(known.values()))
         states = [known.get(b, some.new_zeros(len(self.tokens[b]), some.shape[1])) for b in chosen]
         together = states[0][None] if len(states) == 1 else pad_sequence(states, batch_first=True)
-        return Source(self.encoded.kind(last_hidden_state=together), padded([self.tokens[b] for b in chosen], self.network.device)[1])
+        return Source(
+            self.encoded.kind(last_hidden_state=together),
+            padded([self.tokens[b] for b in chosen], self.network.device)[1],
+        )
 
 
 def padded(tokens: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
