@@ -85,13 +85,13 @@ def test_evaluate(run, folder, tmp_path):
 @pytest.mark.parametrize(
     ("small", "message"),
     [
-        ("exit:8", "small is exit:8, but T5ForConditionalGeneration has 8 decoder layers; allowed is exit:1 to exit:7"),
+        ("exit:8", "small is exit:8, but {large} has 8 decoder layers; allowed is exit:1 to exit:7"),
         ("exit:", "small is 'exit:'; write exit:N, the first N decoder layers of the large model"),
     ],
 )
 def test_what_is_no_exit_is_one_line_and_code_2(run, folder, small, message):
     code, out, err = run("generate", TWO[0], "--large", folder / "large", "--small", small, *EAGER)
-    assert (code, out, err) == (2, "", f"error: {message}\n")
+    assert (code, out, err) == (2, "", f"error: {message.format(large=folder / 'large')}\n")
 
 
 def test_warmup_compiles_it_and_auto_runs_it_compiled(monkeypatch, capsys):
