@@ -92,7 +92,9 @@ def test_rows_cross_in_both_directions_and_know_nothing_of_each_other(seed):
 def test_texts_past_the_switch_are_those_of_transformers():
     network().config.eos_token_id = None
     ids = torch.tensor([[5, 6, 7]])
-    written = network().generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=30)[0].tolist()
+    written = (
+        network().generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=30)[0].tolist()
+    )
     scorer, text = model().start([[]]), [5, 6, 7]
     while len(text) < 33:
         text.append(int(scorer.extend([text[scorer.lengths[0] :]])[0, -1].argmax()))
