@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from bild.decoding.scorer import Summary
+
 Tokens = Sequence[int]
 
 
@@ -53,9 +55,16 @@ class ToyScorer:
                 logits[b, -1 - back] = self.model.logits(self.read[b][: start + len(new) - back])
         return logits
 
+    def summarize(self, tokens: Sequence[Tokens], last: int = 1) -> tuple[torch.Tensor, Summary]:
+        logits = self.extend(tokens, last)
+        return logits, Summary.of(logits)
+
     def truncate(self, lengths: Sequence[int]) -> None:
         for row, length in zip(self.read, lengths, strict=True):
             del row[length:]
 
     def keep(self, rows: Sequence[int]) -> None:
-        self.read = [self.read[b] for b in rows]
+        self.read = [list(self.read[b]) for b in rows]
+
+    def join(self, other: ToyScorer) -> None:
+        self.read += other.read

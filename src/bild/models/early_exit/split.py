@@ -79,6 +79,7 @@ def cut(network: PreTrainedModel, first: int, last: int) -> PreTrainedModel:
     name, layers = named
     setattr(decoder, name, layers[first:last])
     for index, layer in enumerate(layers[first:last]):
+        module: Any
         for module in layer.modules():
             if getattr(module, "layer_idx", None) is not None:
                 module.layer_idx = index
