@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench-overhead bench-step bench-policies bench-peers
+.PHONY: help setup demo test test-versions check docs bench-overhead bench-step bench-policies bench-peers
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -23,10 +23,25 @@ demo: setup ## translate a few sentences with the bundled pair, beside the large
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+# Each version lies, with what it needs, in a folder in front of the one that setup has installed into.
+OLDEST = transformers==5.17.0
+NEWEST = transformers
+VERSIONED_TESTS ?= tests
+test-versions: setup ## run the tests that compile nothing against the oldest and the newest transformers
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/versions/oldest '$(OLDEST)'
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/versions/newest '$(NEWEST)'
+	for age in oldest newest; do \
+	  PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$age $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)' && \
+	  PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$age $(BIN)/python -m pytest -n auto --dist worksteal --no-compile $(VERSIONED_TESTS) || exit 1; \
+	done
+
 check: setup ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup ## rewrite docs/cli.md from the program
+	$(BIN)/python -m bild.cli.reference > docs/cli.md
 
 bench-overhead: setup ## share of a run that is not a forward pass
 	$(BIN)/python benchmarks/overhead.py

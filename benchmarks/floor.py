@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from bild.models.cache_argument import cache_argument
+
 
 @torch.inference_mode()
 def step_bytes(network: PreTrainedModel, source: list[int], prefix: list[int]) -> dict[str, int]:
@@ -29,9 +31,9 @@ def step_bytes(network: PreTrainedModel, source: list[int], prefix: list[int]) -
     """
     past, inputs = _begin(network, source)
     ids = "decoder_input_ids" if network.config.is_encoder_decoder else "input_ids"
-    network(**inputs, **{ids: torch.tensor([prefix])}, past_key_values=past, use_cache=True)
+    network(**inputs, **{ids: torch.tensor([prefix])}, **{cache_argument(network): past}, use_cache=True)
     with _watch(network) as read:
-        network(**inputs, **{ids: torch.tensor([prefix[:1]])}, past_key_values=past, use_cache=True)
+        network(**inputs, **{ids: torch.tensor([prefix[:1]])}, **{cache_argument(network): past}, use_cache=True)
     head = network.get_output_embeddings()
     of_head = sum(size for module, size in read.values() if module is head)
     caches = [past.self_attention_cache, past.cross_attention_cache] if inputs else [past]

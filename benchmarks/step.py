@@ -69,7 +69,6 @@ class Run:
         """The shape's network in this run's format."""
         network = build(shape, resolve_dtype(self.dtype))
         if self.int8:
-            # Here and not above: float runs need no torchao.
             from bild.models.int8 import to_int8
 
             network = to_int8(network)

@@ -9,9 +9,13 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from transformers.utils import logging
+
+from bild.models.compiled import compiling
 
 logging.disable_progress_bar()
 # Tiny networks: a second thread costs more than it brings, a hundred times more on a busy machine.
@@ -28,6 +32,20 @@ def graph_cache(tmp_path_factory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["BILD_CACHE"] = str(folder)
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-compile", action="store_true", help="skip a test where it would compile a graph")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_compile(request: pytest.FixtureRequest):
+    """Compiling takes half a minute a graph, so a run against another version of transformers goes without."""
+    if not request.config.getoption("--no-compile"):
+        yield
+        return
+    with patch.object(compiling, "_compile", lambda *_: pytest.skip("this test would compile")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ ROOMS = [
     "errors",
     "decoding",
     "machine",
+    "cache",
     "data",
     "models",
     "generation",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bild.decoding.scorer import Summary
+from bild.decoding import Scores
 
 Tokens = Sequence[int]
 
@@ -55,9 +55,12 @@ class ToyScorer:
                 logits[b, -1 - back] = self.model.logits(self.read[b][: start + len(new) - back])
         return logits
 
-    def summarize(self, tokens: Sequence[Tokens], last: int = 1) -> tuple[torch.Tensor, Summary]:
-        logits = self.extend(tokens, last)
-        return logits, Summary.of(logits)
+    def summarize(self, tokens: Sequence[Tokens], last: int = 1) -> Scores:
+        return Scores.of(self.extend(tokens, last))
+
+    def join(self, other: ToyScorer) -> None:
+        assert other.model is self.model
+        self.read += other.read
 
     def truncate(self, lengths: Sequence[int]) -> None:
         for row, length in zip(self.read, lengths, strict=True):
@@ -65,6 +68,3 @@ class ToyScorer:
 
     def keep(self, rows: Sequence[int]) -> None:
         self.read = [list(self.read[b]) for b in rows]
-
-    def join(self, other: ToyScorer) -> None:
-        self.read += other.read

@@ -3,10 +3,15 @@
 BildError                   catch this to catch all of them
 ├── InputError              a text, file or option that cannot be used: what came, what is allowed
 ├── LoadError               a checkpoint that cannot be loaded or cannot decode
+├── ScoreError              a model whose scores are not numbers (NaN)
 └── VocabularyError         two checkpoints that do not share a vocabulary
 """
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class BildError(Exception):
@@ -21,11 +26,47 @@ class LoadError(BildError):
     """A checkpoint that cannot be loaded, or whose model cannot decode with rollback."""
 
 
+class ScoreError(BildError, ArithmeticError):
+    """A model's scores are not numbers, so nothing can be decoded from them."""
+
+
 class VocabularyError(BildError, ValueError):
     """Two checkpoints that do not share a vocabulary."""
 
 
 def one_line(error: BaseException) -> str:
-    """What some other library raised, without its pages: kind and first line."""
+    """An error in one line: our own by its message, another library's by its kind and its first line."""
+    if isinstance(error, BildError):
+        return " ".join(str(error).split())
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+@contextmanager
+def reading(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says while a file is read into an :class:`InputError` that names the file."""
+    with _naming("read", place):
+        yield
+
+
+@contextmanager
+def writing(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says while a file or folder is written into an :class:`InputError` that names it."""
+    with _naming("write", place):
+        yield
+
+
+@contextmanager
+def _naming(act: str, place: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # Nobody reads a pipe any more: no mistake, and whoever opened the pipe decides what it means.
+        raise
+    except OSError as error:
+        raise InputError(f"cannot {act} {os.fspath(place)}: {reason(error)}") from None
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused: ``"No space left on device"``."""
+    return error.strerror if error.strerror else one_line(error)

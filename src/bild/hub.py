@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import StoppingCriteriaList as Criteria
 from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 from transformers.generation import stopping_criteria as stopping
 from transformers.generation.streamers import BaseStreamer
 
 from bild.decoding import Choice, Greedy, Policy, Request, Sampling
-from bild.errors import InputError
+from bild.errors import InputError, VocabularyError
 from bild.generation import BigLittleDecoder, Result
 from bild.generation.jobs import Job, fit, generator_of
 from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
@@ -30,9 +30,15 @@ from bild.models import EagerModel, exit_layer, load_network, load_tokenizer
 
 Small = PreTrainedModel | EagerModel | str | os.PathLike[str]
 
-PREPARED = {"attention_mask", "decoder_attention_mask", "encoder_outputs", "logits_to_keep", "past_key_values"}
-PREPARED |= {"position_ids", "use_cache"}
-"""Arguments of the large model that ``generate`` makes by itself."""
+PREPARED = {
+    "attention_mask",
+    "decoder_attention_mask",
+    "encoder_outputs",
+    "logits_to_keep",
+    "position_ids",
+    "use_cache",
+}
+"""Arguments of the large model that ``generate`` makes by itself in every version."""
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 KEPT = "_bild_pair"
 """Attribute of a large model."""
@@ -123,31 +129,31 @@ class Call:
             InputError: what it is, and what to do instead.
         """
         given = {name: value for name, value in self.model_kwargs.items() if value is not None}
-        mode, cache = self.config.get_generation_mode(), given.get("past_key_values")
+        mode = self.config.get_generation_mode()
         outputs = [name for name in OUTPUTS if getattr(self.config, name) and self.config.return_dict_in_generate]
-        unknown = [name for name in given if name not in PREPARED]
+        # A cache is known by what it is, because its name changes with the version of transformers.
+        caches = {name for name, value in given.items() if isinstance(value, Cache)}
+        unknown = given.keys() - PREPARED - caches
+        if unknown:
+            unknown -= made_by_generate(self.model)
         stateful = [type(processor).__name__ for processor in self.processors if isinstance(processor, STATEFUL)]
         if mode not in ("greedy_search", "sample"):
             raise InputError(f"this asks for {mode.value}; allowed are greedy_search and sample, with num_beams=1")
         if outputs:
             raise InputError(f"{outputs[0]} is not to be had of drafts; leave it out")
         if unknown:
-            raise InputError(f"{unknown[0]} cannot be used, both models read token ids alone; leave it out")
+            raise InputError(f"{min(unknown)} cannot be used, both models read token ids alone; leave it out")
         if stateful:
             raise InputError(f"{stateful[0]} does not go with drafts that may be rolled back; leave it out")
-        if cache is not None and cache.get_seq_length() > 0:
-            raise InputError("past_key_values hold tokens, and the small model must read them too; leave it out")
+        for name in sorted(caches):
+            if given[name].get_seq_length() > 0:
+                raise InputError(f"{name} holds tokens already, and the small model must read them too; leave it out")
 
     def run(self, decoder: BigLittleDecoder, policy: Policy, streamer: BaseStreamer | None) -> list[Result]:
         """Decode every row; one after the other where the models cannot take several."""
         jobs = self.jobs(decoder)
         stream = None if streamer is None else Columns(streamer, self.input_ids, self.pad)
-        size = len(jobs) if decoder.batches else 1
-        results: list[Result] = []
-        for first in range(0, len(jobs), size):
-            watch = None if stream is None else stream.watch(first)
-            results += decoder.results(jobs[first : first + size], policy, self.choice, watch)
-        return results
+        return decoder.results(jobs, policy, self.choice, None if stream is None else stream.add)
 
     def jobs(self, decoder: BigLittleDecoder) -> list[Job]:
         """The rows on their way into the loop."""
@@ -247,6 +253,20 @@ class Call:
         return output
 
 
+def made_by_generate(model: PreTrainedModel) -> set[str]:
+    """The arguments that this version of ``generate`` makes for this model when it is given token ids alone."""
+    made: set[str] = set()
+
+    def note(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Tensor:
+        made.update(arguments)
+        return input_ids
+
+    config = GenerationConfig(max_new_tokens=1, decoder_start_token_id=0, pad_token_id=0)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=note)
+    return made
+
+
 @dataclass(frozen=True)
 class Kept:
     """The pair a large model was last decoded in; the model itself keeps it, so that they are freed together."""
@@ -265,15 +285,21 @@ def _pair(
     network: Any = small.network if isinstance(small, EagerModel) else small
     arguments = (large.device, large.dtype, network, tokenizer, runtime)
     kept = large.__dict__.get(KEPT)
-    if kept is not None and kept.decoder.large.network is large and kept.arguments == arguments:
-        # Another vocabulary, an adapter or layers that were exchanged make another pair.
-        if kept.decoder.large.is_current() and kept.decoder.small.is_current():
-            return kept.decoder
+    known = kept is not None and kept.decoder.large.network is large and kept.arguments == arguments
+    # Another vocabulary, an adapter or layers that were exchanged make another pair.
+    if known and kept.decoder.large.is_current() and kept.decoder.small.is_current():
+        return kept.decoder
     own = tokenizer
     if not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
         own = None if tokenizer is None else load_tokenizer(network)
         network = load_network(network, dtype=large.dtype, device=large.device)
-    decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, runtime=runtime)
+    try:
+        decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, runtime=runtime)
+    except VocabularyError as error:
+        if tokenizer is not None:
+            raise
+        # generate() knows the folder of neither model.
+        raise VocabularyError(f"{str(error).partition(';')[0]}; give custom_generate the pair's tokenizer=…") from None
     setattr(large, KEPT, Kept(decoder, arguments))
     return decoder
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import bild
 
-PACKAGES = ("torch", "torchao", "transformers", "sacrebleu", "rouge-score", "numpy")
+PACKAGES = ("torch", "transformers", "sacrebleu", "rouge-score", "numpy")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -66,7 +66,9 @@ def _commit() -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

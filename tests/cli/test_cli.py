@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from bild import BigLittleDecoder, Policy
+from bild import BigLittleDecoder, InputError, LoadError, Policy
 from bild.cli import main, pair_options
 from bild.decoding import ExactMatch
 
@@ -60,16 +60,61 @@ def test_texts_from_arguments_a_file_and_a_pipe(run, bundled, tmp_path):
     assert run("generate", stdin=file.read_bytes()) == expected
 
 
-def test_bad_lines_are_reported_and_good_ones_come_out_in_order(run, bundled):
-    stdin = f"{TWO[0]}\n\n{TWO[1]}\r\n".encode() + b"\xff\xfe\n" + TWO[0].encode()
-    for batch_size in ("1", "3"):
-        code, out, err = run("generate", "--batch-size", batch_size, stdin=stdin)
+@pytest.mark.parametrize("options", [[], ["--batch-size", "3"], ["--compare"], ["--compare", "--batch-size", "2"]])
+def test_line_n_of_the_results_belongs_to_line_n_of_the_input(run, bundled, options, tmp_path):
+    """A blank line stays one, and a line that cannot be decoded is reported and leaves one."""
+    data = f"{TWO[0]}\r\n\n{TWO[1]}\n \n".encode() + b"\xff\xfe\n" + TWO[0].encode() + b"\n\n"
+    first, second = translations(bundled, TWO)
+    file = tmp_path / "in.txt"
+    file.write_bytes(data)
+    for given in ({"stdin": data}, {}):
+        code, out, err = run("generate", *options, *([] if given else ["--input", file]), **given)
         assert code == 2
-        assert out.splitlines() == translations(bundled, [*TWO, TWO[0]])
-        assert err.splitlines() == [
-            "error: line 2: the text is empty; give at least one word",
-            "error: line 4: not UTF-8 (byte 0xff at 0); convert the file",
-        ]
+        assert out.split("\n") == [first, "", second, "", "", first, "", ""]
+        errors = [line for line in err.splitlines() if line.startswith("error")]
+        assert errors == ["error: line 5: not UTF-8 (byte 0xff at 0); convert the file"]
+
+
+def test_json_has_an_object_for_every_line_of_a_file(run, bundled):
+    code, out, _ = run("generate", "--json", stdin=f"{TWO[0]}\n\n".encode() + b"\xe4\n")
+    shown = [json.loads(line) for line in out.splitlines()]
+    assert code == 2 and [one["text"] for one in shown] == [*translations(bundled, TWO[0]), "", None]
+    assert [one.get("error") for one in shown] == [None, None, "not UTF-8 (byte 0xe4 at 0); convert the file"]
+    assert [set(one) - {"error"} for one in shown] == [{"source", "text", "tokens", "finish_reason", "stats"}] * 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_mark_at_the_beginning_of_a_file_is_not_part_of_its_first_line(run, tmp_path, encoding):
+    file = tmp_path / "in.txt"
+    shown = []
+    for name in ("utf-8", encoding):
+        file.write_bytes("\n".join(TWO).encode(name))
+        rows = [json.loads(line) for line in run("generate", "--json", "--input", file)[1].splitlines()]
+        shown.append([(row["source"], row["text"]) for row in rows])
+    assert shown[1] == shown[0] and [source for source, _ in shown[1]] == TWO
+
+
+def test_texts_of_one_run_do_not_share_their_random_numbers(run, bundled):
+    """One call of the decoder for all lines: by line, each would begin its sequence anew."""
+    options = {"do_sample": True, "seed": 3, "temperature": 2.0, "max_new_tokens": 8}
+    arguments = ["--do-sample", "--seed", "3", "--temperature", "2", "--max-new-tokens", "8"]
+    _, out, _ = run("generate", *[TWO[1]] * 4, *arguments)
+    assert out.splitlines() == translations(bundled, [TWO[1]] * 4, **options)
+    assert run("generate", *[TWO[1]] * 4, *arguments, "--compare")[1] == out
+
+
+def test_a_text_that_fails_on_the_way_is_named_by_its_line(run, monkeypatch):
+    def fails_at_the_second(self, inputs, *arguments, batch_size=1, **options):
+        for number, _ in enumerate(inputs):
+            if number == 1:
+                raise LoadError("the large model computed NaN")
+            yield from each(self, [TWO[0]])
+
+    each = BigLittleDecoder.generate_each
+    monkeypatch.setattr(BigLittleDecoder, "generate", lambda *arguments, **options: [])
+    monkeypatch.setattr(BigLittleDecoder, "generate_each", fails_at_the_second)
+    code, out, err = run("generate", stdin=f"{TWO[0]}\n\n\n{TWO[1]}\n".encode())
+    assert (code, out.count("\n"), err) == (2, 3, "error: line 4: the large model computed NaN\n")
 
 
 def test_json_has_every_token_and_its_writer(run, bundled):
@@ -107,8 +152,10 @@ def test_thresholds_override_those_of_the_pair(bundled, monkeypatch, options, po
     own = {"fallback_threshold": 0.31, "rollback_threshold": 1.7, "max_draft_tokens": 9, "verify_end": 0.5}
     monkeypatch.setattr(bundled, "policy", Policy.bild(**own))
     seen = []
-    each = BigLittleDecoder.generate
-    monkeypatch.setattr(BigLittleDecoder, "generate", lambda self, *a, **k: (seen.append(a[1]), each(self, *a, **k))[1])
+    each = BigLittleDecoder.generate_each
+    monkeypatch.setattr(
+        BigLittleDecoder, "generate_each", lambda self, *a, **k: (seen.append(a[1]), each(self, *a, **k))[1]
+    )
     assert run("generate", TWO[0], *options)[0] == 0
     assert seen[-1] == Policy.bild(**(own | policy))
 
@@ -124,6 +171,7 @@ OPTIONS = {
     "--repetition-penalty": ("4", {"repetition_penalty": 4.0, "min_new_tokens": 20}),
     "--no-repeat-ngram-size": ("1", {"no_repeat_ngram_size": 1, "min_new_tokens": 20}),
     "--stop": ("boy", {"stop_strings": ["boy"]}),
+    "--max-length": ("6", {"max_length": 6}),
     "--prefix": ("Zwei Hunde und ", {"prefix": "Zwei Hunde und "}),
 }
 
@@ -156,6 +204,39 @@ def test_sampling_options_reach_the_loop(run, bundled, name):
     _, out, _ = run("generate", TWO[1], "--do-sample", *(part for pair in given.items() for part in pair))
     expected = translations(bundled, TWO[1], **(base | option))
     assert out.splitlines() == expected != translations(bundled, TWO[1], **base)
+
+
+def test_every_line_draws_its_own_numbers_in_whatever_batches(run, bundled):
+    loose = ["--do-sample", "--temperature", "2", "--seed", "5"]
+    lines = "\n".join([TWO[1], " ", TWO[1], TWO[1]]).encode()
+    _, out, _ = run("generate", *loose, stdin=lines)
+    assert out == run("generate", *loose, "--batch-size", "3", stdin=lines)[1]
+    texts = translations(bundled, [TWO[1]] * 4, do_sample=True, temperature=2.0, seed=5)
+    # The blank line has a number, too.
+    assert out.splitlines() == [texts[0], texts[2], texts[3]] and len(set(texts)) == 4
+
+
+@pytest.mark.parametrize("command", ["tune", "evaluate"])
+def test_languages_reach_the_pair(command, monkeypatch, capfd, tmp_path):
+    asked = []
+    monkeypatch.setattr(BigLittleDecoder, "from_pretrained", lambda *_, **__: Spoken(asked))
+    data = tmp_path / "dev.jsonl"
+    data.write_text('{"source": "a", "target": "b"}\n')
+    arguments = [command, "--data", data, "--out", tmp_path / "out", "--src-lang", "deu_Latn", "--tgt-lang", "fra_Latn"]
+    assert _runner(monkeypatch, capfd)(*arguments)[0] == 2
+    assert asked == [("deu_Latn", "fra_Latn")]
+
+
+class Spoken:
+    """Ends a command as soon as it has named its languages."""
+
+    def __init__(self, asked: list) -> None:
+        self.asked = asked
+
+    def set_languages(self, *languages) -> None:
+        if any(languages):
+            self.asked.append(languages)
+            raise InputError("heard")
 
 
 def test_compare_and_trace_and_stats_go_to_stderr(run, bundled):
@@ -210,6 +291,21 @@ def test_a_rolled_back_draft_is_shown_struck_through(bundled):
         (["generate", "x", "--lossless"], "does not give the large model's own text"),
         (["generate", "x", "--task", "summarization"], "task is 'summarization'; this checkpoint names none"),
         (["generate", "x", "--chat"], "no chat template"),
+        (
+            ["generate", "x", "--chat-template-kwargs", "[1]"],
+            "--chat-template-kwargs is '[1]'; allowed is a JSON object",
+        ),
+        (["generate", "x", "--chat-template-kwargs", "[" * 100_000], "allowed is a JSON object"),
+        (["generate", "x", "--chat-template-kwargs", '{"a": 1}'], "chat_template_kwargs needs a chat"),
+        (["generate", "x", "--system", "y"], "system needs a chat"),
+        (["generate", "x", "--src-lang", "de"], "src_lang is 'de', but the checkpoint's tokenizer knows no source"),
+        (["generate", "x", "--tgt-lang", "fr"], "tgt_lang is 'fr', which is no language of this checkpoint"),
+        (
+            ["generate", "x", "--temperature", "0.5"],
+            "temperature shapes draws, and this call draws nothing; set do_sample",
+        ),
+        (["generate", "x", "--do-sample", "--seed", str(2**64)], "allowed are whole numbers of 64 bits"),
+        (["generate", "x", "--stop", ""], "allowed are texts of at least one letter"),
         (["generate", "x", "--input", "y"], "give texts or --input, not both"),
         (["generate", "--input", "/no/such/file"], "cannot read /no/such/file: No such file"),
         (["generate", "x", "--warp"], "No such option"),

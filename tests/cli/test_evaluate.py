@@ -149,7 +149,7 @@ def test_columns_and_several_sets(run, tmp_path):
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--warm-up", "-1"], "warm_up is -1"),
         (["--resamples", "0"], "resamples is 0"),
-        (["--source-column", "text"], "no usable example; line 1: no source text"),
+        (["--source-column", "text"], "no usable example; line 1: no column 'text'; there are source, target"),
         (["--warp"], "No such option"),
     ],
 )
@@ -172,3 +172,13 @@ def test_another_run_in_the_folder_is_refused_until_fresh(run, data, tmp_path):
 
 def test_out_and_data_are_needed(run, data, tmp_path):
     assert "--out" in run("--data", data)[2] and "--data" in run("--out", tmp_path)[2]
+
+
+def test_bleu_finds_words_as_it_is_asked_to(run, data, tmp_path):
+    options = ["--methods", "small", "--data", data, "--no-memory", "--warm-up", 0, "--resamples", 5]
+    code, out, _ = run(*options, "--out", tmp_path / "out", "--bleu-tokenizer", "char")
+    assert code == 0 and "|tok:char|" in out
+    # Nothing is decoded again for other figures of the same texts.
+    assert "|tok:13a|" in run(*options, "--out", tmp_path / "out")[1]
+    code, _, err = run(*options, "--out", tmp_path / "new", "--bleu-tokenizer", "moses")
+    assert (code, err.splitlines()[-1].partition(";")[0]) == (2, "error: BLEU's tokenizer is 'moses'")

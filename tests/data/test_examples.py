@@ -43,11 +43,65 @@ def test_parallel_text(tmp_path, name):
     assert [example.references for example in read_examples(source).examples] == [(), ()]
 
 
-@pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.tsv", "\t"), ("a.tsv.gz", "\t")])
-def test_tables(tmp_path, name, comma):
-    text = f'id{comma}de{comma}en\r\n7{comma}"ei\nns"{comma}one\r\n8{comma}zwei\r\n'
+@pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.csv.gz", ";"), ("b.csv", "\t")])
+def test_csv(tmp_path, name, comma):
+    text = f'id{comma}de{comma}en\r\n7{comma}"ei\r\nns, ""1"""{comma}one\r\n\r\n8{comma}zwei\r\n'
     data = read_examples(write(tmp_path / name, text), source_column="de", target_column="en")
-    assert data.examples == [Example("3", "ei\nns", ("one",)), Example("4", "zwei")]
+    assert data.examples == [Example("3", 'ei\nns, "1"', ("one",)), Example("5", "zwei")]
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
+def test_a_quotation_mark_in_a_tsv_is_a_character_of_the_text(tmp_path, name):
+    """As Tatoeba and WMT export it; read as CSV, the first row would swallow the second."""
+    rows = ['"Hallo, sagte er.\tHello, he said.', 'Er rief: "Komm!"\tHe called.', '"Danke."\t"Thanks."', "zwei"]
+    data = read_examples(write(tmp_path / name, "\r\n".join(["source\ttarget", *rows]) + "\r\n"))
+    assert data.examples == [
+        Example("2", '"Hallo, sagte er.', ("Hello, he said.",)),
+        Example("3", 'Er rief: "Komm!"', ("He called.",)),
+        Example("4", '"Danke."', ('"Thanks."',)),
+        Example("5", "zwei"),
+    ]
+
+
+def test_a_tsv_cell_that_a_program_quoted_is_taken_out_of_its_quotes(tmp_path):
+    data = read_examples(write(tmp_path / "a.tsv", 'source\ttarget\n"Er rief ""Komm""."\t"""Come"""\n'))
+    assert data.examples == [Example("2", 'Er rief "Komm".', ('"Come"',))]
+
+
+def test_a_quotation_mark_that_is_never_closed_costs_one_row_of_a_csv(tmp_path):
+    text = 'source,target\n"eins,one\nzwei,two\ndrei "3",three\n"vier"x,four\n"fünf, 5",five\n'
+    data = read_examples(write(tmp_path / "a.csv", text))
+    assert [example.source for example in data.examples] == ["zwei", 'drei "3"', "fünf, 5"]
+    assert [line.partition(" (")[0] for line in data.skipped] == [
+        "line 2: not a row of a table",
+        "line 5: not a row of a table",
+    ]
+
+
+def test_a_row_with_more_cells_than_columns_is_not_cut(tmp_path):
+    data = read_examples(write(tmp_path / "a.csv", "source,target\nja, gut,yes\nnein,no,\n"))
+    assert data.examples == [Example("3", "nein", ("no",))]
+    assert data.skipped == ["line 2: 3 cells, and the first line names 2 columns"]
+
+
+def test_a_cell_may_be_as_long_as_a_book(tmp_path):
+    book = "Hund " * 40_000
+    data = read_examples(write(tmp_path / "a.csv", f'source,target\n"{book}",A dog.\nEine Katze.,A cat.\n'))
+    assert [example.source for example in data.examples] == [book, "Eine Katze."]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"source": "läuft"}\n'),
+        ("a.csv", "source\r\nläuft\r\n"),
+        ("a.tsv", "source\nläuft\n"),
+        ("a.txt", "läuft\n"),
+    ],
+)
+def test_files_with_a_byte_order_mark(tmp_path, encoding, name, text):
+    assert [e.source for e in read_examples(write(tmp_path / name, text.encode(encoding))).examples] == ["läuft"]
 
 
 def test_nested_columns(tmp_path):
@@ -60,24 +114,31 @@ def test_nested_columns(tmp_path):
 
 def test_bad_rows_are_told_and_skipped(tmp_path):
     bad = b'{"source": "eins", "target": "one"}\n\nnot json\n[1]\n{"target": "x"}\n{"source": " "}\n{"source": 5}\n'
-    bad += b'{"source": "x", "target": {"en": "y"}}\n{"source": "\xff"}\n{"source": "ok", "target": ["", "fine"]}'
+    bad += b'{"source": "x", "target": {"en": "y"}}\n{"source": "\xff"}\n{"source": "ok", "target": ["", "fine"]}\n'
+    bad += b'{"source": NaN}\n{"source": "cut \\ud83d"}\n{"source": "x", "target": ["y", "\\ud83d"]}\n'
+    bad += b'{"source": null}\n' + b"[" * 100_000 + b"\n"
     data = read_examples(write(tmp_path / "a.jsonl", bad))
     assert data.examples == [EXAMPLES[0], Example("10", "ok", ("fine",))]
     assert data.skipped == [
         "line 3: not JSON",
         "line 4: not a JSON object",
-        "line 5: no source text",
+        "line 5: no column 'source'; there are target",
         "line 6: the source is empty",
         "line 7: the source is a int, not a text",
         "line 8: the target is a dict, not a text or a list of texts",
-        "line 9: not JSON",
+        "line 9: not UTF-8 (byte 0xff at 12); convert the file",
+        "line 11: the source is a float, not a text",
+        "line 12: the source holds half of a surrogate pair (0xd83d at 4), which is no character; leave it out",
+        "line 13: the target holds half of a surrogate pair (0xd83d at 0), which is no character; leave it out",
+        "line 14: no source text",
+        "line 15: nested too deep",
     ]
 
 
 def test_bad_bytes_in_a_text_file(tmp_path):
     data = read_examples(write(tmp_path / "a.de", b"eins\n\xff\n\ndrei\n"))
     assert [example.id for example in data.examples] == ["1", "4"]
-    assert data.skipped == ["line 2: not UTF-8", "line 3: the source is empty"]
+    assert data.skipped == ["line 2: not UTF-8 (byte 0xff at 0); convert the file", "line 3: the source is empty"]
 
 
 def test_the_limit_counts_usable_examples(tmp_path):
@@ -91,10 +152,10 @@ def test_the_limit_counts_usable_examples(tmp_path):
     ("name", "data", "says"),
     [
         ("a.jsonl", "", "holds no usable example, it is empty"),
-        ("a.jsonl", lines([{"de": "x"}]), "no usable example; line 1: no source text; allowed are rows with 'source'"),
+        ("a.jsonl", lines([{"de": "x"}]), "no usable example; line 1: no column 'source'; there are de; allowed"),
         ("a.json", "[]", "give JSON lines"),
         ("a.jsonl.gz", None, "not a whole gzip file"),
-        ("a.csv", b"source\n\xff\n", "is not UTF-8"),
+        ("a.csv", b"source\n\xff\n", "line 2: not UTF-8 .* convert the file"),
     ],
 )
 def test_files_without_an_example(tmp_path, name, data, says):
@@ -137,7 +198,10 @@ def test_hugging_face_datasets(monkeypatch):
         (("cnn_dailymail", "3.0.0"), {"split": "validation"}),
         (("someone/texts", None), {"split": "test"}),
     ]
-    with pytest.raises(InputError, match=r"no dataset to be had \(FileNotFoundError: no/such is not there\)"):
+    with pytest.raises(
+        InputError,
+        match=r"no Hugging Face dataset of that name can be loaded \(FileNotFoundError: no/such is not there\)",
+    ):
         read_examples("no/such")
     with pytest.raises(InputError, match="--target-data goes with a text file"):
         read_examples("someone/texts", target_data="x")

@@ -59,7 +59,7 @@ def bild(
             draft.append(int(p.argmax()))
             doubts.append(1 - float(p.max()))
             if ended(out.tokens + draft):
-                reason = "end"
+                reason = {"eos": "end", "length": "length"}[ended(out.tokens + draft)]
             elif len(draft) == window:
                 reason = "window"
         out.drafts.append(draft)

@@ -19,12 +19,13 @@ from bild.decoding import (
     Request,
     Row,
     Sampling,
+    Scores,
+    Summary,
     TypicalAcceptance,
+    Use,
     WithinDistance,
 )
 from bild.decoding.distances import METRICS
-from bild.decoding.rows import Use
-from bild.decoding.scorer import Summary
 
 V, T = 6, 4
 """Vocabulary, and positions of a reading: three draft tokens and the bonus."""
@@ -68,7 +69,7 @@ def reading(seed: int, choice=None, forbidden: int | None = None, *, blend: floa
     row = Row(0, Request(prompt=[0], max_new_tokens=9, generator=torch.Generator().manual_seed(seed)))
     drafted = torch.cat([small[:, :-1].argmax(-1), torch.zeros(1, 1, dtype=torch.long)], -1)
     row.tokens += drafted[0, :-1].tolist()
-    return Reading(large, drafted, small, [row], [T], choice or Greedy())
+    return Reading(Scores.of(large), drafted, small, [row], [T], choice or Greedy())
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -137,7 +138,7 @@ def test_a_model_that_says_its_likeliest_tokens_is_judged_alike(rule, sampled):
         plain = reading(seed, Sampling() if sampled else None)
         probability, likeliest = plain.logits.softmax(-1).max(-1)
         summary = Summary(likeliest, probability, plain.logits.logsumexp(-1))
-        expected, found = rule.judge(plain), rule.judge(plain._replace(summary=summary))
+        expected, found = rule.judge(plain), rule.judge(plain._replace(scores=Scores(plain.logits, summary)))
         assert found.keep.tolist() == expected.keep.tolist()
         assert found.replacement.tolist() == expected.replacement.tolist()
         torch.testing.assert_close(found.distance, expected.distance)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from bild.decoding import AdaptiveConfidence, AdaptiveDistance, Policy, Request, Row
-from bild.decoding.rows import Boundary
+from bild.decoding.adaptive import Boundary
 from tests.decoding.test_rounds import EOS, Script, run, text
 from tests.toy import ToyModel
 
@@ -59,7 +59,7 @@ def test_being_wrong_makes_it_more_careful():
 def test_the_rollback_threshold_follows_what_differed():
     rule = AdaptiveDistance(2.0, prior=1)
     row = Row(0, Request(prompt=[0], max_new_tokens=3))
-    rule.learn(row, [0.1, 4.0, math.inf], [True, False, False])
+    rule.take(row, [0.1, 4.0, math.inf], [True, False, False])
     # Forbidden tokens, infinitely far away, teach nothing.
     assert rule.boundary(row).middle == pytest.approx((2.1 / 2 + 6.0 / 2) / 2)
     # Two rules of one row learn apart.

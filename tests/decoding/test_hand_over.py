@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bild.decoding import AdaptiveConfidence, FixedWindow, LowConfidence, Request, Row
+from bild.decoding import AdaptiveConfidence, FixedWindow, LowConfidence, Request, Row, Scores
 from bild.decoding.hand_over import MEASURES
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0, 1.0], [0.5, 3.0, 0.0, -math.inf]], dtype=torch.float64)
@@ -26,7 +26,7 @@ def plain(measure: str, logits: list[float]) -> float:
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_confidence_equals_its_formula_and_the_threshold_is_strict(measure):
-    confidence = LowConfidence(0.5, measure).confidence(LOGITS).tolist()
+    confidence = LowConfidence(0.5, measure).confidence(Scores.of(LOGITS)).tolist()
     assert confidence == pytest.approx([plain(measure, row) for row in LOGITS.tolist()], abs=1e-12)
     assert LowConfidence(0.5, measure).unsure(0.4999, ROW) and not LowConfidence(0.5, measure).unsure(0.5, ROW)
 
@@ -38,7 +38,7 @@ def test_two_equal_tokens_are_half_a_token_each_and_one_token_is_certain():
 
 
 def test_a_fixed_window_measures_nothing():
-    assert FixedWindow(2).confidence(LOGITS) is None and not FixedWindow(2).unsure(0.0, ROW)
+    assert FixedWindow(2).confidence(Scores.of(LOGITS)) is None and not FixedWindow(2).unsure(0.0, ROW)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def run(small: ToyModel, large: ToyModel, policy: Policy, requests: list[Request
         scorer = ToyScorer(large if policy.alone == "large" else small, len(requests))
         commits = decode(requests, policy, large=scorer, choice=choice)
     else:
-        drafter = ModelDrafter(ToyScorer(small, len(requests)), policy, choice)
+        drafter = ModelDrafter(ToyScorer(small, len(requests)))
         commits = decode(requests, policy, large=ToyScorer(large, len(requests)), drafter=drafter, choice=choice)
     rows: list[list[Commit]] = [[] for _ in requests]
     for commit in commits:
@@ -162,7 +162,7 @@ def shape(row: list[Commit]) -> list[tuple]:
 def test_hands_over_at_once():
     row = one(Script([1, 2, 5], {0: 0.4}), Script([3, 2, 5]))
     assert shape(row) == [([], 0, [3], "unsure"), ([2, 5], 2, [2, 5], "end")]
-    assert (row[0].doubtful, row[0].small_steps, row[0].large_steps) == (1, 1, 1)
+    assert (row[0].doubtful, row[0].steps("small"), row[0].steps("large")) == (1, 1, 1)
     assert row[0].confidences == pytest.approx((0.4,))
 
 
@@ -185,7 +185,7 @@ def test_end_passes_unread_only_without_verify_end():
     small, large = Script([1, 5]), Script([1, 2, 3, 5])
     unread = one(small, large)
     assert shape(unread) == [([1, 5], 2, [1, 5], "end")]
-    assert (unread[0].verified, unread[0].large_steps, unread[0].finish_reason) == (False, 0, "eos")
+    assert (unread[0].verified, unread[0].steps("large"), unread[0].finish_reason) == (False, 0, "eos")
     read = one(small, large, verify_end=True)
     assert shape(read)[0] == ([1, 5], 1, [1, 2], "end")
     assert read[0].finish_reason is None and text(read) == [1, 2, 3, 5]
@@ -201,15 +201,15 @@ def test_a_doubtful_end_is_read_and_a_confident_one_is_not():
 def test_verified_end_gets_no_bonus():
     row = one(Script([1, 5]), Script([1, 5]), verify_end=True)
     assert shape(row) == [([1, 5], 2, [1, 5], "end")]
-    assert (row[0].verified, row[0].large_steps, row[0].finish_reason) == (True, 1, "eos")
+    assert (row[0].verified, row[0].steps("large"), row[0].finish_reason) == (True, 1, "eos")
 
 
 def test_length_limit_inside_a_draft():
     request = Request(prompt=[0], max_new_tokens=2, eos_token_ids=[EOS])
     for verify_end in (False, True):
         row = one(Script([1, 2, 3, 4]), Script([1, 2, 3, 4]), request, verify_end=verify_end)
-        assert shape(row) == [([1, 2], 2, [1, 2], "end")]
-        assert row[0].finish_reason == "length"
+        assert shape(row) == [([1, 2], 2, [1, 2], "length")]
+        assert row[0].finish_reason == "length" and row[0].verified
 
 
 def test_large_model_writes_the_end():

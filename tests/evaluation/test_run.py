@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -240,3 +241,55 @@ def test_empty_sets_and_a_set_named_all_are_refused():
         evaluate([Fake("a", Clock())], {"x": []})
     with pytest.raises(InputError, match="a set is named 'all'"):
         evaluate([Fake("a", Clock())], {"all": examples(1), "x": examples(1)})
+
+
+def test_a_kill_before_the_end_of_a_line_glues_no_two_records(tmp_path):
+    """The record is whole but for its line end; what comes next must begin a line of its own."""
+    run(tmp_path / "run")
+    outputs = tmp_path / "run" / "outputs.jsonl"
+    outputs.write_bytes(outputs.read_bytes()[:-1])
+    log = []
+    run(tmp_path / "run", log=log)
+    lines = outputs.read_bytes().split(b"\n")
+    assert lines.pop() == b"" and all(isinstance(json.loads(line), dict) for line in lines)
+    # The record whose line had no end is decoded again, the others are kept.
+    assert len({source for _, source in log}) <= 2
+    again = []
+    run(tmp_path / "run", log=again)
+    assert again == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+@pytest.mark.parametrize("name", ["summary.json", "report.html"])
+def test_a_full_disk_is_one_line_whatever_is_written(tmp_path, name):
+    run(tmp_path / "run")
+    file = tmp_path / "run" / name
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with pytest.raises(InputError, match=f"cannot write .*{name}: No space left on device"):
+        run(tmp_path / "run")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+def test_a_record_on_a_full_disk_is_one_line(tmp_path):
+    journal = Journal(["a"], tmp_path / "outputs.jsonl")
+    journal.close()
+    journal._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(InputError, match="cannot write /dev/full: No space left on device"):
+        journal.write(Record("set", "1", "a"))
+    with pytest.raises(InputError, match="cannot write /dev/full"):
+        journal.close()
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, "[1]", '{"large": 3}', "{"])
+def test_damaged_files_of_a_run_are_no_traceback(tmp_path, damage):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "memory.json").write_text(damage)
+    with (tmp_path / "run" / "outputs.jsonl").open("a") as outputs:
+        outputs.write(damage + "\n")
+    log = []
+    summary = run(tmp_path / "run", log=log, memory_of=lambda *asked: PeakMemory(1, 1))
+    assert log == [] and set(summary.peak_memory) == {"large", "bild"}
+    (tmp_path / "run" / "run.json").write_text(damage)
+    with pytest.raises(InputError, match=r"run\.json is damaged|other settings"):
+        run(tmp_path / "run")

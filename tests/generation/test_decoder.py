@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bild import BigLittleDecoder, InputError, LoadError, Policy, Stats
-from tests.networks import build, build_other
+from tests.networks import build
 
 
 def greedy(decoder: BigLittleDecoder, text: str, **options) -> list[int]:
@@ -100,7 +100,7 @@ def test_prefix_and_task(bundled):
         ([["ok", ""]], {}, "the text is empty"),
         ([[[1, 9000]]], {}, "token id 9000 is outside the vocabulary; allowed is 0 to 7999"),
         ([[[]]], {}, "no tokens"),
-        ([7], {}, "cannot decode a int"),
+        ([7], {}, "cannot decode an int"),
         (["x", "fast"], {}, "policy is 'fast'; allowed are bild, exact, speculative_sampling, "),
         (["x"], {"batch_size": 0}, "batch_size is 0"),
         (["x"], {"max_new_token": 5}, "unknown option 'max_new_token'; did you mean max_new_tokens"),
@@ -119,7 +119,20 @@ def test_bad_input_is_one_line(bundled, arguments, options, says):
 
 
 def test_lossless_is_granted_to_lossless_policies(bundled):
-    assert bundled.generate("Ich habe Hunger.", "exact", lossless=True)[0].text
+    (result,) = bundled.generate("Ich habe Hunger.", "exact", lossless=True)
+    assert result.token_ids == greedy(bundled, "Ich habe Hunger.")
+
+
+def test_a_stream_that_is_left_decodes_no_further(bundled, sentences, monkeypatch):
+    read = []
+    extend = type(bundled.large.start([[5]])).extend
+    monkeypatch.setattr(
+        type(bundled.large.start([[5]])), "extend", lambda *args, **options: read.append(1) or extend(*args, **options)
+    )
+    with bundled.stream(sentences[38], "large") as stream:
+        first = [next(stream), next(stream)]
+        done = len(read)
+    assert first and list(stream) == [] and stream.result is None and len(read) == done
 
 
 def test_stream_takes_one_input(bundled):
@@ -169,14 +182,40 @@ def test_a_pair_survives_saving(bundled, sentences, tmp_path):
         assert [r.token_ids for r in loaded.generate(sentences[:5])] == expected
 
 
-def test_models_without_relative_positions_are_decoded_row_by_row(caplog):
-    decoder = BigLittleDecoder(build_other("bloom"), build_other("bloom"))
-    assert not decoder.batches and "batches are decoded row by row" in caplog.text
-    inputs = [[5, 6, 7], [8, 9], [4]]
+@pytest.mark.parametrize("name", ["bart", "marian"])
+def test_rows_of_models_that_count_positions_share_a_batch(name):
+    decoder = BigLittleDecoder(build(name, seed=1), build(name, seed=2))
+    assert decoder.batches
+    inputs = [[5, 6, 7], [8, 9], [4], [7, 7, 3, 2]]
     together = decoder.generate(inputs, "exact", batch_size=3, max_new_tokens=8)
     assert [r.token_ids for r in together] == [
         decoder.generate([row], "exact", max_new_tokens=8)[0].token_ids for row in inputs
     ]
+
+
+def test_a_row_that_ends_makes_room_for_the_next(bundled, sentences):
+    """Of an iterator no more is taken than there is room for, and results come in its order."""
+    taken: list[str] = []
+
+    def texts():
+        for text in sentences[:12]:
+            taken.append(text)
+            yield text
+
+    results, ahead = [], []
+    for result in bundled.generate_each(texts(), "exact", batch_size=3):
+        results.append(result.text)
+        ahead.append(len(taken) - len(results))
+    assert results == [result.text for result in bundled.generate(sentences[:12], "exact")]
+    # Rows in flight, and results that wait for an earlier one.
+    assert ahead[0] < 9 and len(taken) == 12
+
+
+def test_an_input_that_cannot_be_used_loses_no_result_before_it(bundled, sentences):
+    results = bundled.generate_each(iter([sentences[0], sentences[1], ""]), "large", batch_size=4)
+    assert [next(results).text for _ in range(2)] == [r.text for r in bundled.generate(sentences[:2], "large")]
+    with pytest.raises(InputError, match="empty"):
+        next(results)
 
 
 def test_models_of_two_kinds_are_refused():

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bild import BigLittleDecoder, InputError
-from bild.generation.prompts import as_list
 from tests.networks import build
 
 WORDS = ["<pad>", "</s>", "<unk>", "user:", "system:", "assistant:", "hello", "world", "briefly"]
@@ -48,12 +46,47 @@ def test_conversations_are_decoded_one_or_many(chat):
     assert chat.generate("hello", max_new_tokens=3)[0].token_ids == one[0].token_ids
 
 
-def test_as_list():
-    assert as_list("a") == (["a"], True) and as_list(("a", "b")) == (["a", "b"], False)
-    assert as_list([5, 6]) == ([[5, 6]], True) and as_list([[5], [6, 7]]) == ([[5], [6, 7]], False)
-    padded, mask = torch.tensor([[5, 6], [7, 0]]), torch.tensor([[1, 1], [1, 0]])
-    assert as_list(padded, mask) == ([[5, 6], [7]], False)
-    assert as_list({"input_ids": padded, "attention_mask": mask}) == ([[5, 6], [7]], False)
-    assert as_list(torch.tensor([5, 6])) == ([[5, 6]], True)
-    with pytest.raises(InputError, match="cannot decode a float"):
-        as_list(1.5)
+TEMPLATES = {
+    "no system turn": "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}",
+    "an undefined name": "{{ messages[0].name.upper() }}",
+    "no syntax": "{% if %}",
+    "a wrong filter": "{{ messages | nosuchfilter }}",
+    "two turns": "{{ messages[5].content }}{{ 1 / 0 }}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_that_raises_is_one_line(chat, template, monkeypatch):
+    monkeypatch.setattr(chat.tokenizer, "chat_template", TEMPLATES[template])
+    with pytest.raises(InputError, match=r"the chat template refuses these turns \(system, user\): \w+: ") as raised:
+        chat.generate("hello", system="briefly", max_new_tokens=2)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_template_is_told_what_the_call_says(chat, monkeypatch):
+    quiet = "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %} briefly{% endif %}"
+    monkeypatch.setattr(chat.tokenizer, "chat_template", quiet)
+    assert words(chat, "hello") == ["hello"]
+    assert words(chat, "hello", chat_template_kwargs={"enable_thinking": False}) == ["hello", "briefly"]
+    (result,) = chat.generate("hello", "exact", max_new_tokens=2, chat_template_kwargs={"enable_thinking": False})
+    assert result.token_ids == chat.generate([[6, 8]], "exact", max_new_tokens=2)[0].token_ids
+
+
+@pytest.mark.parametrize(
+    ("item", "options", "says"),
+    [
+        ("hello", {"chat": False, "system": "briefly"}, "system needs a chat"),
+        ("hello", {"chat": False, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs needs a chat"),
+        ("hello", {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs hold tokenize"),
+        ([{"role": "system", "content": "a"}], {"system": "b"}, "the conversation has a system turn of its own"),
+        ([{"role": "user", "content": "a \ud800"}], {}, "half a character"),
+    ],
+)
+def test_chat_options_that_cannot_be_used(chat, item, options, says):
+    with pytest.raises(InputError, match=says):
+        chat.prompter(**options).encode(item)
+
+
+def test_a_system_message_goes_before_a_conversation(chat):
+    turns = [{"role": "user", "content": "hello"}]
+    assert words(chat, turns, system="briefly") == words(chat, "hello", system="briefly")

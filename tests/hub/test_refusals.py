@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import EosTokenCriteria, TopKLogitsWarper
 
 import bild
-from bild import InputError, LoadError
+from bild import InputError, LoadError, VocabularyError
+from bild.models.cache_argument import cache_argument
 from tests.hub.doors import EXACT, Avoid, Long, Recorder, inputs_of, large_of, new_tokens, plain, small_of, through
+from tests.networks import VOCAB_SIZE, build, word_tokenizer
 
 
 def embeds(name: str) -> dict[str, Tensor]:
@@ -30,8 +32,9 @@ def hidden(name: str) -> dict[str, Tensor]:
 def read_before() -> dict[str, Any]:
     inputs = inputs_of("llama", 1)
     with torch.no_grad():
-        cache = large_of("llama")(inputs["input_ids"][:, :3]).past_key_values
-    return inputs | {"past_key_values": cache}
+        output = large_of("llama")(inputs["input_ids"][:, :3])
+    name = cache_argument(large_of("llama"))
+    return inputs | {name: output[name]}
 
 
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
@@ -43,7 +46,7 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("llama", None, {"guidance_scale": 1.5}, "UnbatchedClassifierFreeGuidanceLogitsProcessor does not go with drafts"),
     ("llama", embeds, {}, "inputs_embeds cannot be used"),
     ("t5", embeds, {}, "inputs_embeds cannot be used"),
-    ("llama", lambda _: read_before(), {}, "past_key_values hold tokens"),
+    ("llama", lambda _: read_before(), {}, "holds tokens already, and the small model must read them too"),
     ("llama", hidden, {}, "the mask hides the whole prompt of row 1"),
     ("t5", hidden, {}, "the mask hides the whole source of row 1"),
     ("llama", None, {"position_ids": torch.arange(2, 7).expand(3, 5)}, "position_ids must count"),
@@ -102,3 +105,28 @@ def test_rows_without_an_end_need_padding():
 def test_models_that_do_not_fit_are_refused():
     with pytest.raises(LoadError, match="the large model is decoder-only and the small one encoder-decoder"):
         through("llama", small=small_of("t5"))
+
+
+def test_what_generate_makes_by_itself_is_passed_over_whatever_its_name(monkeypatch):
+    """A new version of transformers prepares arguments under names that this one has never heard of."""
+    large = large_of("llama")
+    prepared = type(large)._prepare_cache_for_generation
+
+    def prepare(self, generation_config, model_kwargs, *rest):
+        model_kwargs["novelty"] = torch.ones(1)
+        return prepared(self, generation_config, model_kwargs, *rest)
+
+    expected = plain("llama")
+    monkeypatch.setattr(type(large), "_prepare_cache_for_generation", prepare)
+    assert torch.equal(through("llama"), expected)
+    with pytest.raises(InputError, match="inputs_embeds cannot be used"):
+        through("llama", embeds("llama"))
+
+
+def test_padded_heads_need_the_tokenizer():
+    """Qwen2.5 0.5B and 7B differ so; neither network says where its tokenizer is."""
+    wide = build("llama", vocab_size=VOCAB_SIZE + 8)
+    message = r"heads have 40 and 48 rows.*; give custom_generate the pair's tokenizer=…$"
+    with pytest.raises(VocabularyError, match=message):
+        through("llama", small=wide)
+    assert through("llama", small=wide, tokenizer=word_tokenizer()).equal(plain("llama"))

@@ -48,7 +48,7 @@ def test_exact_is_plain_greedy(name, rows):
 @every_architecture
 def test_every_policy_is_that_of_the_decoder(name, policy):
     decoder = BigLittleDecoder(large_of(name), small_of(name))
-    results = decoder.generate(dict(inputs_of(name)), policy, max_new_tokens=LENGTH)
+    results = decoder.generate(dict(inputs_of(name)), policy, max_new_tokens=LENGTH, batch_size=3)
     output = through(name, policy=policy, return_dict_in_generate=True)
     assert facts(output.bild_results) == facts(results)
 

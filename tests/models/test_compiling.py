@@ -20,7 +20,7 @@ import torch
 from torch._inductor import cpp_builder
 
 from bild.models import CompiledModel, is_prepared
-from bild.models.compiled import compiling, graph_files
+from bild.models.compiled import compiling
 from bild.models.compiled.graphs import Encode
 from bild.models.seams import own_modules
 from tests.compiled import network_of, static_model
@@ -304,13 +304,6 @@ def test_looks_for_the_compiler_where_torch_looks(compiler, found, tmp_path, mon
     with torch._inductor.config.patch({"cpp.cxx": (None, "g++")}):
         assert compiling.has_compiler() == found
     cpp_builder.cpp_compiler_search.cache_clear()
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("BILD_CACHE", str(tmp_path))
-    assert graph_files.cache_folder() == tmp_path
-    monkeypatch.delenv("BILD_CACHE")
-    assert graph_files.cache_folder() == Path.home() / ".cache" / "bild"
 
 
 @pytest.mark.parametrize(

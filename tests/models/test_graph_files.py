@@ -54,10 +54,3 @@ def test_a_limit_that_is_none(monkeypatch, named):
     monkeypatch.setenv("BILD_CACHE_GB", named)
     with pytest.raises(InputError, match=f"BILD_CACHE_GB is '{named}'; give a number of gigabytes above 0"):
         graph_files.limit_bytes()
-
-
-def test_a_user_without_a_home(monkeypatch):
-    monkeypatch.delenv("BILD_CACHE", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    with pytest.raises(InputError, match="name a folder in BILD_CACHE"):
-        graph_files.cache_folder()

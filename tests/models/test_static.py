@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 
-from bild.decoding.scorer import Summary
+from bild.decoding.scores import Summary
 from bild.models import CompiledModel, EagerModel
 from bild.models.compiled import compiling
 from bild.models.compiled import model as static

@@ -11,6 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from bild import Policy
 from bild.errors import InputError
 from bild.models import EagerScorer, to_int8
+from bild.models.cache_argument import cache_argument
 from bild.reproduction.counting import Cost, Counter, cost_of, passes
 from tests.models.test_generation_agrees import inputs_of, pair_of
 from tests.networks import build, build_other
@@ -30,7 +31,7 @@ def counted_by_torch(network: PreTrainedModel) -> int:
             inputs["encoder_outputs"] = network.get_encoder()(input_ids=torch.tensor([SOURCE]))
         for piece in TOKENS:
             ids = {"decoder_input_ids" if encoder_decoder else "input_ids": torch.tensor([piece])}
-            network(**inputs, **ids, past_key_values=past, use_cache=True)
+            network(**inputs, **ids, **{cache_argument(network): past}, use_cache=True)
     return counter.get_total_flops()
 
 

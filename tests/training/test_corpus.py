@@ -6,7 +6,7 @@ import pytest
 
 from bild.data import Data, Example
 from bild.errors import InputError
-from bild.training.corpus import Coder, Corpus, Pair, pairs_of
+from bild.training.corpus import Coder, Corpus, TrainingText, pairs_of
 from tests.networks import EOS, build, word_tokenizer
 
 T5, GPT2 = build("t5").config, build("gpt2").config
@@ -66,7 +66,7 @@ def test_the_tokenizers_own_limit_counts_too():
 def test_token_ids_are_taken_as_they_are():
     corpus = Corpus()
     Coder(word_tokenizer(), GPT2).encode(
-        [Pair("x", "w2", [5, 6]), Pair("y", "w2", [5, 6]), Pair("z", "w2", "w5")], corpus
+        [TrainingText("x", "w2", [5, 6]), TrainingText("y", "w2", [5, 6]), TrainingText("z", "w2", "w5")], corpus
     )
     assert (lists(corpus.targets), corpus.left_out) == ([[5, 6], [5, EOS]], {"duplicate": 1})
 

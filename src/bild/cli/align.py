@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from bild.cli import data_options as examples
 from bild.cli import pair_options as options
 from bild.cli import training_options as training
 
 
 def align(
-    data: training.Data,
+    data: examples.Data,
     out: training.Out,
     large: options.Large = None,
     small: options.Small = None,
@@ -24,16 +25,18 @@ def align(
             rich_help_panel=options.MODELS,
         ),
     ] = None,
-    source_column: training.SourceColumn = "source",
-    target_column: training.TargetColumn = "target",
-    split: training.Split = "train",
-    limit: training.Limit = None,
-    prefix: training.Prefix = "",
+    source_column: examples.SourceColumn = "source",
+    target_column: examples.TargetColumn = "target",
+    split: examples.Split = "train",
+    limit: examples.Limit = None,
+    prefix: examples.Prefix = "",
     chat: training.Chat = None,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     max_source_tokens: training.MaxSourceTokens = None,
     max_target_tokens: training.MaxTargetTokens = None,
     dev: training.Dev = None,
-    metric: training.Metric = "bleu",
+    metric: training.DevMetric = "bleu",
     eval_every: training.EvalEvery = None,
     patience: training.Patience = None,
     recipe: training.RecipeName = "fast",
@@ -79,6 +82,12 @@ def align(
     sets = read_sets(data, split=split, limit=limit, **columns)
     dev_sets = read_sets(dev, split="validation", **columns) if dev else {}
     training.prepare(threads)
-    models = {"pair": pair, "large": large, "small": small, "begin": begin, "trust_remote_code": trust_remote_code}
+    models: dict[str, Any] = {
+        "pair": pair,
+        "large": large,
+        "small": small,
+        "begin": begin,
+        "trust_remote_code": trust_remote_code,
+    }
     with training.resumable(out):
         run(sets, out, chosen, dev=dev_sets, settings=settings, **models)

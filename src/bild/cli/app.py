@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated, Any
 
 import typer
 
@@ -14,10 +16,11 @@ from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
 from bild.cli.reproduce import reproduce
+from bild.cli.streams import finish, prepare_streams
 from bild.cli.train import train
 from bild.cli.tune import tune
 from bild.cli.warmup import warmup
-from bild.errors import BildError
+from bild.errors import BildError, one_line, reason
 
 app = typer.Typer(
     help="Big Little Decoder: a small and a large language model decode together.",
@@ -36,7 +39,7 @@ app.command()(warmup)
 
 INTERRUPTED = 128 + signal.SIGINT
 # typer carries its own copy of click since 0.27 and used the real one before; this is the base of either.
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def _version(wanted: bool) -> None:
@@ -56,16 +59,39 @@ def options(
 
 def main() -> None:
     """Run the program: exit code 0, or 2 after a one-line error."""
+    prepare_streams()
+    code = _run(lambda: app(standalone_mode=False) or 0)
+    # Where stdout was the trouble, it still is.
+    ended = _run(finish) if code == 0 else _quietly(finish)
+    sys.exit(code if code else ended)
+
+
+def _run(work: Callable[[], int]) -> int:
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        return work()
     except UsageError as error:
-        sys.exit(_fail(error.format_message()))
+        return _fail(error.format_message())
     except BildError as error:
-        sys.exit(_fail(str(error)))
+        return _fail(one_line(error))
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our results has seen enough; typer and rich make an exit of that.
+        return 0
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    except OSError as error:
+        return _fail(f"cannot write {'stdout' if error.filename is None else error.filename}: {reason(error)}")
+    except UnicodeError as error:
+        return _fail(f"a text or file name holds characters that cannot be written ({one_line(error)})")
+
+
+def _quietly(work: Callable[[], int]) -> int:
+    with suppress(BildError, OSError):
+        return work()
+    return 0
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # A stderr that cannot be written leaves the exit code to say it.
+    with suppress(OSError, ValueError):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 2

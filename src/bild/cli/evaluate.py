@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bild.cli import data_options as examples
 from bild.cli import pair_options as options
+from bild.cli.streams import print_json
+from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from bild.evaluation import Data, Roster, Setup, Summary
 
-DATA = "Data"
 RUN = "Run"
 CHAT = {"chat": True, "completion": False}
 """Tasks that settle whether a text is a user's turn."""
 
 
 def evaluate(
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help=".jsonl, .csv, .tsv or text file, also .gz, or a Hugging Face dataset NAME[:CONFIG]; may be repeated.",
-            rich_help_panel=DATA,
-        ),
-    ],
+    data: examples.Data,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where a killed one stopped.")],
     methods: Annotated[
         str,
@@ -37,21 +32,15 @@ def evaluate(
             help="NAME[:key=value]*,…: bild, exact, large, small, calm, a peer; keys are thresholds, runtime and dtype."
         ),
     ] = "large,small,bild",
-    target_data: Annotated[
-        list[str] | None,
-        typer.Option(help="References of a text file, line by line; one for each --data.", rich_help_panel=DATA),
-    ] = None,
-    source_column: Annotated[
-        str, typer.Option(help="Dots reach into nested columns.", rich_help_panel=DATA)
-    ] = "source",
-    target_column: Annotated[str, typer.Option(help="A text or a list of texts.", rich_help_panel=DATA)] = "target",
-    split: Annotated[str, typer.Option(help="Of a Hugging Face dataset.", rich_help_panel=DATA)] = "test",
-    limit: Annotated[int | None, typer.Option(help="First examples of each set, 1…", rich_help_panel=DATA)] = None,
-    task: Annotated[
-        str, typer.Option(help="translation, summarization, completion or chat: metrics shown first.")
-    ] = "translation",
-    prefix: Annotated[str, typer.Option(help='Put before every source, as T5\'s "summarize: ".')] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest text, 1…")] = 256,
+    target_data: examples.TargetData = None,
+    source_column: examples.SourceColumn = "source",
+    target_column: examples.TargetColumn = "target",
+    split: examples.Split = "test",
+    limit: examples.Limit = None,
+    bleu_tokenizer: examples.BleuTokenizer = "13a",
+    task: examples.MetricsTask = "translation",
+    prefix: examples.Prefix = "",
+    max_new_tokens: examples.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
@@ -59,6 +48,8 @@ def evaluate(
     device: options.Device = "auto",
     runtime: options.Runtime = "static",
     trust_remote_code: options.TrustRemoteCode = False,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     baseline: Annotated[
         str | None, typer.Option(help="Method to compare with. Default: large, else the first.", rich_help_panel=RUN)
     ] = None,
@@ -96,16 +87,18 @@ def evaluate(
         trust_remote_code=trust_remote_code,
         max_new_tokens=max_new_tokens,
         chat=CHAT.get(task),
+        src_lang=src_lang,
+        tgt_lang=tgt_lang,
     )
     roster = load_methods(specs, setup, options.load_decoder)
-    run = {"baseline": baseline, "task": task, "prefix": prefix, "warm_up": warm_up}
-    run |= {"resamples": resamples, "seed": seed, "fresh": fresh}
+    run: dict[str, Any] = {"baseline": baseline, "task": task, "prefix": prefix, "warm_up": warm_up}
+    run |= {"resamples": resamples, "seed": seed, "fresh": fresh, "bleu_tokenizer": bleu_tokenizer}
     summary = _evaluate(roster, sets, setup, out, memory, run)
     _show(summary, out, as_json)
 
 
 def _evaluate(
-    roster: Roster, sets: dict[str, Data], setup: Setup, out: Path, memory: bool, run: dict[str, object]
+    roster: Roster, sets: dict[str, Data], setup: Setup, out: Path, memory: bool, run: dict[str, Any]
 ) -> Summary:
     from bild.evaluation import evaluate, measure_memory
 
@@ -123,7 +116,7 @@ def _evaluate(
                 notes=notes,
                 memory_of=(lambda method, sources: measure_memory(method, setup, sources)) if memory else None,
                 progress=progress,
-                **run,  # type: ignore[arg-type]
+                **run,
             )
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on where it stopped ({out})", file=sys.stderr)
@@ -141,7 +134,7 @@ def _show(summary: Summary, out: Path, as_json: bool) -> None:
     print_summary(summary)
     print(f"report: {out / 'report.html'}", file=sys.stderr)
     if as_json:
-        print(json.dumps(summary.to_dict(), ensure_ascii=False))
+        print_json(summary.to_dict())
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
 
 from bild.cli import pair_options as options
-from bild.cli.inputs import read_lines
-from bild.cli.job import Job
+from bild.cli.inputs import check_texts, read_sources
+from bild.cli.line_decoder import LineDecoder
 from bild.cli.report import Report
 from bild.errors import InputError
 
@@ -40,6 +41,14 @@ def generate(
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message of a chat.", rich_help_panel=INPUT)] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            help='What else the chat template is told, as JSON: {"enable_thinking": false}.', rich_help_panel=INPUT
+        ),
+    ] = None,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
@@ -63,6 +72,9 @@ def generate(
         bool, typer.Option("--lossless", help="Insist on the large model's own text.", rich_help_panel=options.POLICY)
     ] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest text, 1…", rich_help_panel=TEXT)] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="The same, counted with the prompt, 1…", rich_help_panel=TEXT)
+    ] = None,
     min_new_tokens: Annotated[int | None, typer.Option(help="Shortest text, 0…", rich_help_panel=TEXT)] = None,
     do_sample: Annotated[
         bool, typer.Option("--do-sample", help="Draw tokens instead of taking the most likely.", rich_help_panel=TEXT)
@@ -76,7 +88,9 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the output; may be repeated.", rich_help_panel=TEXT)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.", rich_help_panel=TEXT)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draws, 64 bits; each line's own follows from it.", rich_help_panel=TEXT)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts decoded together, 1…", rich_help_panel=TEXT)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=OUTPUT)] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Counts and times on stderr.", rich_help_panel=OUTPUT)] = False,
@@ -92,13 +106,29 @@ def generate(
 ) -> None:
     """Decode texts with a small and a large model together.
 
-    Results go to stdout, one a line, as soon as they are ready; everything else goes to stderr. A line
-    that cannot be decoded is reported with its number, the others still come out; the exit code is then 2.
+    Results go to stdout, one a line, as soon as they are ready; everything else goes to stderr. Line n of the
+    results belongs to line n of the input: an empty line stays one. A line that cannot be decoded is reported with
+    its number and leaves an empty one, the others still come out; the exit code is then 2.
     """
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
-    lines, total = read_lines(texts, input)
+    sources, total = read_sources(texts, input)
+    check_texts(prefix=prefix, task=task, system=system, stop=stop)
+    template = _json_object("--chat-template-kwargs", chat_template_kwargs)
     if runtime == "auto" and total is not None and total >= LONG_FILE:
         runtime = "static"
+    from bild.generation.pair import choose_pair
+
+    # So should a wrong option.
+    chosen = options.choose_policy(
+        choose_pair(pair, large, small),
+        policy,
+        fallback_threshold=fallback_threshold,
+        rollback_threshold=rollback_threshold,
+        max_draft_tokens=max_draft_tokens,
+        verify_end=verify_end,
+    )
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
     decoder = options.load_decoder(
         large=large,
         small=small,
@@ -108,19 +138,10 @@ def generate(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
     )
-    chosen = options.choose_policy(
-        decoder,
-        policy,
-        fallback_threshold=fallback_threshold,
-        rollback_threshold=rollback_threshold,
-        max_draft_tokens=max_draft_tokens,
-        verify_end=verify_end,
-    )
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
     asked: dict[str, Any] = {
         "lossless": lossless,
         "max_new_tokens": max_new_tokens,
+        "max_length": max_length,
         "min_new_tokens": min_new_tokens,
         "do_sample": do_sample,
         "temperature": temperature,
@@ -132,6 +153,20 @@ def generate(
         "stop_strings": stop or None,
         "seed": seed,
     }
-    source = {"prefix": prefix, "task": task, "chat": chat, "system": system}
-    job = Job(decoder, chosen, source, asked, batch_size, compare)
-    Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(job, lines, total)
+    source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
+    source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}
+    lines = LineDecoder(decoder, chosen, source, asked, batch_size, compare)
+    Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)
+
+
+def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """An option that is a JSON object."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{option} is {text[:60]!r}; allowed is a JSON object, as in '{{\"enable_thinking\": false}}'")
+    return value

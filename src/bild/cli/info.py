@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bild.cli import pair_options as options
+from bild.cli.streams import print_json
 
 if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
@@ -40,7 +40,7 @@ def info(
     )
     facts = describe(decoder)
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
         return
     _print_table(facts)
 
@@ -97,6 +97,8 @@ def _print_table(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bild.data.json_text import to_json
+
     table = Table()
     for heading in ("", "large", "small"):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -108,7 +110,7 @@ def _print_table(facts: dict[str, Any]) -> None:
     how = ", ".join(facts[key] for key in ("dtype", "runtime", "device"))
     console.print(f"a small step costs {facts['cost_ratio']:.0%} of a large one here ({how})")
     console.print(f"shared vocabulary: {facts['shared_vocabulary']} ids agree")
-    console.print(f"policy: {json.dumps(facts['policy'])}", markup=False)
+    console.print(f"policy: {to_json(facts['policy'])}", markup=False)
 
 
 def _readable(key: str, value: Any) -> str:

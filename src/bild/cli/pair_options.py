@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+import warnings
+from logging import CRITICAL
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from bild.decoding import Policy
     from bild.generation import BigLittleDecoder
+    from bild.generation.pair import Pair
 
 MODELS = "Models"
 POLICY = "Policy"
 
-Large = Annotated[str | None, typer.Option(help="Folder or hub name of the accurate model.", rich_help_panel=MODELS)]
+Large = Annotated[
+    str | None,
+    typer.Option(
+        help="Accurate model: folder, FILE.gguf or hub NAME[@REVISION][:SUBFOLDER or FILE.gguf].",
+        rich_help_panel=MODELS,
+    ),
+]
 Small = Annotated[
     str | None,
     typer.Option(
-        help="Folder or hub name of the cheap model; exit:N: the first N decoder layers of the large one.",
+        help="Cheap model, likewise; exit:N: the first N decoder layers of the large one.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -43,6 +52,16 @@ Runtime = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a checkpoint.", rich_help_panel=MODELS)
 ]
+SrcLang = Annotated[
+    str | None,
+    typer.Option(
+        help="Language of the inputs of a multilingual checkpoint, as it spells it: deu_Latn, de_DE, de.",
+        rich_help_panel=MODELS,
+    ),
+]
+TgtLang = Annotated[
+    str | None, typer.Option(help="Likewise of the outputs: fra_Latn, fr_XX, fr.", rich_help_panel=MODELS)
+]
 FallbackThreshold = Annotated[
     float | None,
     typer.Option(
@@ -65,6 +84,21 @@ VerifyEnd = Annotated[
 ]
 
 
+def quieten() -> None:
+    """Silence other libraries: progress bars, hints and warnings about their next version are for developers."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity(CRITICAL)
+    if sys.stderr is None or not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)
+
+
 def load_decoder(
     *,
     large: str | None,
@@ -74,19 +108,14 @@ def load_decoder(
     device: str,
     runtime: str,
     trust_remote_code: bool,
+    src_lang: str | None = None,
+    tgt_lang: str | None = None,
 ) -> BigLittleDecoder:
-    """Load the pair quietly: transformers' progress bars and hints are not for this program's user."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
+    """Load the pair, with nothing of other libraries on stderr."""
+    quieten()
     from bild.generation import BigLittleDecoder
 
-    logging.set_verbosity_error()
-    hub_logging.set_verbosity(hub_logging.CRITICAL)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    return BigLittleDecoder.from_pretrained(
+    decoder = BigLittleDecoder.from_pretrained(
         pair,
         large=large,
         small=small,
@@ -95,9 +124,11 @@ def load_decoder(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
     )
+    decoder.set_languages(src_lang, tgt_lang)
+    return decoder
 
 
-def choose_policy(decoder: BigLittleDecoder, text: str, **given: float | str | None) -> Policy:
+def choose_policy(decoder: BigLittleDecoder | Pair, text: str, **given: float | str | None) -> Policy:
     """The policy of ``NAME[:option=value]*`` with the options given one by one in place of its own.
 
     Raises:

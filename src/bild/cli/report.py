@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bild.cli.inputs import Line
-from bild.cli.job import Decoded, Job
+from bild.cli.inputs import Source
+from bild.cli.line_decoder import Decoded, LineDecoder
+from bild.cli.streams import lacks, print_json, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bild.decoding import Stats
     from bild.generation import BigLittleDecoder, Result
+
+
+@dataclass
+class Totals:
+    """What all results so far come to; the results themselves are not kept."""
+
+    texts: int = 0
+    stats: Stats | None = None
+    seconds: float = 0.0
+    alone_seconds: float = 0.0
+    same: int = 0
+    """Texts that the large model alone writes, too."""
+
+    def add(self, result: Result, alone: Result | None) -> None:
+        """Count one text."""
+        from bild.decoding import Stats
+
+        self.texts += 1
+        self.stats = Stats.total([result.stats] if self.stats is None else [self.stats, result.stats])
+        self.seconds += result.total_s
+        if alone is not None:
+            self.alone_seconds += alone.total_s
+            self.same += alone.text == result.text
 
 
 @dataclass
@@ -30,40 +53,55 @@ class Report:
     stats: bool
     trace: bool
     compare: bool
-    done: list[Decoded] = field(default_factory=list)
+    totals: Totals = field(default_factory=Totals)
     failed: int = 0
+    _told_of_encoding: bool = False
 
-    def run(self, job: Job, lines: Iterator[Line], total: int | None) -> None:
-        """Decode and show everything; exit code 2 if a line failed."""
+    def run(self, lines: LineDecoder, sources: Iterator[Source], total: int | None) -> None:
+        """Decode and show everything; exit code 2 if a text failed."""
         from rich.console import Console
 
         console = Console(stderr=True, soft_wrap=True, highlight=False)
-        try:
-            with _progress(console, total) as advance:
-                for item in job.run(lines):
-                    self._show(item, console)
-                    advance()
-        except BrokenPipeError:
-            # Whoever read our results has seen enough. Python would complain once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with _progress(console, total) as advance:
+
+            def show(item: Decoded) -> None:
+                self._show(item, console)
+                advance()
+
+            lines.run(sources, show)
         self._summary(console)
         if self.failed:
             raise typer.Exit(2)
 
     def _show(self, item: Decoded, console: Console) -> None:
-        if item.result is None:
+        if item.error is not None:
             self.failed += 1
-            _say(console, f"error: {item.line.place}: {item.error}")
+            _say(console, f"error: {item.source.place}: {item.error}")
+        if item.result is not None or item.source.keeps_line:
+            self._write(item, console)
+        if item.result is not None:
+            self._extras(item, item.result, console)
+
+    def _write(self, item: Decoded, console: Console) -> None:
+        if self.as_json:
+            print_json(self._values(item))
             return
-        self.done.append(item)
-        print(self._json(item) if self.as_json else _one_line(item.result.text), flush=True)
-        self._extras(item, item.result, console)
+        text = "" if item.result is None else folded(item.result.text)
+        if lacks(text) and not self._told_of_encoding:
+            self._told_of_encoding = True
+            _say(
+                console,
+                f"note: stdout takes {sys.stdout.encoding} only, so other characters are written as \\xe4; "
+                "set PYTHONIOENCODING=utf-8, or use --json",
+            )
+        print_line(text)
 
     def _extras(self, item: Decoded, result: Result, console: Console) -> None:
         if not (self.trace or self.stats or self.compare):
             return
         from bild.cli import render
 
+        self.totals.add(result, item.alone)
         if self.trace:
             console.print("  trace   ", render.trace(result, self.decoder.tokenizer), sep="")
         if self.stats:
@@ -71,54 +109,51 @@ class Report:
             _say(console, f"  time    {render.times(result)}")
         if item.alone is not None:
             same = "the same text" if item.alone.text == result.text else item.alone.text
-            _say(console, f"  large   {_one_line(same)}")
+            _say(console, f"  large   {folded(same)}")
             _say(
                 console,
                 f"  time    {result.total_s * 1e3:.1f} ms against {item.alone.total_s * 1e3:.1f} ms "
                 f"for large alone: {item.alone.total_s / result.total_s:.2f}×",
             )
 
-    def _json(self, item: Decoded) -> str:
-        assert item.result is not None
-        values = {
-            "source": item.line.text,
-            "text": item.result.text,
-            "tokens": item.result.tokens(self.decoder.tokenizer),
-            "finish_reason": item.result.finish_reason,
-            "stats": item.result.stats_dict(),
+    def _values(self, item: Decoded) -> dict[str, Any]:
+        """The object of a line; what could not be decoded has no text but an error, a blank line has neither tokens."""
+        result = item.result
+        if result is None:
+            empty: dict[str, Any] = {"source": item.source.text, "text": None if item.error else "", "tokens": []}
+            return {**empty, "finish_reason": None, "stats": None} | ({"error": item.error} if item.error else {})
+        values: dict[str, Any] = {
+            "source": item.source.text,
+            "text": result.text,
+            "tokens": result.tokens(self.decoder.tokenizer),
+            "finish_reason": result.finish_reason,
+            "stats": result.stats_dict(),
         }
         if item.alone is not None:
             values["large"] = {"text": item.alone.text, "stats": item.alone.stats_dict()}
-            values["speedup"] = item.alone.total_s / item.result.total_s
-        return json.dumps(values, ensure_ascii=False)
+            values["speedup"] = item.alone.total_s / result.total_s
+        return values
 
     def _summary(self, console: Console) -> None:
-        if len(self.done) < 2 or not (self.stats or self.compare):
+        totals = self.totals
+        if totals.texts < 2 or totals.stats is None:
             return
         from bild.cli import render
-        from bild.decoding import Stats
 
-        results = [item.result for item in self.done if item.result is not None]
         if self.stats:
-            _say(console, f"all       {render.counts(Stats.total(result.stats for result in results))}")
+            _say(console, f"all       {render.counts(totals.stats)}")
         if self.compare:
-            ours, alone = (
-                sum(result.total_s for result in side)
-                for side in (results, [item.alone for item in self.done if item.alone is not None])
-            )
-            same = sum(
-                item.alone is not None and item.alone.text == item.result.text for item in self.done if item.result
-            )
+            times = totals.alone_seconds / totals.seconds
             _say(
                 console,
-                f"all       {ours:.2f} s against {alone:.2f} s for large alone: {alone / ours:.2f}× "
-                f"on {len(results)} texts, {same} of them the same text",
+                f"all       {totals.seconds:.2f} s against {totals.alone_seconds:.2f} s for large alone: {times:.2f}× "
+                f"on {totals.texts} texts, {totals.same} of them the same text",
             )
 
 
-def _one_line(text: str) -> str:
-    """One result a line: a text of several lines is joined with spaces (--json keeps them)."""
-    return " ".join(text.split("\n")) if "\n" in text else text
+def folded(text: str) -> str:
+    """One result a line, however its reader splits lines: line ends become spaces (--json keeps them)."""
+    return " ".join(text.splitlines())
 
 
 def _say(console: Console, text: str) -> None:

@@ -8,27 +8,23 @@ from typing import Annotated
 
 import typer
 
+from bild.cli import data_options as examples
 from bild.cli import pair_options as options
-from bild.cli.tune import DATA, METRICS
 
 DEFAULT_LIMIT, DEFAULT_DEV_LIMIT = 300, 500
 
 
 def reproduce(
     item: Annotated[str, typer.Argument(help="table1, table3, …, figure10, or all; an unknown one lists them.")],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="Test set with references, as bild evaluate --data; may be repeated: each is reported by itself.",
-            rich_help_panel=DATA,
-        ),
-    ],
+    data: examples.TestSets,
     out: Annotated[
         Path, typer.Option(help="Folder of the files; the same command goes on where a killed one stopped.")
     ],
     dev: Annotated[
         list[str] | None,
-        typer.Option(help="Set that policies are chosen on; one for each --data, in its order.", rich_help_panel=DATA),
+        typer.Option(
+            help="Set that policies are chosen on; one for each --data, in its order.", rich_help_panel=examples.PANEL
+        ),
     ] = None,
     aligned: Annotated[
         str | None,
@@ -45,21 +41,20 @@ def reproduce(
         str | None,
         typer.Option(help="A checkpoint that can write after every layer.", rich_help_panel=options.MODELS),
     ] = None,
-    source_column: Annotated[
-        str, typer.Option(help="Dots reach into nested columns.", rich_help_panel=DATA)
-    ] = "source",
-    target_column: Annotated[str, typer.Option(help="A text or a list of texts.", rich_help_panel=DATA)] = "target",
+    source_column: examples.SourceColumn = "source",
+    target_column: examples.TargetColumn = "target",
+    bleu_tokenizer: examples.BleuTokenizer = "13a",
     limit: Annotated[
-        int, typer.Option(help="First examples of each test set, 1…", rich_help_panel=DATA)
+        int, typer.Option(help="First examples of each test set, 1…", rich_help_panel=examples.PANEL)
     ] = DEFAULT_LIMIT,
     dev_limit: Annotated[
-        int, typer.Option(help="First examples of each dev set, 1…", rich_help_panel=DATA)
+        int, typer.Option(help="First examples of each dev set, 1…", rich_help_panel=examples.PANEL)
     ] = DEFAULT_DEV_LIMIT,
     seeds: Annotated[str, typer.Option(help="Of what is sampled, one run each.")] = "1,2,3",
     task: Annotated[str, typer.Option(help="translation, summarization, completion or chat.")] = "translation",
     metric: Annotated[str | None, typer.Option(help="Quality. Default: bleu, rougeL but for translation.")] = None,
-    prefix: Annotated[str, typer.Option(help='Put before every source, as T5\'s "summarize: ".')] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest text, 1…")] = 128,
+    prefix: examples.Prefix = "",
+    max_new_tokens: examples.MaxNewTokens = 128,
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
@@ -67,6 +62,8 @@ def reproduce(
     device: options.Device = "auto",
     runtime: options.Runtime = "static",
     trust_remote_code: options.TrustRemoteCode = False,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the work of earlier runs in --out.")] = False,
 ) -> None:
     """Compute a table or figure of the paper; --out gets ITEM.md, ITEM.json and, for a figure, ITEM.png.
@@ -80,8 +77,7 @@ def reproduce(
     from bild.reproduction import reproduce as compute
 
     item_names(item)
-    if task not in METRICS:
-        raise InputError(f"task is {task!r}; allowed are {', '.join(METRICS)}")
+    counted = examples.budget_metric(task, metric)
     given = [*dev] if dev else []
     if given and len(given) != len(data):
         raise InputError(
@@ -99,6 +95,8 @@ def reproduce(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
         max_new_tokens=max_new_tokens,
+        src_lang=src_lang,
+        tgt_lang=tgt_lang,
     )
     inputs = Inputs(
         setup=setup,
@@ -107,7 +105,8 @@ def reproduce(
         aligned=aligned,
         early_exit=exit_model,
         calm=calm_model,
-        metric=METRICS[task] if metric is None else metric,
+        metric=counted,
+        bleu_tokenizer=bleu_tokenizer,
         task=task,
         prefix=prefix,
         seeds=_seeds(seeds),

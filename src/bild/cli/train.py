@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from bild.cli import data_options as examples
 from bild.cli import pair_options as options
 from bild.cli import training_options as training
 
@@ -13,7 +14,7 @@ VOCAB_SIZE = 8000
 
 
 def train(
-    data: training.Data,
+    data: examples.Data,
     out: training.Out,
     model: Annotated[
         str | None,
@@ -41,17 +42,19 @@ def train(
     vocab_size: Annotated[
         int | None, typer.Option(help="Pieces of the new tokenizer, 16… Default: 8000.", rich_help_panel=training.START)
     ] = None,
-    target_data: training.TargetData = None,
-    source_column: training.SourceColumn = "source",
-    target_column: training.TargetColumn = "target",
-    split: training.Split = "train",
-    limit: training.Limit = None,
-    prefix: training.Prefix = "",
+    target_data: examples.TargetData = None,
+    source_column: examples.SourceColumn = "source",
+    target_column: examples.TargetColumn = "target",
+    split: examples.Split = "train",
+    limit: examples.Limit = None,
+    prefix: examples.Prefix = "",
     chat: training.Chat = None,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     max_source_tokens: training.MaxSourceTokens = None,
     max_target_tokens: training.MaxTargetTokens = None,
     dev: training.Dev = None,
-    metric: training.Metric = "bleu",
+    metric: training.DevMetric = "bleu",
     eval_every: training.EvalEvery = None,
     patience: training.Patience = None,
     recipe: training.RecipeName = "fast",
@@ -98,7 +101,13 @@ def train(
     if vocab_size is not None and not new_tokenizer:
         raise InputError("--vocab-size goes with --new-tokenizer")
     size = (VOCAB_SIZE if vocab_size is None else vocab_size) if new_tokenizer else None
-    begin = {"checkpoint": model, "config": config, "shape": shape, "tokenizer": tokenizer, "vocab_size": size}
+    begin: dict[str, Any] = {
+        "checkpoint": model,
+        "config": config,
+        "shape": shape,
+        "tokenizer": tokenizer,
+        "vocab_size": size,
+    }
     start = Start(**begin, trust_remote_code=trust_remote_code)
     chosen = Recipe.preset(recipe, **training.fields_of(Recipe, arguments))
     settings = Settings(**training.fields_of(Settings, arguments), arguments=arguments)

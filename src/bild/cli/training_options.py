@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,25 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-START, DATA, DEV, RECIPE, RUN = "Start", "Data", "Dev score", "Recipe", "Run"
+from bild.cli.data_options import PANEL as DATA
+from bild.cli.pair_options import quieten
 
-Data = Annotated[
-    list[str],
-    typer.Option(
-        help=".jsonl, .csv, .tsv or text file, also .gz, or a Hugging Face dataset NAME[:CONFIG]; may be repeated.",
-        rich_help_panel=DATA,
-    ),
-]
+START, DEV, RECIPE, RUN = "Start", "Dev score", "Recipe", "Run"
+
 Out = Annotated[Path, typer.Option(help="Folder of the run and of its checkpoint.")]
-TargetData = Annotated[
-    list[str] | None,
-    typer.Option(help="Targets of a text file, line by line; one for each --data.", rich_help_panel=DATA),
-]
-SourceColumn = Annotated[str, typer.Option(help="Dots reach into nested columns.", rich_help_panel=DATA)]
-TargetColumn = Annotated[str, typer.Option(help="A text or a list of texts.", rich_help_panel=DATA)]
-Split = Annotated[str, typer.Option(help="Of a Hugging Face dataset.", rich_help_panel=DATA)]
-Limit = Annotated[int | None, typer.Option(help="First examples of each set, 1…", rich_help_panel=DATA)]
-Prefix = Annotated[str, typer.Option(help='Put before every source, as T5\'s "summarize: ".', rich_help_panel=DATA)]
 Chat = Annotated[
     bool | None,
     typer.Option(
@@ -40,15 +26,19 @@ Chat = Annotated[
     ),
 ]
 MaxSourceTokens = Annotated[
-    int | None, typer.Option(help="Leave out longer sources, 1… Default: what fits.", rich_help_panel=DATA)
+    int | None,
+    typer.Option(help="Leave out longer sources, 1… Default: what fits.", rich_help_panel=DATA),
 ]
 MaxTargetTokens = Annotated[
-    int | None, typer.Option(help="Leave out longer targets, 1… Default: what fits.", rich_help_panel=DATA)
+    int | None,
+    typer.Option(help="Leave out longer targets, 1… Default: what fits.", rich_help_panel=DATA),
 ]
 Dev = Annotated[
     list[str] | None, typer.Option(help="Set to score the network on; may be repeated.", rich_help_panel=DEV)
 ]
-Metric = Annotated[str, typer.Option(help="bleu, chrf, rouge1, rouge2, rougeL or exact_match.", rich_help_panel=DEV)]
+DevMetric = Annotated[
+    str, typer.Option(help="bleu, bleu:TOKENIZER, chrf, rouge1, rouge2, rougeL or exact_match.", rich_help_panel=DEV)
+]
 EvalEvery = Annotated[
     int | None, typer.Option(help="Steps, 1… Default: a twentieth of all, at least 100.", rich_help_panel=DEV)
 ]
@@ -116,20 +106,16 @@ def resumable(out: Path) -> Iterator[None]:
 
 
 def prepare(threads: int | None) -> None:
-    """Settle threads and quieten what transformers says.
+    """Settle threads, and silence other libraries.
 
     Raises:
         InputError: not a number of threads.
     """
     from bild.errors import InputError
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quieten()
     import torch
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     if threads is not None:
         if threads < 1:
             raise InputError(f"threads is {threads}; allowed is 1 or more")

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bild.cli import data_options as examples
 from bild.cli import pair_options as options
+from bild.cli.streams import print_json
+from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from bild.generation import Pair
     from bild.tuning import Tuning
 
-DATA = "Data"
-METRICS = {"translation": "bleu", "summarization": "rougeL", "completion": "rougeL", "chat": "rougeL"}
-"""What the budget counts, by task."""
-
 
 def tune(
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="Dev set with references, as bild evaluate --data; may be repeated: the budget holds on each.",
-            rich_help_panel=DATA,
-        ),
-    ],
+    data: examples.DevSets,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where a killed one stopped.")],
     budget: Annotated[float, typer.Option(help="Quality points that may be lost against the large model, 0…")] = 0.3,
     metric: Annotated[
@@ -39,19 +31,14 @@ def tune(
     save: Annotated[
         Path | None, typer.Option(help="Where the tuned pair is written: a folder or .json file. Default: into --pair.")
     ] = None,
-    target_data: Annotated[
-        list[str] | None,
-        typer.Option(help="References of a text file, line by line; one for each --data.", rich_help_panel=DATA),
-    ] = None,
-    source_column: Annotated[
-        str, typer.Option(help="Dots reach into nested columns.", rich_help_panel=DATA)
-    ] = "source",
-    target_column: Annotated[str, typer.Option(help="A text or a list of texts.", rich_help_panel=DATA)] = "target",
-    split: Annotated[str, typer.Option(help="Of a Hugging Face dataset.", rich_help_panel=DATA)] = "validation",
-    limit: Annotated[int | None, typer.Option(help="First examples of each set, 1…", rich_help_panel=DATA)] = None,
+    target_data: examples.TargetData = None,
+    source_column: examples.SourceColumn = "source",
+    target_column: examples.TargetColumn = "target",
+    split: examples.Split = "validation",
+    limit: examples.Limit = None,
     task: Annotated[str, typer.Option(help="translation, summarization, completion or chat.")] = "translation",
-    prefix: Annotated[str, typer.Option(help='Put before every source, as T5\'s "summarize: ".')] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest text, 1…")] = 256,
+    prefix: examples.Prefix = "",
+    max_new_tokens: examples.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
@@ -59,6 +46,8 @@ def tune(
     device: options.Device = "auto",
     runtime: options.Runtime = "static",
     trust_remote_code: options.TrustRemoteCode = False,
+    src_lang: options.SrcLang = None,
+    tgt_lang: options.TgtLang = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON line at the end.")] = False,
 ) -> None:
@@ -72,8 +61,7 @@ def tune(
     from bild.errors import InputError
     from bild.generation.pair import bundled_pair, choose_pair
 
-    if task not in METRICS:
-        raise InputError(f"task is {task!r}; allowed are {', '.join(METRICS)}")
+    counted = examples.budget_metric(task, metric)
     chosen = choose_pair(pair, large, small)
     place = save if save is not None else (Path(pair) if pair is not None else bundled_pair())
     if save is None and (large is not None or small is not None):
@@ -88,7 +76,10 @@ def tune(
         device=device,
         runtime=runtime,
         trust_remote_code=trust_remote_code,
+        src_lang=src_lang,
+        tgt_lang=tgt_lang,
     )
+    languages = {"src_lang": src_lang, "tgt_lang": tgt_lang} if src_lang is not None or tgt_lang is not None else {}
     from bild.tuning import tune as find
     from bild.tuning.plot import draw
 
@@ -97,17 +88,17 @@ def tune(
         {name: each.examples for name, each in sets.items()},
         out=out,
         budget=budget,
-        metric=METRICS[task] if metric is None else metric,
+        metric=counted,
         prefix=prefix,
         max_new_tokens=max_new_tokens,
-        settings={**describe_pair(chosen.large, chosen.small), "runtime": runtime, "dtype": decoder.dtype},
+        settings={**describe_pair(chosen.large, chosen.small), "runtime": runtime, "dtype": decoder.dtype, **languages},
         fresh=fresh,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     draw(found, out / "pareto.png")
     _show(found)
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        print_json(found.to_dict())
     if not found.within_budget:
         lost = ", ".join(f"{value:.2f} on {name}" for name, value in found.loss.items())
         raise InputError(

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bild.data.files import Row, read_rows
-from bild.errors import InputError
+from bild.data.files import FileRow, read_rows
+from bild.data.lines import problem
+from bild.errors import InputError, one_line, reading
 
 FILE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".txt", ".json", ".gz")
 
@@ -44,7 +45,7 @@ class Data:
     def digest(self) -> str:
         """SHA-256 of the examples, as 16 hexadecimal digits."""
         text = json.dumps([(e.id, e.source, e.references) for e in self.examples], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_examples(
@@ -77,12 +78,11 @@ def read_examples(
         rows = read_rows(Path(spec), target, (source_column, target_column))
     else:
         rows = _hub_rows(spec, split, target_data)
-    columns = _columns(rows, source_column, target_column)
     skipped: list[str] = []
-    examples = list(islice(_usable(columns, skipped), limit))
+    examples = list(islice(_usable(rows, source_column, target_column, skipped), limit))
     if not examples:
         why = f"; {skipped[0]}" if skipped else ", it is empty"
-        raise InputError(f"{spec} holds no usable example{why}; allowed are rows with {source_column!r}")
+        raise InputError(f"{spec} holds no usable example{why}; allowed are rows with a text in {source_column!r}")
     return Data(Path(spec).name, examples, skipped)
 
 
@@ -128,10 +128,12 @@ def _stem(path: str) -> str:
 
 
 def _is_file(spec: str) -> bool:
-    return Path(spec).exists() or Path(spec).suffix in FILE_SUFFIXES or spec.startswith((".", "/", "~"))
+    with reading(spec):
+        there = Path(spec).exists()
+    return there or Path(spec).suffix in FILE_SUFFIXES or spec.startswith((".", "/", "~"))
 
 
-def _hub_rows(spec: str, split: str, target_data: str | None) -> Iterator[Row]:
+def _hub_rows(spec: str, split: str, target_data: str | None) -> Iterator[FileRow]:
     if target_data is not None:
         raise InputError(f"--target-data goes with a text file; {spec!r} is no file here")
     try:
@@ -144,19 +146,10 @@ def _hub_rows(spec: str, split: str, target_data: str | None) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(name, config if config else None, split=split)
     except Exception as error:  # datasets and the hub each raise their own
-        first = next(iter(str(error).splitlines()), "")
         raise InputError(
-            f"{spec!r} is no file here and no dataset to be had ({type(error).__name__}: {first})"
+            f"{spec!r} is no file here, and no Hugging Face dataset of that name can be loaded ({one_line(error)})"
         ) from None
-    return (Row(f"row {number}", str(number), value) for number, value in enumerate(rows, 1))
-
-
-def _columns(rows: Iterable[Row], source: str, target: str) -> Iterator[tuple[Row, object, object]]:
-    for row in rows:
-        if row.error is not None or row.value is None:
-            yield row, None, None
-        else:
-            yield row, _reach(row.value, source), _reach(row.value, target)
+    return (FileRow(f"row {number}", str(number), value) for number, value in enumerate(rows, 1))
 
 
 def _reach(value: object, column: str) -> object:
@@ -167,20 +160,34 @@ def _reach(value: object, column: str) -> object:
     return _reach(value[head], rest) if dot and isinstance(value, dict) and head in value else None
 
 
-def _usable(columns: Iterable[tuple[Row, object, object]], skipped: list[str]) -> Iterator[Example]:
-    for row, source, target in columns:
-        error = row.error
-        references = _references(target)
-        if error is None and not isinstance(source, str):
-            error = "no source text" if source is None else f"the source is a {type(source).__name__}, not a text"
-        elif error is None and not str(source).strip():
-            error = "the source is empty"
-        elif error is None and references is None:
-            error = f"the target is a {type(target).__name__}, not a text or a list of texts"
-        if error is not None:
+def _usable(rows: Iterable[FileRow], source: str, target: str, skipped: list[str]) -> Iterator[Example]:
+    for row in rows:
+        example, error = (None, row.error) if row.value is None or row.error else _example(row, source, target)
+        if example is None:
             skipped.append(f"{row.place}: {error}")
         else:
-            yield Example(row.id, str(source), references or ())
+            yield example
+
+
+def _example(row: FileRow, source: str, target: str) -> tuple[Example | None, str | None]:
+    """The example of a row, or why there is none."""
+    assert row.value is not None
+    text, references = _reach(row.value, source), _references(_reach(row.value, target))
+    if text is None:
+        named = source in row.value or "." in source
+        return None, "no source text" if named else f"no column {source!r}; there are {', '.join(map(str, row.value))}"
+    if not isinstance(text, str):
+        return None, f"the source is a {type(text).__name__}, not a text"
+    if not text.strip():
+        return None, "the source is empty"
+    if references is None:
+        kind = type(_reach(row.value, target)).__name__
+        return None, f"the target is a {kind}, not a text or a list of texts"
+    for side, one in (("source", text), *(("target", reference) for reference in references)):
+        wrong = problem(one)
+        if wrong is not None:
+            return None, f"the {side} holds {wrong}"
+    return Example(row.id, text, references), None
 
 
 def _references(target: object) -> tuple[str, ...] | None:

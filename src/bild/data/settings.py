@@ -8,7 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bild.errors import InputError
+from bild.data.json_text import from_json, to_json
+from bild.errors import InputError, reading, writing
+
+DEFAULT_MAX_NEW_TOKENS = 256
+"""Longest text in tokens where neither the user nor the checkpoint says otherwise."""
 
 
 def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
@@ -20,17 +24,21 @@ def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
         results: what such a run leaves; must not be there without its settings.
 
     Raises:
-        InputError: the folder holds a run with other settings, or one of no known settings.
-        OSError: the file cannot be written.
+        InputError: the folder holds a run with other settings, or one of no known settings; or the file cannot be
+            read or written.
     """
     here = json.loads(json.dumps(settings))
     if not file.exists():
         if results.exists():
             raise InputError(f"{results} is of no known run; name another --out, or start anew with --fresh")
-        file.write_text(json.dumps(here, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with writing(file):
+            file.write_text(to_json(here, indent=2) + "\n", encoding="utf-8")
         return
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))
+        with reading(file):
+            there = from_json(file.read_bytes())
+    except InputError:
+        raise
     except ValueError:
         raise InputError(f"{file} is damaged; name another --out, or start anew with --fresh") from None
     different = differences(there, here)
@@ -47,7 +55,7 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
         keys = [*there, *(key for key in here if key not in there)]
         inner = [differences(there.get(key), here.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
         return [line for lines in inner for line in lines]
-    return [] if there == here else [f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"]
+    return [] if there == here else [f"{name} is {to_json(there)} there and {to_json(here)} here"]
 
 
 def describe_pair(large: str, small: str) -> dict[str, dict[str, str]]:
@@ -61,9 +69,14 @@ def describe_checkpoint(name: str) -> dict[str, str]:
     return {"name": name} if digest is None else {"name": name, "sha256": digest}
 
 
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+"""Files of a checkpoint that hold weights; an adapter's too."""
+
+
 def weights_digest(name: str) -> str | None:
-    """SHA-256 of a folder's weights, as 16 hexadecimal digits; None where it has none, and of a hub name."""
-    files = sorted(Path(name).glob("*.safetensors"))
+    """SHA-256 of a folder's or file's weights, as 16 hexadecimal digits; None where it has none, and of a hub name."""
+    place = Path(name)
+    files = [place] if place.is_file() else sorted(file for kind in WEIGHTS for file in place.glob(kind))
     return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
 
 

@@ -11,20 +11,26 @@ from bild.decoding.acceptance import (
 )
 from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
 from bild.decoding.choice import Choice, Greedy, Sampling
-from bild.decoding.drafting import ModelDrafter
+from bild.decoding.draft import Draft, HandOverReason, Work, Writer
+from bild.decoding.drafters import Drafter, ModelDrafter
 from bild.decoding.hand_over import FixedWindow, HandOver, LowConfidence
-from bild.decoding.policy import Policy, Writer
+from bild.decoding.history import History, Use
+from bild.decoding.policy import Policy
 from bild.decoding.presets import PRESETS, parse_option, preset_options, split_options
-from bild.decoding.rounds import Commit, decode
-from bild.decoding.rows import FinishReason, Request, Row
-from bild.decoding.scorer import Draft, Drafter, Scorer
+from bild.decoding.rounds import Batch, Commit, decode
+from bild.decoding.rows import FinishReason, Request, Row, Rules
+from bild.decoding.scorer import Scorer
+from bild.decoding.scores import Scores, Summary
 from bild.decoding.stats import Stats
+from bild.decoding.verdict import Learner, Verdict
+from bild.decoding.verifier import LocalVerifier, Verifier
 
 __all__ = [
     "PRESETS",
     "Acceptance",
     "AdaptiveConfidence",
     "AdaptiveDistance",
+    "Batch",
     "Choice",
     "Commit",
     "Draft",
@@ -34,7 +40,11 @@ __all__ = [
     "FixedWindow",
     "Greedy",
     "HandOver",
+    "HandOverReason",
+    "History",
     "Judgement",
+    "Learner",
+    "LocalVerifier",
     "LowConfidence",
     "ModelDrafter",
     "Policy",
@@ -42,11 +52,18 @@ __all__ = [
     "RejectionSampling",
     "Request",
     "Row",
+    "Rules",
     "Sampling",
     "Scorer",
+    "Scores",
     "Stats",
+    "Summary",
     "TypicalAcceptance",
+    "Use",
+    "Verdict",
+    "Verifier",
     "WithinDistance",
+    "Work",
     "Writer",
     "decode",
     "parse_option",

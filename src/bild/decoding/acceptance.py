@@ -10,11 +10,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bild.decoding.choice import Choice, Greedy, draw
+from bild.decoding.choice import Choice, draw
 from bild.decoding.distances import METRICS, MetricName
 from bild.decoding.hand_over import entropy
-from bild.decoding.rows import Row, Use, uniforms
-from bild.decoding.scorer import Summary
+from bild.decoding.history import History, Use, uniforms
+from bild.decoding.scores import Scores
 
 
 class Reading(NamedTuple):
@@ -24,41 +24,47 @@ class Reading(NamedTuple):
     the whole draft: there is nothing to keep there, only a bonus to write.
     """
 
-    logits: Tensor
-    """The large model's ``[B, T, V]``."""
+    scores: Scores
+    """The large model's, of all positions ``[B, T, V]``."""
     drafted: Tensor
     """Draft tokens ``[B, T]``; ``drafted[b, -1]`` holds no meaning."""
     draft_logits: Tensor | None
     """The small model's ``[B, T, V]``, if the rule needs them."""
-    rows: Sequence[Row]
+    rows: Sequence[History]
     counts: Sequence[int]
     choice: Choice
     """How the large model picks its tokens."""
-    summary: Summary | None = None
-    """Of the logits, where the model made one itself."""
+    level: int = 0
+    """Whose random numbers decide, see :meth:`~bild.decoding.history.History.uniform`."""
+
+    @property
+    def logits(self) -> Tensor:
+        """The large model's ``[B, T, V]``."""
+        return self.scores.logits
 
     def likeliest(self) -> Tensor:
         """The token ``[B, T]`` of the highest logit; the first of equals."""
-        return self.logits.argmax(-1) if self.summary is None else self.summary.likeliest
+        return self.scores.summary.likeliest
 
     def own(self) -> Tensor:
         """The tokens ``[B, T]`` the large model itself picks."""
-        if isinstance(self.choice, Greedy):
-            return self.likeliest()
-        return self.choice(self.logits, self.rows, self.counts)
+        return self.choice(self.scores, self.rows, self.counts, self.level)
 
     def distance(self, metric: MetricName) -> Tensor:
         """``d(p_S, p_L)`` of each drafted token ``[B, T]``."""
-        if metric == "nll" and self.summary is not None:
+        if metric == "nll":
             # One number of the vocabulary instead of all of them.
-            return self.summary.log_total - self.logits.gather(-1, self.drafted[..., None])[..., 0]
+            return self.scores.summary.log_total - self.logits.gather(-1, self.drafted[..., None])[..., 0]
         return METRICS[metric].of(
             self.logits, self.drafted, self.logits if self.draft_logits is None else self.draft_logits
         )
 
     def uniforms(self, use: Use) -> Tensor:
         """A random number for every position ``[B, T]``."""
-        return uniforms(self.rows, self.counts, self.logits.shape[1], use).to(self.logits.device)
+        numbers = uniforms(self.rows, self.counts, self.logits.shape[1], use, self.level)
+        device = self.logits.device
+        # Apple's GPUs have no float64.
+        return (numbers.float() if device.type == "mps" else numbers).to(device)
 
 
 class Judgement(NamedTuple):
@@ -218,11 +224,14 @@ class RejectionSampling:
         return True
 
     def judge(self, reading: Reading) -> Judgement:
-        greedy = isinstance(reading.choice, Greedy)
-        keep, replacement = self._match(reading) if greedy else self._draw(reading)
+        keep, replacement = self._draw(reading) if reading.choice.draws else self._match(reading)
         return Judgement(keep, replacement, torch.zeros_like(keep, dtype=torch.float32))
 
     def _match(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        if self.weight == 1:
+            # Probabilities of neighbouring logits may round to one number, so it is the logits that are compared.
+            own = reading.likeliest()
+            return own == reading.drafted, own
         p, q = reading.logits.softmax(-1), _small(reading).softmax(-1)
         blend = self.weight * p + (1 - self.weight) * q
         # Nothing was drafted behind the draft: the bonus is the large model's own.
@@ -247,7 +256,7 @@ def keep_near(reading: Reading, distance: Tensor, limit: float | Tensor) -> Judg
     """Keep what is within a distance, and what the large model would itself choose."""
     own = reading.own()
     keep = (distance <= limit) | (own == reading.drafted)
-    if not isinstance(reading.choice, Greedy):
+    if reading.choice.draws:
         keep |= reading.likeliest() == reading.drafted
     return Judgement(keep, own, distance)
 

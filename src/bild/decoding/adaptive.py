@@ -3,27 +3,60 @@
 In the spirit of AdaSD (Lu et al., arXiv 2512.11280): the small model's entropy decides when it hands over, the
 Jensen–Shannon distance of both distributions what is rolled back. Our update rule: of every token the large model
 has read it is known whether it would have written the same. The threshold is half way between the mean number of
-the tokens they agreed on and the mean number of those they differed on (:class:`bild.decoding.rows.Boundary`),
+the tokens they agreed on and the mean number of those they differed on (:class:`Boundary`),
 
     ``t = ½ (μ₊ + μ₋),  μ± = (n t₀ + Σ numbers) / (n + count)``,
 
-where each mean begins with ``n`` tokens at the start value ``t₀``. Each row of a batch learns for itself.
+where each mean begins with ``n`` tokens at the start value ``t₀``. Each row of a batch learns for itself, and only
+from tokens up to the first that was rolled back: a later position is drafted again with the same random numbers, and
+what is learnt from it would tell the rule of draws that are still to come (lossless rules would no longer be so).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from bild.decoding.acceptance import Reading, WithinDistance
+from bild.decoding.draft import Draft
 from bild.decoding.hand_over import LowConfidence
-from bild.decoding.rows import Boundary, Row
+from bild.decoding.history import History
+from bild.decoding.verdict import Verdict
 
 DEFAULT_PRIOR = 4.0
+
+
+@dataclass(slots=True)
+class Boundary:
+    """Running boundary between the numbers of agreed and of disagreed tokens.
+
+    Args:
+        start: the boundary before anything is known.
+        prior: how many tokens of either kind the start counts for, above 0.
+    """
+
+    start: float
+    prior: float
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    counts: list[int] = field(default_factory=lambda: [0, 0])
+
+    def add(self, number: float, agreed: bool) -> None:
+        """Take one more token's number into account."""
+        self.sums[agreed] += number
+        self.counts[agreed] += 1
+
+    @property
+    def middle(self) -> float:
+        """Half way between the two running means, each begun with ``prior`` tokens at ``start``."""
+        means = [
+            (self.prior * self.start + total) / (self.prior + count)
+            for total, count in zip(self.sums, self.counts, strict=True)
+        ]
+        return sum(means) / 2
 
 
 class Adaptive:
@@ -32,12 +65,13 @@ class Adaptive:
     threshold: float
     prior: float
 
-    def boundary(self, row: Row) -> Boundary:
+    def boundary(self, row: History) -> Boundary:
         """What this rule has learnt from a row."""
-        return row.boundaries.setdefault(self, Boundary(self.threshold, self.prior))
+        known: Boundary = row.memory.setdefault(self, Boundary(self.threshold, self.prior))
+        return known
 
-    def learn(self, row: Row, numbers: Sequence[float], agreed: Sequence[bool]) -> None:
-        """Take a round into account: each token's confidence or distance, and whether large would have written it."""
+    def take(self, row: History, numbers: Sequence[float], agreed: Sequence[bool]) -> None:
+        """Take tokens into account: a number of each, and whether it is the large model's likeliest."""
         boundary = self.boundary(row)
         for number, same in zip(numbers, agreed, strict=False):
             # A forbidden token is infinitely far away and says nothing about where the boundary is.
@@ -63,8 +97,15 @@ class AdaptiveConfidence(Adaptive, LowConfidence):
         super().__post_init__()
         _check_prior(self.prior)
 
-    def unsure(self, confidence: float, row: Row) -> bool:
-        return confidence < self.boundary(row).middle
+    def unsure(self, confidence: float, row: History) -> bool:
+        return not confidence >= self.boundary(row).middle
+
+    def learn(self, row: History, draft: Draft, verdict: Verdict) -> None:
+        """Take a round into account."""
+        agreed = verdict.agreed(draft)
+        if draft.doubtful is not None and verdict.accepted == len(draft.tokens):
+            agreed.append(draft.doubtful == verdict.likeliest[-1])
+        self.take(row, draft.confidences, agreed)
 
 
 @dataclass(frozen=True)
@@ -88,6 +129,10 @@ class AdaptiveDistance(Adaptive, WithinDistance):
     def limit(self, reading: Reading) -> Tensor:
         limits = [[self.boundary(row).middle] for row in reading.rows]
         return torch.tensor(limits, device=reading.logits.device)
+
+    def learn(self, row: History, draft: Draft, verdict: Verdict) -> None:
+        """Take a round into account."""
+        self.take(row, verdict.distances, verdict.agreed(draft))
 
 
 def _check_prior(prior: float) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from bild.decoding.rows import Row
+from bild.decoding.history import History
+from bild.decoding.scores import Scores
 
 ALWAYS_HAND_OVER = 2.0
 """Largest fallback threshold; a confidence never exceeds 1, so anything above 1 hands over every token."""
@@ -29,11 +32,11 @@ class HandOver(Protocol):
     def keeps_doubtful(self) -> bool:
         """Whether the token that made the small model hand over stays in the draft."""
 
-    def confidence(self, logits: Tensor) -> Tensor | None:
-        """Confidence ``[…]`` in the next token from ``logits`` ``[…, V]``, or None if this rule needs none."""
+    def confidence(self, scores: Scores) -> Tensor | None:
+        """Confidence ``[B, K]`` in the next token, NaN where the scores are; None if this rule needs none."""
 
-    def unsure(self, confidence: float, row: Row) -> bool:
-        """Whether a token of this confidence makes the small model hand over in this row."""
+    def unsure(self, confidence: float, row: History) -> bool:
+        """Whether a token of this confidence makes the small model hand over in this row; NaN must."""
 
 
 def max_probability(logits: Tensor) -> Tensor:
@@ -50,14 +53,14 @@ def margin(logits: Tensor) -> Tensor:
 
 
 def inverse_perplexity(logits: Tensor) -> Tensor:
-    """``exp(−H(p))``, ``H`` the entropy in nats, 0…1: one over the number of tokens it is torn between."""
+    """``exp(−H(p))``, ``H`` the entropy in nats, 0…1: 0.5 is as uncertain as two equally likely tokens."""
     return (-entropy(logits)).exp()
 
 
 def entropy(logits: Tensor) -> Tensor:
     """``H(p) = −Σ_y p(y) log p(y)`` of ``logits`` ``[…, V]``, nats, 0…log V; forbidden tokens add nothing."""
     logs = logits.log_softmax(-1)
-    return -(logs.exp() * logs).nan_to_num(0.0).sum(-1)
+    return -torch.where(logs == -math.inf, 0.0, logs.exp() * logs).sum(-1)
 
 
 class Measure(NamedTuple):
@@ -110,11 +113,14 @@ class LowConfidence:
             raise ValueError(f"measure is {self.measure!r}; allowed are {', '.join(MEASURES)}")
         _check_window(self.window)
 
-    def confidence(self, logits: Tensor) -> Tensor:
-        return MEASURES[self.measure].of(logits)
+    def confidence(self, scores: Scores) -> Tensor:
+        if self.measure == "max_probability":
+            return scores.summary.probability
+        return MEASURES[self.measure].of(scores.logits)
 
-    def unsure(self, confidence: float, row: Row) -> bool:
-        return confidence < self.threshold
+    def unsure(self, confidence: float, row: History) -> bool:
+        # Said this way round, scores that are not numbers are doubted.
+        return not confidence >= self.threshold
 
 
 @dataclass(frozen=True)
@@ -130,15 +136,18 @@ class FixedWindow:
     """
 
     window: int | None = None
-    keeps_doubtful: bool = True
 
     def __post_init__(self) -> None:
         _check_window(self.window)
 
-    def confidence(self, logits: Tensor) -> None:
+    @property
+    def keeps_doubtful(self) -> bool:
+        return False
+
+    def confidence(self, scores: Scores) -> None:
         return None
 
-    def unsure(self, confidence: float, row: Row) -> bool:
+    def unsure(self, confidence: float, row: History) -> bool:
         return False
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from bild.decoding.acceptance import Acceptance, ExactMatch, RejectionSampling, TypicalAcceptance, WithinDistance
-from bild.decoding.adaptive import Adaptive, AdaptiveConfidence, AdaptiveDistance
+from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
 from bild.decoding.distances import METRICS
+from bild.decoding.draft import Draft, Writer
 from bild.decoding.hand_over import MEASURES, FixedWindow, HandOver, LowConfidence
 from bild.decoding.presets import DEFAULT_MAX_DRAFT_TOKENS, Presets, parse_option, split_options
-from bild.decoding.scorer import Draft
-
-Writer = Literal["small", "large"]
 
 HAND_OVER_RULES: dict[str, type[Any]] = {
     "low_confidence": LowConfidence,
@@ -36,9 +34,10 @@ class Policy(Presets):
         hand_over: when the small model gives up the turn.
         acceptance: which prefix of its draft survives.
         max_draft_tokens: longest draft, 1…∞, default 10 as in the paper.
-        verify_end: whether a draft that ends the text is read by the large model before it
+        verify_end: whether a draft that ends in an end token is read by the large model before it
             counts. False, as in Algorithm 1: never. True: always; a lossless policy must. A
             probability, 0…1: if the small model's confidence in any token of that draft is below.
+            A draft that a stop string or the length limit ends is always read.
         alone: one model decodes without the other; the rules are then not used.
 
     Raises:
@@ -54,6 +53,9 @@ class Policy(Presets):
     def __post_init__(self) -> None:
         if self.max_draft_tokens < 1:
             raise ValueError(f"max_draft_tokens is {self.max_draft_tokens}; allowed is 1 or more")
+        if type(self.verify_end) is int and self.verify_end in (0, 1):
+            # JSON and the shell know 1 and 0 for True and False; a probability is written 1.0.
+            object.__setattr__(self, "verify_end", bool(self.verify_end))
         if not 0 <= self.verify_end <= 1:
             raise ValueError(f"verify_end is {self.verify_end}; allowed are True, False, or a probability from 0 to 1")
         if not isinstance(self.verify_end, bool) and isinstance(self.hand_over, FixedWindow):
@@ -75,16 +77,16 @@ class Policy(Presets):
             return self.alone == "large"
         return self.acceptance.lossless and self.verify_end is True
 
-    @property
-    def adapts(self) -> bool:
-        """Whether a rule learns while a text is written."""
-        return isinstance(self.hand_over, Adaptive) or isinstance(self.acceptance, Adaptive)
-
-    def verifies_end(self, draft: Draft) -> bool:
-        """Whether the large model reads this draft, which ends the text."""
+    def reads(self, draft: Draft) -> bool:
+        """Whether the large model reads this draft; if not, it is final as it is."""
+        if self.alone == "small":
+            return False
+        if draft.reason != "end":
+            return True
         if isinstance(self.verify_end, bool):
             return self.verify_end
-        return min(draft.confidences) < self.verify_end
+        # Nobody measured how sure the drafter was: better to read what it wrote.
+        return min(draft.confidences, default=-1.0) < self.verify_end
 
     def named(self, name: str, **options: Any) -> Policy:
         """The preset of this name; ``"bild"`` is this policy, with the options given in place of its own.
@@ -150,7 +152,11 @@ class Policy(Presets):
 
 
 def _rule_to_dict(rule: Any, rules: dict[str, type[Any]]) -> dict[str, Any]:
-    name = next(name for name, kind in rules.items() if type(rule) is kind)
+    name = next((name for name, kind in rules.items() if type(rule) is kind), None)
+    if name is None:
+        raise ValueError(
+            f"a rule of your own ({type(rule).__name__}) cannot be written down; allowed are {', '.join(rules)}"
+        )
     return {"rule": name, **asdict(rule)}
 
 

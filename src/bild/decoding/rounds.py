@@ -1,24 +1,22 @@
 """The loop (Algorithm 1): draft, verify, accept, and the large model writes the next token.
 
-Each model knows how many tokens it has read and is always fed what it has not, so prefill,
-catching up after the other model wrote, and rolling back need no cases of their own.
+Each model knows how many tokens it has read and is always fed what it has not, so prefill, catching up after the
+other model wrote, rolling back and joining a running batch need no cases of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
-
-from bild.decoding.acceptance import Acceptance, ExactMatch, Reading
-from bild.decoding.adaptive import Adaptive
 from bild.decoding.choice import Choice, Greedy
-from bild.decoding.policy import Policy, Writer
-from bild.decoding.rows import FinishReason, Request, Row
-from bild.decoding.scorer import Draft, Drafter, HandOverReason, Scorer, score
-from bild.decoding.transfer import to_host
+from bild.decoding.draft import NO_WORK, Draft, HandOverReason, Work, Writer
+from bild.decoding.drafters.drafter import Drafter
+from bild.decoding.policy import Policy
+from bild.decoding.rows import FinishReason, Request, Row, Rules
+from bild.decoding.scorer import Scorer
+from bild.decoding.verdict import Learner, Verdict
+from bild.decoding.verifier import LocalVerifier, Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +24,24 @@ class Commit:
     """What one round made final in one row, and how it came about."""
 
     row: int
-    """Index of the row in the request list."""
+    """The row's index: its place in the request list."""
     tokens: tuple[int, ...]
     """Tokens that never change again."""
     writers: tuple[Writer, ...]
     """Who wrote each of them."""
     draft: tuple[int, ...] = ()
-    """What the small model proposed, kept or not."""
+    """What the drafter proposed, kept or not."""
     accepted: int = 0
     """How many of the draft's tokens stay."""
     reason: HandOverReason | None = None
-    """Why the small model handed over; None when one model decodes alone."""
+    """Why the drafter handed over; None when one model decodes alone."""
     verified: bool = True
-    """Whether the large model read the draft; False for an end accepted unread."""
+    """Whether the large model read the draft; False for what passes unread: an end
+    token, or all of a text that the small model writes alone."""
     finish_reason: FinishReason | None = None
     """Set on the last commit of a row."""
-    small_steps: int = 0
-    large_steps: int = 0
+    work: Mapping[Writer, Work] = field(default_factory=dict)
+    """What each model did in this round, by its name."""
     confidences: tuple[float, ...] = ()
     """The small model's confidence in each draft token, then in the one it dropped."""
     distances: tuple[float, ...] = ()
@@ -55,16 +54,9 @@ class Commit:
         """Whether the large model rejected part of the draft."""
         return self.accepted < len(self.draft)
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the large model says of one row's draft."""
-
-    accepted: int
-    next_token: int
-    distances: tuple[float, ...]
-    own: tuple[int, ...]
-    """The large model's own token for each draft position."""
+    def steps(self, writer: Writer) -> int:
+        """Forward passes of this model that served the row."""
+        return self.work.get(writer, NO_WORK).steps
 
 
 def decode(
@@ -75,111 +67,184 @@ def decode(
     drafter: Drafter | None = None,
     choice: Choice | None = None,
 ) -> Iterator[Commit]:
-    """Decode a batch; each row hands over, rolls back and ends on its own.
+    """Decode a batch of requests under one policy.
 
     Args:
         requests: one a row, in the order of the scorers' rows.
-        policy: its acceptance rule and flags; its hand-over rule lives in the drafter.
-        large: the scorer that judges and writes; with ``policy.alone`` the model that decodes.
+        policy: when the drafter hands over, and what the large model lets pass.
+        large: the scorer that judges and writes; with ``policy.alone`` and no drafter the model that decodes.
         drafter: proposes tokens; None: ``large`` writes every token.
-        choice: how ``large`` picks its tokens, greedy by default.
+        choice: how the models pick their tokens, greedy by default.
 
     Yields:
         One :class:`Commit` a row and round.
     """
-    choice = Greedy() if choice is None else choice
-    # Without a drafter there is nothing to judge, so the rule that measures nothing.
-    acceptance = ExactMatch() if drafter is None else policy.acceptance
-    rows = [Row(index, request) for index, request in enumerate(requests)]
-    while rows:
-        # Draft: the small model writes until it is unsure, its window is full, or the text ends.
-        drafts = drafter.draft(rows) if drafter is not None else [Draft() for _ in rows]
+    verifier = LocalVerifier(large, policy.alone if drafter is None and policy.alone is not None else "large")
+    policy = policy if drafter is not None else replace(policy, alone="large")
+    rules = Rules(policy, Greedy() if choice is None else choice)
+    batch = Batch([Row(index, request, rules) for index, request in enumerate(requests)], verifier, drafter)
+    while batch.rows:
+        yield from batch.round()
 
-        # Verify: one large pass reads the drafts; an end may pass unread (Algorithm 1, line 2).
-        read = [b for b, draft in enumerate(drafts) if draft.reason != "end" or policy.verifies_end(draft)]
-        if len(read) < len(rows):
-            yield from (_finish_unread(rows[b], drafts[b]) for b in range(len(rows)) if b not in read)
-            rows, drafts = _keep(read, rows, drafts, large, drafter)
-            if not rows:
+
+@dataclass
+class Batch:
+    """Rows that are decoded together; each hands over, rolls back and ends on its own, under rules of its own.
+
+    Args:
+        rows: in the order of the verifier's and the drafter's rows.
+        large: judges drafts and writes.
+        drafter: proposes tokens; None where the large model decodes all rows alone.
+        vocab_size: ids a drafter may propose are below; None: it is trusted.
+    """
+
+    rows: list[Row]
+    large: Verifier
+    drafter: Drafter | None = None
+    vocab_size: int | None = None
+
+    def round(self, window: int | None = None) -> Iterator[Commit]:
+        """Let every row write until its drafter hands over, and the large model judge what was drafted.
+
+        Rows that end leave the batch. A round has to be iterated to its end.
+
+        Args:
+            window: longest draft of this round, 0…; None: as long as each row's policy allows.
+
+        Yields:
+            One :class:`Commit` a row.
+
+        Raises:
+            ValueError: a draft that breaks the drafter's contract; no row has lost or won a token then.
+            ScoreError: a model whose scores are not numbers.
+        """
+        # Draft: each row's drafter writes until it is unsure, its room is used, or the text ends.
+        drafts: list[Draft | None] = [*self._draft(window)]
+
+        # What need not be read is final: an end token may pass unread (Algorithm 1, line 2).
+        commits = [_commit_unread(*each) for each in zip(self.rows, drafts, strict=True)]
+        if any(commits):
+            drafts = [draft if commit is None else None for draft, commit in zip(drafts, commits, strict=True)]
+            drafts = [drafts[b] for b in self._drop_ended(commits)]
+            yield from filter(None, commits)
+            if not self.rows:
                 return
-        verdicts = verify(large, rows, drafts, acceptance, choice)
-        if policy.adapts:
-            for row, draft, verdict in zip(rows, drafts, verdicts, strict=True):
-                learn(policy, row, draft, verdict)
+
+        # Verify: one large pass reads the drafts; row i judges tokens[committed + i].
+        verdicts = self.large.verify(self.rows, drafts)
+        self._learn(drafts, verdicts)
 
         # Accept: up to the first token the large model finds too unlikely; it writes the next one.
-        writer: Writer = policy.alone or "large"
-        commits = [_commit(*each, writer) for each in zip(rows, drafts, verdicts, strict=True)]
+        commits = [_commit(*each) for each in zip(self.rows, drafts, verdicts, strict=True)]
 
         # Forget the rest in both models. Nobody has read the token just written.
-        going = [b for b, commit in enumerate(commits) if commit.finish_reason is None]
-        lengths = [row.committed - 1 for row in rows]
-        if going:
-            large.truncate(lengths)
-            if drafter is not None:
-                drafter.truncate(lengths)
-            rows, _ = _keep(going, rows, drafts, large, drafter)
-        yield from commits
-        if not going:
-            return
+        self._drop_ended(commits)
+        self._forget()
+        yield from filter(None, commits)
+
+    def join(self, other: Batch) -> None:
+        """Go on with another batch's rows behind these; it is used up. Both are of the same models.
+
+        Raises:
+            ValueError: one of them has a drafter and the other has none.
+        """
+        if (self.drafter is None) != (other.drafter is None):
+            raise ValueError("a batch with a drafter and one without cannot join; start both of the same models")
+        if not self.rows:
+            # Whoever left last took nothing along: the models still hold what the last rows have read.
+            self.large, self.drafter = other.large, other.drafter
+        elif other.rows:
+            self.large.join(other.large)
+            if self.drafter is not None and other.drafter is not None:
+                self.drafter.join(other.drafter)
+        self.rows = self.rows + other.rows
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch; the others are cancelled.
+
+        Args:
+            rows: places in the batch, ascending.
+
+        Raises:
+            ValueError: a place that is not there, or one named twice.
+        """
+        if list(rows) != sorted(set(rows)) or not set(rows) <= set(range(len(self.rows))):
+            raise ValueError(f"cannot keep rows {list(rows)} of {len(self.rows)}; name places in ascending order")
+        if rows and len(rows) < len(self.rows):
+            self.large.keep(rows)
+            if self.drafter is not None:
+                self.drafter.keep(rows)
+        self.rows = [self.rows[b] for b in rows]
+
+    def read(self, limit: int) -> bool:
+        """Let both models read at most ``limit`` prompt tokens of each row; True once nothing but drafting is left.
+
+        A long prompt is read in pieces, so that the rows of another batch can go on in between.
+        """
+        done = self.large.read(self.rows, limit)
+        return (self.drafter is None or self.drafter.read(self.rows, limit)) and done
+
+    def _draft(self, window: int | None) -> list[Draft]:
+        if self.drafter is None:
+            return [Draft() for _ in self.rows]
+        allowed = [row.rules.window for row in self.rows]
+        room = allowed if window is None else [min(own, window) for own in allowed]
+        drafts = self.drafter.draft(self.rows, room) if any(room) else [Draft() for _ in self.rows]
+        for row, draft, free in zip(self.rows, drafts, room, strict=True):
+            if fault := self._fault(draft, free):
+                for each in self.rows:
+                    del each.tokens[each.committed :]
+                self._forget()
+                raise ValueError(f"drafter {draft.writer!r} proposed {fault} in row {row.index}")
+        return drafts
+
+    def _fault(self, draft: Draft, room: int) -> str | None:
+        """What a draft breaks of its drafter's contract."""
+        if len(draft.tokens) > room:
+            return f"{len(draft.tokens)} tokens where {room} were allowed"
+        if (
+            self.vocab_size is not None
+            and draft.tokens
+            and not 0 <= min(draft.tokens) <= max(draft.tokens) < self.vocab_size
+        ):
+            return f"tokens {draft.tokens}, of which not all are in the vocabulary of {self.vocab_size}"
+        return None
+
+    def _learn(self, drafts: Sequence[Draft | None], verdicts: Sequence[Verdict | None]) -> None:
+        """Tell the rules of each row, and the drafter, what became of its draft."""
+        for row, draft, verdict in zip(self.rows, drafts, verdicts, strict=True):
+            if draft is not None and verdict is not None:
+                for part in (row.rules.acceptance, row.rules.hand_over, self.drafter):
+                    if isinstance(part, Learner):
+                        part.learn(row, draft, verdict)
+
+    def _drop_ended(self, commits: Sequence[Commit | None]) -> list[int]:
+        """Go on with the rows that have not ended; their places."""
+        going = [b for b, commit in enumerate(commits) if commit is None or commit.finish_reason is None]
+        if len(going) < len(self.rows):
+            self.keep(going)
+        return going
+
+    def _forget(self) -> None:
+        if self.rows:
+            lengths = [row.committed - 1 for row in self.rows]
+            self.large.truncate(lengths)
+            if self.drafter is not None:
+                self.drafter.truncate(lengths)
 
 
-def verify(
-    large: Scorer, rows: Sequence[Row], drafts: Sequence[Draft], acceptance: Acceptance, choice: Choice
-) -> list[Verdict]:
-    """Read each row's draft in one pass and judge it; one transfer to the host."""
-    counts = [len(draft.tokens) + 1 for draft in drafts]
-    width = max(counts)
-    unread = [row.tokens[length:] for row, length in zip(rows, large.lengths, strict=True)]
-    logits, summary = score(large, rows, unread, counts)
-    # drafted[b, t] stands where position t of the logits judges it; padding on the left, nothing behind the draft.
-    padded = [[0] * (width - count) + draft.tokens + [0] for draft, count in zip(drafts, counts, strict=True)]
-    drafted = torch.tensor(padded, device=logits.device)
-    draft_logits = _stack(drafts, logits) if acceptance.needs_draft_logits else None
-    reading = Reading(logits, drafted, draft_logits, rows, counts, choice, summary)
-    keeps, replacements, distances = to_host(*acceptance.judge(reading))
-
-    def verdict(b: int) -> Verdict:
-        first, drafted_tokens = width - counts[b], counts[b] - 1
-        kept = keeps[b][first : width - 1]
-        accepted = kept.index(False) if False in kept else drafted_tokens
-        own = [int(token) for token in replacements[b][first:]]
-        return Verdict(accepted, own[accepted], tuple(distances[b][first : width - 1]), tuple(own[:-1]))
-
-    return [verdict(b) for b in range(len(rows))]
-
-
-def _stack(drafts: Sequence[Draft], like: Tensor) -> Tensor:
-    """What the small model picked each draft token from, laid out as the large model's logits; zero elsewhere."""
-    stacked = torch.zeros_like(like)
-    for b, draft in enumerate(drafts):
-        if draft.logits:
-            stacked[b, -1 - len(draft.logits) : -1] = torch.stack(draft.logits)
-    return stacked
-
-
-def learn(policy: Policy, row: Row, draft: Draft, verdict: Verdict) -> None:
-    """Tell adaptive rules which tokens of a round the large model would have written too."""
-    agreed = [token == own for token, own in zip(draft.tokens, verdict.own, strict=True)]
-    if isinstance(policy.acceptance, Adaptive):
-        policy.acceptance.learn(row, verdict.distances, agreed)
-    if isinstance(policy.hand_over, Adaptive):
-        if draft.doubtful is not None and verdict.accepted == len(draft.tokens):
-            agreed.append(draft.doubtful == verdict.next_token)
-        policy.hand_over.learn(row, draft.confidences[: len(agreed)], agreed)
-
-
-def _commit(row: Row, draft: Draft, verdict: Verdict, writer: Writer) -> Commit:
-    """Make a row's accepted draft and the large model's token final."""
-    accepted = verdict.accepted
-    start = row.committed
+def _commit(row: Row, draft: Draft | None, verdict: Verdict | None) -> Commit | None:
+    """Make a row's accepted draft and the large model's token final; None for a row that was passed over."""
+    if draft is None or verdict is None:
+        return None
+    accepted, start = verdict.accepted, row.committed
     del row.tokens[start + accepted :]
     # Only a whole draft can end the text: each of its tokens was asked when it was written.
-    finish_reason = row.ended() if draft.reason == "end" and accepted == len(draft.tokens) else None
-    writers: list[Writer] = ["small"] * accepted
+    finish_reason = row.ended() if draft.ends and accepted == len(draft.tokens) else None
+    writers = [draft.writer] * accepted
     if finish_reason is None:
         row.tokens.append(verdict.next_token)
-        writers.append(writer)
+        writers.append(verdict.writer)
         finish_reason = row.ended()
     row.committed = len(row.tokens)
     return Commit(
@@ -190,38 +255,27 @@ def _commit(row: Row, draft: Draft, verdict: Verdict, writer: Writer) -> Commit:
         accepted=accepted,
         reason=draft.reason,
         finish_reason=finish_reason,
-        small_steps=draft.steps + (writer == "small"),
-        large_steps=int(writer == "large"),
+        work={**draft.work, verdict.writer: verdict.work},
         confidences=tuple(draft.confidences),
         distances=verdict.distances,
         doubtful=draft.doubtful,
     )
 
 
-def _finish_unread(row: Row, draft: Draft) -> Commit:
-    """End a row with a draft the large model never reads."""
-    writers: list[Writer] = ["small"] * len(draft.tokens)
+def _commit_unread(row: Row, draft: Draft | None) -> Commit | None:
+    """Make a draft final that the large model never reads; None if it must be read."""
+    if draft is None or row.rules.policy.reads(draft):
+        return None
     row.committed = len(row.tokens)
     return Commit(
         row=row.index,
         tokens=tuple(draft.tokens),
-        writers=tuple(writers),
+        writers=(draft.writer,) * len(draft.tokens),
         draft=tuple(draft.tokens),
         accepted=len(draft.tokens),
         reason=draft.reason,
         verified=False,
         finish_reason=row.ended(),
-        small_steps=draft.steps,
+        work=draft.work,
         confidences=tuple(draft.confidences),
     )
-
-
-def _keep(
-    kept: Sequence[int], rows: list[Row], drafts: list[Draft], large: Scorer, drafter: Drafter | None
-) -> tuple[list[Row], list[Draft]]:
-    """Go on with some rows of the batch, everywhere."""
-    if kept and len(kept) < len(rows):
-        large.keep(kept)
-        if drafter is not None:
-            drafter.keep(kept)
-    return [rows[b] for b in kept], [drafts[b] for b in kept]

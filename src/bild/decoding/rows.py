@@ -1,29 +1,55 @@
-"""One row of a batch: what was asked for, and the tokens written so far."""
+"""One row of a batch: what was asked for, under which rules, and the tokens written so far."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bild.decoding.acceptance import Acceptance, ExactMatch
+from bild.decoding.choice import Choice, Greedy
+from bild.decoding.hand_over import FixedWindow, HandOver
+from bild.decoding.history import History
+from bild.decoding.policy import Policy
+from bild.decoding.scores import Scores
+
 FinishReason = Literal["eos", "stop", "length"]
-BLOCK = 32
-"""Positions whose random numbers are drawn at once."""
+NEVER, EXACT = FixedWindow(), ExactMatch()
 
 
-class Use(IntEnum):
-    """What a random number of a position decides."""
+@dataclass(frozen=True)
+class Rules:
+    """How a row is decoded. Rows of equal rules are judged together.
 
-    TOKEN = 0
-    """Which token a model draws."""
-    ACCEPT = 1
-    """Whether rejection sampling keeps the draft token."""
-    REPLACE = 2
-    """What it writes instead."""
+    Args:
+        policy: when its drafter hands over and what the large model lets pass.
+        choice: how both models pick its tokens, greedy by default.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    choice: Choice = field(default_factory=Greedy)
+
+    @property
+    def window(self) -> int:
+        """Longest draft, 0 where the large model decodes alone."""
+        policy = self.policy
+        if policy.alone == "large":
+            return 0
+        window = policy.hand_over.window
+        return policy.max_draft_tokens if window is None else min(window, policy.max_draft_tokens)
+
+    @property
+    def hand_over(self) -> HandOver:
+        """When the small model hands over: to nobody where it writes alone."""
+        return self.policy.hand_over if self.policy.alone is None else NEVER
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """What survives of a draft; where one model writes alone nothing is drafted, so the rule measures nothing."""
+        return self.policy.acceptance if self.policy.alone is None else EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +82,27 @@ class Request:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
 
 
-@dataclass(slots=True)
-class Row:
-    """``tokens[:committed]`` is final, ``tokens[committed:]`` is the draft."""
+@dataclass(slots=True, init=False)
+class Row(History):
+    """``tokens[:committed]`` is final, ``tokens[committed:]`` is the draft.
+
+    Args:
+        index: names the row in its commits.
+        request: what was asked for.
+        rules: how it is decoded.
+    """
 
     index: int
     request: Request
-    tokens: list[int] = field(init=False)
-    committed: int = field(init=False)
-    boundaries: dict[object, Boundary] = field(default_factory=dict)
-    """What adaptive rules have learnt from this row, by rule."""
-    _uniforms: list[list[float]] = field(default_factory=list)
+    rules: Rules
+    committed: int
 
-    def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt)
+    def __init__(self, index: int, request: Request, rules: Rules | None = None) -> None:
+        History.__init__(
+            self, tokens=list(request.prompt), prompt_length=len(request.prompt), generator=request.generator
+        )
+        self.index, self.request = index, request
+        self.rules = Rules() if rules is None else rules
         self.committed = len(self.tokens)
 
     def ended(self) -> FinishReason | None:
@@ -79,79 +112,20 @@ class Row:
             return "eos"
         if request.stop is not None and request.stop(self.tokens):
             return "stop"
-        if len(self.tokens) - len(request.prompt) >= request.max_new_tokens:
+        if len(self.tokens) - self.prompt_length >= request.max_new_tokens:
             return "length"
         return None
 
-    def uniform(self, position: int, use: Use) -> float:
-        """The random number of a position, 0…1; the same however often and in whatever order it is asked for."""
-        place = position - len(self.request.prompt)
-        while place >= len(self._uniforms):
-            block = torch.rand(BLOCK, len(Use), generator=self.request.generator, dtype=torch.float64)
-            self._uniforms += block.tolist()
-        return self._uniforms[place][use]
 
+def process(rows: Sequence[Row], scores: Scores, counts: Sequence[int]) -> Scores:
+    """Apply each row's processor to the last ``counts[b]`` positions.
 
-@dataclass(slots=True)
-class Boundary:
-    """Where the numbers of tokens both models agree on part from those of tokens they differ on.
-
-    Args:
-        start: the boundary before anything is known.
-        prior: how many tokens of either kind the start counts for, above 0.
+    The last position scores what follows ``row.tokens``, the one before what follows all but the last of them.
     """
-
-    start: float
-    prior: float
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    counts: list[int] = field(default_factory=lambda: [0, 0])
-
-    def add(self, number: float, agreed: bool) -> None:
-        """Take one more token's number into account."""
-        self.sums[agreed] += number
-        self.counts[agreed] += 1
-
-    @property
-    def middle(self) -> float:
-        """Half way between the two running means, each begun with ``prior`` tokens at ``start``."""
-        means = [
-            (self.prior * self.start + total) / (self.prior + count)
-            for total, count in zip(self.sums, self.counts, strict=True)
-        ]
-        return sum(means) / 2
-
-
-def uniforms(rows: Sequence[Row], counts: Sequence[int], width: int, use: Use) -> Tensor:
-    """Random numbers ``[B, width]``, 0…1: of the last ``counts[b]`` positions; the last follows the tokens."""
-    return torch.tensor(
-        [
-            [0.0] * (width - count) + [row.uniform(len(row.tokens) - back, use) for back in reversed(range(count))]
-            for row, count in zip(rows, counts, strict=True)
-        ],
-        dtype=torch.float64,
-    )
-
-
-def processes(rows: Sequence[Row]) -> bool:
-    """Whether any row changes its scores."""
-    return any(row.request.process is not None for row in rows)
-
-
-def process(rows: Sequence[Row], logits: Tensor, counts: Sequence[int]) -> Tensor:
-    """Apply each row's processor to the last ``counts[b]`` positions of ``logits`` ``[B, T, V]``.
-
-    Returns at least float32: probabilities need it, and a CPU finds the largest of 16-bit numbers
-    more slowly. The last position scores what follows ``row.tokens``, the one before what follows all but
-    the last of them, and so on: processors depend on the prefix.
-    """
-    if logits.dtype.itemsize < torch.float32.itemsize:
-        logits = logits.float()
-    if not processes(rows):
-        return logits
-    logits = logits.clone()
+    logits = scores.logits.clone()
     for b, (row, count) in enumerate(zip(rows, counts, strict=True)):
         if row.request.process is not None:
             for back in range(count):
                 prefix = row.tokens[: len(row.tokens) - back]
                 logits[b, -1 - back] = row.request.process(prefix, logits[b, -1 - back])
-    return logits
+    return Scores.of(logits)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from bild.decoding.draft import HandOverReason
 from bild.decoding.rounds import Commit
 
+REASONS = get_args(HandOverReason)
 RATES = ("acceptance_rate", "mean_acceptance_length", "rollback_rate", "large_share")
 
 
@@ -37,8 +39,8 @@ class Stats:
     """Forward passes of the large model."""
     num_large_tokens: int = 0
     """Tokens of the text that the large model wrote."""
-    hand_overs: dict[str, int] = field(default_factory=lambda: {"unsure": 0, "window": 0, "end": 0})
-    """Rounds by the reason the small model gave up the turn."""
+    hand_overs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    """Rounds by the reason the drafter gave up the turn, see :data:`~bild.decoding.draft.HandOverReason`."""
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -68,8 +70,8 @@ class Stats:
         self.num_accepted_tokens += commit.accepted
         self.num_unverified_tokens += 0 if commit.verified else commit.accepted
         self.num_rollbacks += commit.rolled_back
-        self.num_small_steps += commit.small_steps
-        self.num_large_steps += commit.large_steps
+        self.num_small_steps += commit.steps("small")
+        self.num_large_steps += commit.steps("large")
         self.num_large_tokens += commit.writers.count("large")
         if commit.reason is not None:
             self.num_rounds += 1
@@ -91,7 +93,7 @@ class Stats:
             for name, value in asdict(stats).items():
                 if isinstance(value, dict):
                     for reason, count in value.items():
-                        total.hand_overs[reason] += count
+                        total.hand_overs[reason] = total.hand_overs.get(reason, 0) + count
                 else:
                     setattr(total, name, getattr(total, name) + value)
         return total

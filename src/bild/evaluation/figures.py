@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bild.data.examples import Example
-from bild.data.quality import Metric, metrics
+from bild.data.quality import DEFAULT_TOKENIZER, QualityMetric, metrics, misjudges
 from bild.errors import InputError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES, Bootstrap, Estimate
 from bild.evaluation.journal import Journal, Record
@@ -34,6 +34,7 @@ def summarise(
     task: str = "translation",
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
+    bleu_tokenizer: str = DEFAULT_TOKENIZER,
 ) -> Summary:
     """The figures of a finished run.
 
@@ -45,6 +46,7 @@ def summarise(
         task: chooses the metrics shown first; all are computed.
         resamples: of the bootstrap, 1…
         seed: of the bootstrap.
+        bleu_tokenizer: how BLEU finds words, one of :data:`bild.data.quality.TOKENIZERS`.
 
     Raises:
         InputError: an unknown baseline, or no text that every method decoded.
@@ -56,13 +58,16 @@ def summarise(
             for name, members in sets.items()}  # fmt: skip
     if len(rows) > 1:
         rows[ALL] = [row for members in rows.values() for row in members]
-    figures = _Figures(methods, chosen, resamples, seed)
+    figures = _Figures(methods, chosen, resamples, seed, bleu_tokenizer)
+    references = [reference for members in sets.values() for example in members for reference in example.references]
+    warnings = [misjudges(metric, references) for metric in figures.metrics]
     return Summary(
         baseline=chosen,
         task=task,
         sets={name: figures.of_set(members, name) for name, members in rows.items()},
         failed=failed,
         failures=failures,
+        notes=[warning for warning in warnings if warning is not None],
         bootstrap={"resamples": resamples, "seed": seed},
     )
 
@@ -113,9 +118,10 @@ class _Figures:
     baseline: str
     resamples: int
     seed: int
+    bleu_tokenizer: str = DEFAULT_TOKENIZER
 
     def __post_init__(self) -> None:
-        self.metrics: list[Metric] = metrics()
+        self.metrics: list[QualityMetric] = metrics(self.bleu_tokenizer)
         self.remembered: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
 
     def of_set(self, members: Sequence[Row], name: str) -> SetFigures:
@@ -184,7 +190,7 @@ class _Figures:
         return quality, difference
 
 
-def _scores(metric: Metric, totals: np.ndarray, sums: np.ndarray) -> list[float | None]:
+def _scores(metric: QualityMetric, totals: np.ndarray, sums: np.ndarray) -> list[float | None]:
     """The score of all examples, then of each resample."""
     return [metric.score(row) for row in [totals.tolist(), *sums.tolist()]]
 

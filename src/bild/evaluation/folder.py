@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bild.data import claim
-from bild.errors import InputError
+from bild.data.json_text import from_json, to_json
+from bild.errors import writing
 from bild.evaluation.memory import PeakMemory
 
 CONFIGURATION, OUTPUTS, MEMORY = "run.json", "outputs.jsonl", "memory.json"
@@ -38,14 +38,12 @@ class Folder:
         files: Sequence[str] = (OUTPUTS, MEMORY, SUMMARY, REPORT),
     ) -> None:
         self.path = path
-        try:
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 for name in (CONFIGURATION, *files):
                     (path / name).unlink(missing_ok=True)
             claim(path / CONFIGURATION, configuration, self.outputs)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from None
 
     @property
     def outputs(self) -> Path:
@@ -53,19 +51,23 @@ class Folder:
         return self.path / OUTPUTS
 
     def memory(self) -> dict[str, PeakMemory]:
-        """Peak memory measured so far, by method."""
+        """Peak memory measured so far, by method; a damaged file is measured anew."""
         try:
-            values = json.loads((self.path / MEMORY).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            values = from_json((self.path / MEMORY).read_bytes())
+            return {name: PeakMemory(**peak) for name, peak in values.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
             return {}
-        return {name: PeakMemory(**peak) for name, peak in values.items()}
 
     def save_memory(self, peaks: dict[str, PeakMemory]) -> None:
-        """Keep what was measured."""
-        self.save(MEMORY, json.dumps({name: asdict(peak) for name, peak in peaks.items()}, indent=2) + "\n")
+        self.save(MEMORY, to_json({name: asdict(peak) for name, peak in peaks.items()}, indent=2) + "\n")
 
     def save(self, name: str, text: str) -> Path:
-        """Write one file."""
+        """Write one file of the run.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         file = self.path / name
-        file.write_text(text, encoding="utf-8")
+        with writing(file):
+            file.write_text(text, encoding="utf-8")
         return file

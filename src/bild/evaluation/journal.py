@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from bild.data.files import whole_lines
+from bild.data.json_text import from_json, to_json
+from bild.errors import writing
 
 Key = tuple[str, str]
 """Set and id of an example."""
@@ -34,14 +37,14 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """Which example."""
+        """Set and id of the example."""
         return self.set, self.id
 
     @classmethod
     def from_json(cls, line: bytes) -> Record | None:
         """The record of a line, None for one that was cut off."""
         try:
-            values = json.loads(line)
+            values = from_json(line)
             return cls(**{**values, "token_ids": tuple(values["token_ids"])})
         except (ValueError, TypeError, KeyError):
             return None
@@ -55,7 +58,11 @@ class Journal:
 
     Args:
         methods: names that make an example complete.
-        file: JSON lines, appended to; None: in memory only.
+        file: JSON lines, appended to; None: in memory only. A last line without its end is what a kill left, whole
+            or not: it is cut off, so that nothing is glued to it.
+
+    Raises:
+        InputError: the file cannot be read or written.
     """
 
     def __init__(self, methods: Collection[str], file: Path | None = None) -> None:
@@ -64,7 +71,8 @@ class Journal:
         self._file = None
         if file is not None:
             self._resume(file)
-            self._file = file.open("a", encoding="utf-8")
+            with writing(file):
+                self._file = file.open("a", encoding="utf-8")
 
     def done(self, key: Key) -> bool:
         """Whether every method has this example."""
@@ -74,16 +82,18 @@ class Journal:
         """Add a record; on disk when this returns, as far as this program can tell."""
         self.records.setdefault(record.key, {})[record.method] = record
         if self._file is not None:
-            self._file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-            self._file.flush()
+            with writing(self._file.name):
+                self._file.write(to_json(asdict(record)) + "\n")
+                self._file.flush()
 
     def close(self) -> None:
-        """Close the file; the records stay."""
+        """Close the file; the records stay in memory."""
         if self._file is not None:
-            self._file.close()
+            with writing(self._file.name):
+                self._file.close()
 
     def _resume(self, file: Path) -> None:
-        lines = file.read_bytes().splitlines() if file.exists() else []
+        lines = whole_lines(file) if file.exists() else []
         read = [record for record in map(Record.from_json, lines) if record is not None]
         for record in read:
             if record.method in self.methods:
@@ -97,6 +107,6 @@ class Journal:
 def _rewrite(file: Path, records: Iterable[Record]) -> None:
     """Replace the file in one step, so that a kill leaves the old one or the new one."""
     new = file.with_suffix(".new")
-    text = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, file)
+    with writing(new):
+        new.write_text("".join(to_json(asdict(record)) + "\n" for record in records), encoding="utf-8")
+        os.replace(new, file)

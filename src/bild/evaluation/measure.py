@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from bild.data.examples import Example
-from bild.errors import InputError
+from bild.errors import InputError, one_line
 from bild.evaluation.journal import Journal, Record
 from bild.evaluation.method import Method, Output
 
@@ -77,7 +77,7 @@ def _run(method: Method, name: str, example: Example, prefix: str, clock: Clock)
     try:
         output = method(prefix + example.source)
     except Exception as error:  # one text or one peer must not end a run of hours
-        return Record(name, example.id, method.name, error=_one_line(error))
+        return Record(name, example.id, method.name, error=one_line(error))
     return _record(name, example, method, output, clock() - start)
 
 
@@ -93,11 +93,6 @@ def _record(name: str, example: Example, method: Method, output: Output, elapsed
         stats=None if output.stats is None else asdict(output.stats),
         counts=output.counts,
     )
-
-
-def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    return message if isinstance(error, InputError) else f"{type(error).__name__}: {message}"
 
 
 def _check_unique(names: Sequence[str], what: str) -> None:

@@ -46,7 +46,9 @@ def measure_memory(method: str, setup: Setup, sources: Sequence[str]) -> PeakMem
     """
     asked = {"method": method, "setup": asdict(setup), "sources": list(sources[:NUM_EXAMPLES])}
     command = [sys.executable, "-c", "from bild.evaluation.memory import main; main()"]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(asked), capture_output=True, text=True, errors="replace", check=False
+    )
     try:
         return PeakMemory(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError, TypeError):

@@ -103,6 +103,8 @@ class PeerContext:
         max_new_tokens: longest continuation, tokens, 1…
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
         threads: threads an engine may use, 1…
+        src_lang: language of the texts of a multilingual checkpoint; None: as its tokenizer is set.
+        tgt_lang: likewise of the outputs; None: as its generation config says.
     """
 
     large: str
@@ -110,3 +112,5 @@ class PeerContext:
     max_new_tokens: int
     device: str
     threads: int
+    src_lang: str | None = None
+    tgt_lang: str | None = None

@@ -53,13 +53,17 @@ class PolicyMethod:
         self.details = {"policy": policy.to_dict(), "device": device, "dtype": dtype} | given
 
     def __call__(self, source: str) -> Output:
-        """Decode one text."""
         assert self._decoder is not None, "closed"
-        (result,) = self._decoder.generate([source], self.policy, **self.options)
+        from bild.generation.seeds import digest_of, fold
+
+        options, seed = self.options, self.options.get("seed")
+        if seed is not None:
+            # By the text, not by the order: a run that was killed goes on with the same draws.
+            options = options | {"seed": fold(seed, digest_of(source))}
+        (result,) = self._decoder.generate([source], self.policy, **options)
         return Output(result.text, result.token_ids, ttft_s=result.ttft_s, stats=result.stats)
 
     def close(self) -> None:
-        """Let go of the decoder."""
         self._decoder = None
 
 

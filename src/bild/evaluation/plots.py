@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABEL_WIDTH = 28
-SETTINGS = {"svg.hashsalt": "bild", "svg.fonttype": "path", "font.size": 9}
+SETTINGS: Any = {"svg.hashsalt": "bild", "svg.fonttype": "path", "font.size": 9}
 
 
 def latency(seconds: Mapping[str, Sequence[float]]) -> str:

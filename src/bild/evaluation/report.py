@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from bild.data.examples import Example
+from bild.data.json_text import to_json
 from bild.data.quality import LABELS, TASKS
 from bild.evaluation import plots
 from bild.evaluation.cells import quality_rows, speed_rows
@@ -162,7 +162,7 @@ def _definitions(summary: Summary) -> list[str]:
         "<h2>Definitions</h2>",
         _table(meanings, numbers=False),
         "<h2>Configuration</h2>",
-        f"<pre>{escape(json.dumps(asked, indent=2, ensure_ascii=False))}</pre>",
+        f"<pre>{escape(to_json(asked, indent=2))}</pre>",
     ]
 
 

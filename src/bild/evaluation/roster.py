@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bild.data.settings import describe_pair
+from bild.data.settings import DEFAULT_MAX_NEW_TOKENS, describe_pair
 from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
 from bild.evaluation import calm
@@ -16,8 +16,6 @@ from bild.evaluation.own import PolicyMethod, draw_options_of, policy_of
 if TYPE_CHECKING:
     from bild.decoding import Policy
     from bild.generation import BigLittleDecoder, Pair
-
-DEFAULT_MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,8 @@ class Setup:
         max_new_tokens: longest continuation, tokens, 1…, default 256; of all methods.
         chat: whether a text is a user's turn, for own methods; None: where a decoder-only
             checkpoint brings a chat template.
+        src_lang: language of the texts of a multilingual checkpoint, as it spells it; None: as its tokenizer is set.
+        tgt_lang: likewise of the outputs; None: as its generation config says.
     """
 
     pair: str | None = None
@@ -46,6 +46,8 @@ class Setup:
     trust_remote_code: bool = False
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     chat: bool | None = None
+    src_lang: str | None = None
+    tgt_lang: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -61,6 +63,10 @@ class Setup:
         """What decides about texts and times, for :attr:`Configuration`: plain JSON values."""
         pair = self.choose_pair()
         own = {key: value for key, value in asdict(self).items() if key != "pair"}
+        for key in ("src_lang", "tgt_lang"):
+            # Most checkpoints know one language, and runs of before should go on.
+            if own[key] is None:
+                del own[key]
         return {**own, **describe_pair(pair.large, pair.small), "policy": pair.policy.to_dict()}
 
 
@@ -72,7 +78,6 @@ class Roster:
     failed: dict[str, str] = field(default_factory=dict)
 
     def close(self) -> None:
-        """Close every method."""
         for method in self.methods:
             method.close()
 
@@ -150,7 +155,7 @@ class _Decoders:
         self.loaded: dict[tuple[str, str], BigLittleDecoder] = {}
 
     def of(self, spec: MethodSpec) -> BigLittleDecoder:
-        # What leaves early cannot be compiled, so nothing should be for it.
+        # CALM runs uncompiled, so do not compile a decoder for it.
         runtime = "eager" if spec.name == calm.NAME else spec.options.get("runtime", self.setup.runtime)
         dtype = spec.options.get("dtype", self.setup.dtype)
         if (runtime, dtype) not in self.loaded:
@@ -163,9 +168,12 @@ class _Decoders:
         setup = self.setup
         load = BigLittleDecoder.from_pretrained if self.load is None else self.load
         names = {"pair": setup.pair, "large": setup.large, "small": setup.small}
-        return load(
+        decoder = load(
             **names, runtime=runtime, dtype=dtype, device=setup.device, trust_remote_code=setup.trust_remote_code
         )
+        if setup.src_lang is not None or setup.tgt_lang is not None:
+            decoder.set_languages(setup.src_lang, setup.tgt_lang)
+        return decoder
 
 
 def _peers() -> dict[str, Callable[[MethodSpec, PeerContext], Method]]:
@@ -190,4 +198,6 @@ def _context(setup: Setup, pair: Pair) -> PeerContext:
         max_new_tokens=setup.max_new_tokens,
         device=str(resolve_device(setup.device)),
         threads=torch.get_num_threads(),
+        src_lang=setup.src_lang,
+        tgt_lang=setup.tgt_lang,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bild.data.examples import Example
-from bild.data.quality import TASKS
+from bild.data.json_text import to_json
+from bild.data.quality import DEFAULT_TOKENIZER, TASKS, metrics
 from bild.errors import InputError, LoadError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
 from bild.evaluation.figures import ALL, choose_baseline, summarise
@@ -40,6 +40,7 @@ def evaluate(
     warm_up: int = DEFAULT_WARM_UP,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
+    bleu_tokenizer: str = DEFAULT_TOKENIZER,
     settings: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     fresh: bool = False,
@@ -60,6 +61,7 @@ def evaluate(
         warm_up: examples every method decodes before the clock counts, 0…, default 10.
         resamples: of the bootstrap, 1…, default 1000.
         seed: of the bootstrap.
+        bleu_tokenizer: how BLEU finds words, one of :data:`bild.data.quality.TOKENIZERS`, default ``"13a"``: by spaces.
         settings: what else texts and times depend on (checkpoints, dtype, …), plain JSON values: kept
             with the run, and compared when it goes on.
         notes: lines for the reader of the report.
@@ -82,6 +84,8 @@ def evaluate(
     try:
         _check_extras(report=out is not None)
         _check(sets, task, warm_up, resamples)
+        # A tokenizer that is not there should be known before the hours of decoding.
+        metrics(bleu_tokenizer)
         choose_baseline(names, baseline, reasons)
         configuration = _configuration([*names, *reasons], sets, prefix, warm_up, settings)
         folder = None if out is None else Folder(Path(out), configuration, fresh=fresh)
@@ -93,7 +97,8 @@ def evaluate(
     finally:
         for method in methods:
             method.close()
-    summary = summarise(journal, sets, baseline=baseline, task=task, resamples=resamples, seed=seed)
+    how: dict[str, Any] = {"resamples": resamples, "seed": seed, "bleu_tokenizer": bleu_tokenizer}
+    summary = summarise(journal, sets, baseline=baseline, task=task, **how)
     summary.failed |= reasons
     summary.notes += notes
     summary.weight_bytes = {method.name: method.weight_bytes for method in methods}
@@ -102,7 +107,7 @@ def evaluate(
     if memory_of is not None:
         _measure_memory(summary, memory_of, _sources(sets, prefix), folder)
     if folder is not None:
-        folder.save(SUMMARY, json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        folder.save(SUMMARY, to_json(summary.to_dict(), indent=2) + "\n")
         folder.save(REPORT, render(summary, sets, journal))
     return summary
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from bild.data.quality import LABELS, TASKS
 from bild.evaluation.cells import quality_rows, speed_rows
 from bild.evaluation.summary import Summary
 
@@ -29,6 +30,8 @@ def print_summary(summary: Summary) -> None:
         for rows in (quality_rows(summary, name, everything=False), speed_rows(summary, name)):
             for part in fitting(rows, console.width):
                 console.print(_table(part))
+        for metric in TASKS[summary.task] if figures.signatures else ():
+            console.print(f"{LABELS[metric]}: {figures.signatures[metric]}", markup=False)
     for name, why in summary.failed.items():
         console.print(f"{name}: no figures: {why}", markup=False)
     for note in summary.notes:

@@ -5,29 +5,35 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.decoding import Choice, Commit, Policy
+from bild.decoding import Choice, Commit, Policy, Rules
 from bild.errors import InputError
-from bild.generation.jobs import Job, commits, prepare
+from bild.generation import running
+from bild.generation.jobs import Job, prepare
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
-from bild.generation.prompts import Prompter, as_list, task_prefix
-from bild.generation.result import Result, collect
+from bild.generation.prompts import SOURCE_OPTIONS, Input, Prompter, as_list, of_input, task_prefix
+from bild.generation.result import Result
 from bild.generation.stream import Stream
 from bild.models import (
     INT8,
     EagerModel,
     Int8Linear,
+    check_exit,
+    check_kinds,
+    check_outlines,
+    check_runtime,
     check_shared_vocabulary,
     exit_layer,
+    head_size,
     load_network,
-    load_tokenizer,
+    read_outline,
     resolve_device,
     resolve_dtype,
     run_pair,
@@ -64,11 +70,20 @@ class BigLittleDecoder:
         policy: Policy | None = None,
         runtime: str = "eager",
     ) -> None:
+        # Compared before anything is compiled.
+        check_runtime(runtime)
+        other = large if isinstance(small, str) else small
+        check_kinds(large.config, other.config)
+        sizes = [head_size(network) for network in (large, other)]
+        shared = check_shared_vocabulary(tokenizer, small_tokenizer, sizes[0], sizes[1])
         self.large, self.small = run_pair(large, small, runtime)
         self.early_exit = small if isinstance(small, str) else None
-        shared = check_shared_vocabulary(tokenizer, small_tokenizer, self.large.vocab_size, self.small.vocab_size)
         self.large.vocab_size = self.small.vocab_size = shared
         self.tokenizer = tokenizer
+        self.src_lang: str | None = None
+        """See :meth:`set_languages`."""
+        self.tgt_lang: str | None = None
+        """See :meth:`set_languages`."""
         self.policy = Policy() if policy is None else policy
         self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
         for model in (self.large, self.small):
@@ -86,13 +101,16 @@ class BigLittleDecoder:
         runtime: str = "auto",
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
+        revision: str | None = None,
+        subfolder: str | None = None,
         trust_remote_code: bool = False,
     ) -> BigLittleDecoder:
         """Load a pair from disk or the hub; without any name, the bundled German → English one.
 
         Args:
             pair: folder or ``bild.json`` of a pair; ``large`` and ``small`` override its checkpoints.
-            large: folder or hub name of the accurate model.
+            large: folder, GGUF file or hub name of the accurate model: ``NAME[@REVISION][:SUBFOLDER or FILE.gguf]``;
+                docs/checkpoints.md has what can be loaded.
             small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
             runtime: ``"eager"``: transformers' modules as they are. ``"static"``: compiled, several times
                 faster; the first time on a machine this takes a minute or more, the result is kept in
@@ -101,26 +119,33 @@ class BigLittleDecoder:
                 fastest that is safe on the machine; ``"int8"``: as auto, the weights of linear layers in 8 bits
                 (:mod:`bild.models.int8`).
             device: ``"cpu"``, ``"cuda"``, … or ``"auto"``: a GPU where there is one.
-            trust_remote_code: whether code that comes with a checkpoint may run.
+            revision: branch, tag or commit of the hub repositories whose names do not say; default: the newest.
+            subfolder: where in both folders or repositories the checkpoints are, likewise; default: at the top.
+            trust_remote_code: whether code that comes with a checkpoint may run; default False.
 
         Raises:
             LoadError, VocabularyError, InputError: see :mod:`bild.errors`.
         """
         chosen = choose_pair(pair, large, small)
+        check_runtime(runtime)
         on = resolve_device(device)
-        trust = {"trust_remote_code": trust_remote_code}
-        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **trust}
-        exits = exit_layer(chosen.small) is not None
-        names = [chosen.large] if exits else [chosen.large, chosen.small]
-        networks: list[Any] = [load_network(name, **options) for name in names]
+        where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **where}
+        count = exit_layer(chosen.small)
+        # One checkpoint on both sides, or an early exit of it, is loaded once.
+        names = dict.fromkeys([chosen.large] if count is not None else [chosen.large, chosen.small])
+        outlines = [read_outline(name, **options) for name in names]
+        check_outlines(outlines[0], outlines[-1], device=on, int8=dtype == INT8)
+        if count is not None:
+            check_exit(outlines[0], count)
+        networks: list[Any] = [load_network(each.name, **options, config=each.config) for each in outlines]
         if dtype == INT8:
             networks = [to_int8(network) for network in networks]
-        tokenizers = [load_tokenizer(name, **trust) for name in names]
         return cls(
             networks[0],
-            chosen.small if exits else networks[1],
-            tokenizers[0],
-            small_tokenizer=tokenizers[-1],
+            networks[-1] if count is None else chosen.small,
+            outlines[0].tokenizer,
+            small_tokenizer=outlines[-1].tokenizer,
             policy=chosen.policy,
             runtime=runtime,
         )
@@ -179,39 +204,33 @@ class BigLittleDecoder:
         policy: str | Policy | None = None,
         *,
         batch_size: int = 1,
-        attention_mask: torch.Tensor | None = None,
-        prefix: str | None = None,
-        task: str | None = None,
-        chat: bool | None = None,
-        system: str | None = None,
+        attention_mask: Any = None,
         lossless: bool = False,
         **options: Any,
     ) -> Iterator[Result]:
-        """As :meth:`generate`, each result as soon as its batch is done.
+        """As :meth:`generate`, each result as soon as it and all before it are done.
 
         Args:
-            inputs: see :meth:`generate`.
+            inputs: see :meth:`generate`. An iterator is asked for its next text when there is room for it, so it
+                may be endless.
             policy: see :meth:`generate`.
-            batch_size: rows decoded together, 1…, default 1: lowest latency for each. A row's text does
-                not depend on its neighbours (up to rounding, which in 16 bits can turn a near tie).
-            attention_mask: of a tensor of inputs, 0 where it is padding.
-            prefix: text put before every input.
-            task: name of a task whose prefix a T5 checkpoint brings.
-            chat: treat texts as a user's turn; default: where a decoder-only model has a chat template.
-            system: system message of that conversation.
+            batch_size: rows decoded together, 1…, default 1: lowest latency for each. A row that ends makes room
+                for the next text. A row's text does not depend on its neighbours (up to rounding, which in 16 bits
+                can turn a near tie).
+            attention_mask: of inputs that are token ids (list, array or tensor), 0 or false where they are padding.
             lossless: insist on the large model's own text; an error with a policy that does not give it.
-            options: fields of :class:`GenerationOptions`, under transformers' names.
+            options: arguments of :meth:`prompter`, and fields of :class:`GenerationOptions`, under transformers' names.
         """
         resolved = self.resolve_policy(policy, lossless=lossless)
-        asked = GenerationOptions.over(self.generation_config, options)
+        prompter, asked = self.asked(options)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
-        items, _ = as_list(inputs, attention_mask)
-        prompter = self.prompter(prefix=prefix, task=task, chat=chat, system=system)
-        jobs = [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(items)]
-        size = batch_size if self.batches else 1
-        batches = (jobs[at : at + size] for at in range(0, len(jobs), size))
-        return (result for batch in batches for result in self.results(batch, resolved, asked.choice()))
+        # What is there already is looked through before anything is decoded; an iterator as it comes.
+        lazy = isinstance(inputs, Iterator)
+        items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]
+        single = not lazy and len(items) == 1
+        jobs = (self._job(prompter, item, asked, index, alone=single) for index, item in enumerate(items))
+        return self.results_each(jobs if lazy else list(jobs), Rules(resolved, asked.choice()), batch_size)
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
         """Decode one input and hand out its text as it becomes final.
@@ -224,25 +243,90 @@ class BigLittleDecoder:
         Returns:
             An iterator of text pieces, committed tokens only; its ``result`` is set at the end.
         """
-        items, _ = as_list(text)
+        items, _ = as_list(text, options.pop("attention_mask", None), self.pad)
         if len(items) != 1:
             raise InputError(f"stream takes one input, got {len(items)}; use generate for many")
         resolved = self.resolve_policy(policy, lossless=bool(options.pop("lossless", False)))
-        names = ("prefix", "task", "chat", "system")
-        prompter = self.prompter(**{name: options.pop(name, None) for name in names})
-        asked = GenerationOptions.over(self.generation_config, options)
-        job = self._prepare(prompter.encode(items[0]), asked, 0)
+        prompter, asked = self.asked(options)
+        job = self._job(prompter, items[0], asked, 0, alone=True)
         start = time.perf_counter()
-        written = commits([job], resolved, asked.choice(), large=self.large, small=self.small)
+        written = running.run([job], Rules(resolved, asked.choice()), self._models, 1)
         return Stream(written, self.tokenizer, start)
 
     def prompter(
-        self, *, prefix: str | None = None, task: str | None = None, chat: bool | None = None, system: str | None = None
+        self,
+        *,
+        prefix: str | None = None,
+        task: str | None = None,
+        chat: bool | None = None,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
     ) -> Prompter:
-        """What turns inputs into token ids; the arguments of :meth:`generate_each`."""
-        config = self.large.config
-        before = task_prefix(config, task) if prefix is None else prefix
-        return Prompter(self.tokenizer, config, before, chat, system)
+        """What turns inputs into token ids.
+
+        Args:
+            prefix: text put before every input.
+            task: name of a task whose prefix a T5 checkpoint brings.
+            chat: treat texts as a user's turn; default: where a decoder-only model has a chat template.
+            system: system message of that conversation.
+            chat_template_kwargs: what else the chat template is told, as ``{"enable_thinking": False}``.
+            src_lang: language of the inputs of a multilingual checkpoint, as it spells it (``"deu_Latn"``, ``"de"``);
+                default: :attr:`src_lang`.
+            tgt_lang: likewise of the outputs; default: :attr:`tgt_lang`.
+
+        Raises:
+            InputError: a task or a language the checkpoint does not have.
+        """
+        return Prompter(
+            self.tokenizer,
+            self.large.config,
+            task_prefix(self.large.config, task) if prefix is None else prefix,
+            chat,
+            system,
+            {} if chat_template_kwargs is None else chat_template_kwargs,
+            self.src_lang if src_lang is None else src_lang,
+            self.tgt_lang if tgt_lang is None else tgt_lang,
+        )
+
+    def set_languages(self, src_lang: str | None, tgt_lang: str | None) -> None:
+        """What the languages of a multilingual checkpoint are where a call does not say.
+
+        Args:
+            src_lang: of the inputs, as the checkpoint spells it; None: as its tokenizer is set.
+            tgt_lang: of the outputs; None: as its generation config says.
+
+        Raises:
+            InputError: a language the checkpoint does not have.
+        """
+        self.asked({"src_lang": src_lang, "tgt_lang": tgt_lang})
+        self.src_lang, self.tgt_lang = src_lang, tgt_lang
+
+    def asked(self, options: Mapping[str, Any]) -> tuple[Prompter, GenerationOptions]:
+        """What a call asks for: how inputs are read, and how texts are written.
+
+        Args:
+            options: arguments of :meth:`prompter` and fields of :class:`GenerationOptions`.
+
+        Raises:
+            InputError: an option that does not exist, or a value out of range.
+        """
+        names = [name for name in SOURCE_OPTIONS if name in options]
+        prompter = self.prompter(**{name: options[name] for name in names})
+        given = {name: value for name, value in options.items() if name not in names}
+        if prompter.tgt_lang is not None:
+            given = prompter.target_options(self.generation_config) | given
+        return prompter, GenerationOptions.over(self.generation_config, given)
+
+    @property
+    def pad(self) -> int | None:
+        """The token that rows of one length are filled up with; None where it may also be part of a text."""
+        pad = self.generation_config.pad_token_id
+        if pad is None and self.tokenizer is not None:
+            pad = self.tokenizer.pad_token_id
+        ends = GenerationOptions(eos_token_id=self.generation_config.eos_token_id).eos_token_ids
+        return None if pad in ends else pad
 
     def check(self, ids: list[int], **options: Any) -> None:
         """Whether :meth:`generate` would take these token ids with these options.
@@ -251,7 +335,7 @@ class BigLittleDecoder:
             InputError: if not, and why.
         """
         options.pop("lossless", None)
-        self._prepare(ids, GenerationOptions.over(self.generation_config, options), 0)
+        self._prepare(ids, self.asked(options)[1], 0)
 
     def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
         """The policy that ``NAME[:option=value]*`` stands for; ``"bild"`` and None mean the pair's own.
@@ -272,13 +356,18 @@ class BigLittleDecoder:
 
         Args:
             inputs: see :meth:`generate`.
-            options: fields of :class:`GenerationOptions`.
+            options: arguments of :meth:`prompter` and fields of :class:`GenerationOptions`.
 
         Raises:
             InputError: an input or option that cannot be used.
         """
-        asked, prompter = GenerationOptions.over(self.generation_config, options), self.prompter()
-        return [self._prepare(prompter.encode(item), asked, index) for index, item in enumerate(as_list(inputs)[0])]
+        prompter, asked = self.asked(options)
+        items, _ = as_list(inputs, None, self.pad)
+        return [self._job(prompter, item, asked, index, alone=len(items) == 1) for index, item in enumerate(items)]
+
+    def _job(self, prompter: Prompter, item: Input, asked: GenerationOptions, index: int, *, alone: bool) -> Job:
+        with of_input(index, alone=alone):
+            return self._prepare(prompter.encode(item), asked, index)
 
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
         return prepare(ids, asked, index, models=(self.large, self.small), tokenizer=self.tokenizer)
@@ -286,14 +375,30 @@ class BigLittleDecoder:
     def results(
         self, jobs: Sequence[Job], policy: Policy, choice: Choice, watch: Callable[[Commit], None] | None = None
     ) -> list[Result]:
-        """Decode one batch of prepared rows.
+        """Decode prepared rows, all together where :attr:`batches`.
 
         Args:
-            jobs: one a row; several only where :attr:`batches`.
+            jobs: one a row.
             policy: when to hand over and what to keep.
             choice: how both models pick their tokens.
             watch: called with every commit as it comes.
         """
-        with torch.inference_mode():
-            written = commits(jobs, policy, choice, large=self.large, small=self.small)
-            return collect(written, len(jobs), self.tokenizer, watch)
+        return list(self.results_each(jobs, Rules(policy, choice), max(1, len(jobs)), watch))
+
+    def results_each(
+        self, jobs: Iterable[Job], rules: Rules, batch_size: int, watch: Callable[[Commit], None] | None = None
+    ) -> Iterator[Result]:
+        """Decode prepared rows, each result as soon as it and all before it are done.
+
+        Args:
+            jobs: asked for one by one, when there is room.
+            rules: of all rows.
+            batch_size: rows decoded together where :attr:`batches`, 1…
+            watch: called with every commit as it comes.
+        """
+        width = batch_size if self.batches else 1
+        return running.results(jobs, rules, self._models, self.tokenizer, width=width, watch=watch)
+
+    @property
+    def _models(self) -> running.Models:
+        return running.Models(self.large, self.small)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding import Choice, Commit, ModelDrafter, Policy, Request
-from bild.decoding import decode as run_loop
+from bild.decoding import Request
 from bild.errors import InputError
 from bild.generation.options import GenerationOptions
-from bild.generation.text import decode
+from bild.generation.stop_strings import StopStrings
 from bild.models import Model
 
 
@@ -49,12 +48,12 @@ def prepare(
         InputError: more tokens than the models have positions, or an option that cannot be met.
     """
     large = models[0]
+    asked.check_ids(large.vocab_size)
     if large.is_encoder_decoder:
         source, prompt = ids, [_decoder_start(asked, large)]
     else:
         source, prompt = [], ids
-    assert asked.max_new_tokens is not None
-    longest = fit(len(source), len(prompt), asked.max_new_tokens, models)
+    longest = fit(len(source), len(prompt), asked.new_tokens(len(prompt)), models)
     request = Request(
         prompt=prompt,
         max_new_tokens=longest,
@@ -64,20 +63,6 @@ def prepare(
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
     )
     return Job(source, request)
-
-
-def commits(
-    jobs: Sequence[Job], policy: Policy, choice: Choice, *, large: Model, small: Model
-) -> Iterator[Commit]:
-    """Run the loop over a batch."""
-    sources, requests = [job.source for job in jobs], [job.request for job in jobs]
-    encoded = [job.encoded for job in jobs if job.encoded is not None]
-    if policy.alone == "small":
-        scorer = small.start(sources)
-    else:
-        scorer = large.start(sources, encoded if encoded else None)
-    drafter = ModelDrafter(small.beside(scorer, sources), policy, choice) if policy.alone is None else None
-    yield from run_loop(requests, policy, large=scorer, drafter=drafter, choice=choice)
 
 
 def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Sequence[Model]) -> int:
@@ -110,20 +95,11 @@ def _check_fits(length: int, limits: Sequence[int | None], what: str) -> None:
 
 def _stop(
     asked: GenerationOptions, tokenizer: PreTrainedTokenizerBase | None, prompt_length: int
-) -> Callable[[Sequence[int]], bool] | None:
+) -> StopStrings | None:
     if not asked.stop_strings:
         return None
-    if tokenizer is None:
-        raise InputError("stop_strings need a tokenizer, and the pair has none")
-    strings = [asked.stop_strings] if isinstance(asked.stop_strings, str) else list(asked.stop_strings)
-
-    def stops(tokens: Sequence[int]) -> bool:
-        # As in transformers: a stop string counts when the newest token completes it.
-        before = len(decode(tokenizer, tokens[prompt_length:-1]))
-        text = decode(tokenizer, tokens[prompt_length:])
-        return any(string in text[max(0, before - len(string) + 1) :] for string in strings)
-
-    return stops
+    strings = [asked.stop_strings] if isinstance(asked.stop_strings, str) else asked.stop_strings
+    return StopStrings(strings, tokenizer, prompt_length)
 
 
 def generator_of(seed: int | None) -> torch.Generator:

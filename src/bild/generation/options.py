@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    GenerationConfig,
-    LogitsProcessorList,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, LogitsProcessorList
 
+from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
 from bild.decoding import Choice, Greedy, Sampling
-from bild.errors import InputError
+from bild.errors import InputError, one_line
+from bild.generation.checkpoint_options import DEFAULTS, check_config, check_names
 from bild.generation.processors import process_with, warp_with
-
-DEFAULT_MAX_NEW_TOKENS = 256
+from bild.generation.scores import as_ids, biases_of, processors_of, warpers_of
+from bild.generation.seeds import check_seed, fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +29,7 @@ class GenerationOptions:
 
     Args:
         max_new_tokens: longest continuation, 1…; default from the checkpoint, else 256.
+        max_length: the same, counted with the prompt (an encoder-decoder's prompt is its decoder start).
         min_new_tokens: the end token is forbidden before, 0…
         min_length: the same, counted with the prompt.
         do_sample: draw tokens instead of taking the most likely one; default False.
@@ -51,25 +37,36 @@ class GenerationOptions:
         top_k: draw among the k most likely tokens only; 0 = all.
         top_p: draw among the most likely tokens that hold this share of probability, 0…1.
         min_p: drop tokens less likely than this share of the most likely one, 0…1.
+        top_h: drop tokens until this share of the entropy is left, 0…1.
+        typical_p: draw among the tokens nearest to the expected surprise that hold this share, 0…1.
+        epsilon_cutoff: drop tokens less likely than this, 0…1; 0 = off.
+        eta_cutoff: likewise, less strictly where the distribution is flat, 0…1; 0 = off.
         repetition_penalty: > 0; above 1 makes tokens already written less likely.
+        encoder_repetition_penalty: > 0; above 1 makes tokens of the source more likely.
         no_repeat_ngram_size: no n-gram of this size twice; 0 = off.
         encoder_no_repeat_ngram_size: no n-gram of this size of the source; 0 = off.
+        sequence_bias: pairs of a token sequence and what is added to its last token's score.
         bad_words_ids: token sequences that are never written.
         suppress_tokens: token ids never written.
         begin_suppress_tokens: token ids not written first.
         forced_bos_token_id: first token written after the decoder start.
         forced_eos_token_id: token written at the longest length.
+        exponential_decay_length_penalty: new tokens, and the factor by which the end then gets likelier with each.
+        remove_invalid_values: replace scores that are no numbers.
         eos_token_id: token id, or several, that end the text.
         decoder_start_token_id: what an encoder-decoder starts from.
-        stop_strings: text, or several, that end the text; they stay part of it, as in transformers.
-        seed: of the draws; an integer for every row alike, or one a row; None: different each call, as
-            torch's global generator says.
+        stop_strings: text, or several, that end the text; they stay part of it, as in transformers. Special tokens
+            are found by their names.
+        seed: of the draws, an integer of 64 bits; each row's own follows from it and the row's place in the call
+            (the first row has the seed itself). Or one a row. None: different each call, as torch's global
+            generator says.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value out of range, or an option of draws in a call that draws nothing.
     """
 
     max_new_tokens: int | None = None
+    max_length: int | None = None
     min_new_tokens: int | None = None
     min_length: int | None = None
     do_sample: bool | None = None
@@ -77,14 +74,22 @@ class GenerationOptions:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    top_h: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
     repetition_penalty: float | None = None
+    encoder_repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     encoder_no_repeat_ngram_size: int | None = None
+    sequence_bias: Sequence[Any] | Mapping[tuple[int, ...], float] | None = None
     bad_words_ids: Sequence[Sequence[int]] | None = None
     suppress_tokens: Sequence[int] | None = None
     begin_suppress_tokens: Sequence[int] | None = None
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | Sequence[int] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    remove_invalid_values: bool | None = None
     eos_token_id: int | Sequence[int] | None = None
     decoder_start_token_id: int | None = None
     stop_strings: str | Sequence[str] | None = None
@@ -93,33 +98,91 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         for name, allowed, valid in RANGES:
             value = getattr(self, name)
-            if value is not None and not valid(value):
-                raise InputError(f"{name} is {value}; allowed is {allowed}")
+            if value is not None and not (name in DRAWS and not self.do_sample) and not valid(value):
+                raise InputError(f"{name} is {value!r}; allowed is {allowed}")
+        for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
+            check_seed(seed)
+        if "" in self._stop_strings or not all(isinstance(each, str) for each in self._stop_strings):
+            raise InputError(f"stop_strings are {self.stop_strings!r}; allowed are texts of at least one letter")
 
     @classmethod
-    def over(cls, config: GenerationConfig, given: dict[str, Any]) -> GenerationOptions:
+    def over(cls, config: GenerationConfig, given: Mapping[str, Any]) -> GenerationOptions:
         """The options of a call: what was given, else what the checkpoint's config says.
 
         Raises:
-            InputError: an option that does not exist, or a value out of range.
+            InputError: an option that does not exist, a value out of range, an option of draws without any, or a
+                checkpoint's config that asks for what this loop cannot do.
         """
         names = [field.name for field in fields(cls)]
-        for name in given:
-            if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(names)}"
-                raise InputError(f"unknown option {name!r}{hint}")
+        asked = {name: value for name, value in given.items() if value is not None}
+        check_names(asked, names)
+        check_config(config, names)
+        _check_draws(asked)
         values = {name: getattr(config, name, None) for name in names} | {"do_sample": False}
-        values |= {name: value for name, value in given.items() if value is not None}
-        if values["max_new_tokens"] is None:
-            # A checkpoint's max_length counts the decoder start; 20 is transformers' default, nobody's choice.
-            longest = config.max_length
-            values["max_new_tokens"] = longest - 1 if longest and longest > 20 else DEFAULT_MAX_NEW_TOKENS
-        return cls(**values)
+        lengths = ("max_new_tokens", "max_length")
+        if all(name in asked for name in lengths):
+            raise InputError("max_new_tokens and max_length are both given; give one, the second counts the prompt too")
+        if any(name in asked for name in lengths):
+            values |= dict.fromkeys(lengths)
+        # Where nobody chose a length, transformers' is a number of its own (20 in its earlier versions).
+        elif values["max_new_tokens"] is None and config.max_length == DEFAULTS.max_length:
+            values |= {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS, "max_length": None}
+        values |= asked
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"an option has a value of another kind than allowed: {one_line(error)}") from None
+
+    def check_ids(self, size: int) -> None:
+        """Whether the tokens that options name are in the vocabulary.
+
+        Args:
+            size: of the vocabulary.
+
+        Raises:
+            InputError: one is not.
+        """
+        named = {
+            "decoder_start_token_id": as_ids(self.decoder_start_token_id),
+            "forced_bos_token_id": as_ids(self.forced_bos_token_id),
+            "forced_eos_token_id": as_ids(self.forced_eos_token_id),
+            "bad_words_ids": [id for word in self.bad_words_ids or () for id in word],
+            "sequence_bias": [id for tokens, _ in biases_of(self.sequence_bias) for id in tokens],
+        }
+        for name, ids in named.items():
+            for id in ids:
+                if not isinstance(id, Integral) or not 0 <= int(id) < size:
+                    raise InputError(f"{name} names token id {id!r}; allowed are whole numbers, 0 to {size - 1}")
+
+    def new_tokens(self, prompt_length: int) -> int:
+        """The longest continuation of a prompt.
+
+        Args:
+            prompt_length: decoder tokens before the first new one.
+
+        Raises:
+            InputError: ``max_length`` leaves no room for one.
+        """
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.max_length is None:
+            return DEFAULT_MAX_NEW_TOKENS
+        if self.max_length <= prompt_length:
+            raise InputError(
+                f"max_length is {self.max_length}, and the prompt alone has {prompt_length} tokens; "
+                "give max_new_tokens, which does not count them"
+            )
+        return self.max_length - prompt_length
+
+    @property
+    def _stop_strings(self) -> list[str]:
+        if self.stop_strings is None:
+            return []
+        return [self.stop_strings] if isinstance(self.stop_strings, str) else list(self.stop_strings)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        return frozenset(_as_list(self.eos_token_id))
+        return frozenset(as_ids(self.eos_token_id))
 
     def processor(
         self, prompt_length: int, max_new_tokens: int, source: Sequence[int] | None, device: torch.device
@@ -131,53 +194,22 @@ class GenerationOptions:
             max_new_tokens: longest continuation of this row.
             source: encoder input ids, None for a decoder-only model.
             device: where the scores are.
+
+        Raises:
+            InputError: a value that a processor does not take.
         """
-        chain = LogitsProcessorList(self._processors(prompt_length, max_new_tokens, source, device))
+        try:
+            chain = LogitsProcessorList(processors_of(self, prompt_length, max_new_tokens, source, device))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an option of the scores cannot be used: {one_line(error)}") from None
         return process_with(chain, lambda prefix: torch.tensor([list(prefix)], device=device))
 
-    def _processors(
-        self, prompt_length: int, max_new_tokens: int, source: Sequence[int] | None, device: torch.device
-    ) -> list[Any]:
-        eos = sorted(self.eos_token_ids)
-        chain: list[Any] = []
-        if self.repetition_penalty not in (None, 1.0):
-            chain.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.no_repeat_ngram_size:
-            chain.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
-        if self.encoder_no_repeat_ngram_size and source is not None:
-            ids = torch.tensor([list(source)], device=device)
-            chain.append(EncoderNoRepeatNGramLogitsProcessor(self.encoder_no_repeat_ngram_size, ids))
-        if self.bad_words_ids:
-            chain.append(NoBadWordsLogitsProcessor([list(word) for word in self.bad_words_ids], eos or None))
-        if self.min_length and eos:
-            chain.append(MinLengthLogitsProcessor(self.min_length, eos, device=device))
-        if self.min_new_tokens and eos:
-            chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, self.min_new_tokens, eos, device=device))
-        if self.forced_bos_token_id is not None:
-            chain.append(ForcedBOSTokenLogitsProcessor(self.forced_bos_token_id))
-        if self.forced_eos_token_id is not None:
-            longest = prompt_length + max_new_tokens
-            chain.append(ForcedEOSTokenLogitsProcessor(longest, _as_list(self.forced_eos_token_id), device=device))
-        if self.suppress_tokens:
-            chain.append(SuppressTokensLogitsProcessor(list(self.suppress_tokens), device=device))
-        if self.begin_suppress_tokens:
-            forced = prompt_length == 1 and self.forced_bos_token_id is not None
-            begin = prompt_length + 1 if forced else prompt_length
-            chain.append(SuppressTokensAtBeginLogitsProcessor(list(self.begin_suppress_tokens), begin, device=device))
-        return chain
-
     def warp(self) -> Callable[[Tensor], Tensor] | None:
-        """Temperature, top-k, top-p and min-p as one function of ``logits`` ``[N, V]``, or None."""
-        chain: list[Any] = []
-        if self.temperature not in (None, 1.0):
-            chain.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k:
-            chain.append(TopKLogitsWarper(self.top_k))
-        if self.top_p not in (None, 1.0):
-            chain.append(TopPLogitsWarper(self.top_p))
-        if self.min_p:
-            chain.append(MinPLogitsWarper(self.min_p))
-        return warp_with(LogitsProcessorList(chain))
+        """What shapes a draw, in transformers' order, as one function of ``logits`` ``[N, V]``, or None."""
+        try:
+            return warp_with(LogitsProcessorList(warpers_of(self)))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an option of the draws cannot be used: {one_line(error)}") from None
 
     def choice(self) -> Choice:
         """How a model picks its next token."""
@@ -185,28 +217,51 @@ class GenerationOptions:
 
     def seed_of(self, index: int) -> int | None:
         """The seed of a call's row."""
-        if self.seed is None or isinstance(self.seed, int):
-            return self.seed
+        if self.seed is None:
+            return None
+        if not isinstance(self.seed, Sequence):
+            return fold(int(self.seed), index)
         if index >= len(self.seed):
             raise InputError(f"{len(self.seed)} seeds for more inputs; give one a row, or a single number")
-        return self.seed[index]
+        return int(self.seed[index])
 
 
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)
+def _check_draws(asked: Mapping[str, Any]) -> None:
+    """Refuse what shapes draws where none are made: it would change nothing."""
+    idle = [name for name in (*DRAWS, "seed") if name in asked and asked[name] != DRAWS.get(name)]
+    if idle and not asked.get("do_sample"):
+        # A value that is out of range in any case is said to be so first.
+        GenerationOptions(do_sample=True, **{name: asked[name] for name in idle})
+        raise InputError(f"{idle[0]} shapes draws, and this call draws nothing; set do_sample, or leave {idle[0]} out")
+
+
+DRAWS: dict[str, float | None] = {
+    "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "top_h": None, "typical_p": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
+"""Options that shape draws, and the value that leaves them as they are."""
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
-    ("max_new_tokens", "1 or more", lambda v: v >= 1),
-    ("min_new_tokens", "0 or more", lambda v: v >= 0),
-    ("min_length", "0 or more", lambda v: v >= 0),
-    ("temperature", "more than 0", lambda v: v > 0),
-    ("top_k", "0 (all) or more", lambda v: v >= 0),
+    ("max_new_tokens", "1 or more, a whole number", _whole(1)),
+    ("max_length", "1 or more, a whole number", _whole(1)),
+    ("min_new_tokens", "0 or more, a whole number", _whole(0)),
+    ("min_length", "0 or more, a whole number", _whole(0)),
+    ("temperature", "more than 0 (for the likeliest token leave it and do_sample out)", lambda v: v > 0),
+    ("top_k", "0 (all) or more, a whole number", _whole(0)),
     ("top_p", "more than 0, at most 1", lambda v: 0 < v <= 1),
     ("min_p", "0 to 1", lambda v: 0 <= v <= 1),
+    ("top_h", "more than 0, at most 1", lambda v: 0 < v <= 1),
+    ("typical_p", "more than 0, at most 1", lambda v: 0 < v <= 1),
+    ("epsilon_cutoff", "0 (off) or more, below 1", lambda v: 0 <= v < 1),
+    ("eta_cutoff", "0 (off) or more, below 1", lambda v: 0 <= v < 1),
     ("repetition_penalty", "more than 0", lambda v: v > 0),
-    ("no_repeat_ngram_size", "0 (off) or more", lambda v: v >= 0),
-    ("encoder_no_repeat_ngram_size", "0 (off) or more", lambda v: v >= 0),
+    ("encoder_repetition_penalty", "more than 0", lambda v: v > 0),
+    ("no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
+    ("encoder_no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
+    ("decoder_start_token_id", "one token id", _whole(0)),
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bild.data.json_text import from_json, to_json
 from bild.decoding import Policy
 from bild.errors import InputError, LoadError
 
@@ -19,7 +19,7 @@ class Pair:
     """Where two checkpoints are, and the policy they are decoded with.
 
     Args:
-        large: folder or hub name of the accurate model.
+        large: folder, GGUF file or hub name of the accurate model.
         small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
         policy: tuned for the two; the default ``bild`` preset otherwise.
         evidence: how the policy was found (data, scores, machine), kept as it is.
@@ -49,7 +49,7 @@ class Pair:
                 return cls(str(path / "large"), str(path / "small"))
             raise LoadError(f"{path} is no pair: it holds neither {FILE} nor the folders large and small")
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = from_json(file.read_bytes())
             policy = Policy.from_dict(values["policy"]) if "policy" in values else Policy()
             names = [_relative_to(file.parent, values[key]) for key in ("large", "small")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -72,7 +72,7 @@ class Pair:
                 "policy": self.policy.to_dict(),
                 "evidence": self.evidence,
             }
-            file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            file.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {file} ({error.strerror})") from None
         return file
@@ -115,12 +115,12 @@ def choose_pair(
 
 def _relative_to(folder: Path, name: str) -> str:
     inside = folder / name
-    return str(inside) if inside.is_dir() else str(name)
+    return str(inside) if inside.exists() else str(name)
 
 
 def _seen_from(folder: Path, name: str) -> str:
     path = Path(name)
-    if not path.is_dir():
+    if not path.exists():
         return name
     absolute, base = path.resolve(), folder.resolve()
     return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)

@@ -39,7 +39,8 @@ def process_with(
         return None
 
     def process(prefix: Sequence[int], logits: Tensor) -> Tensor:
-        shown = ids(prefix)
+        # transformers asks for a LongTensor, which is a Tensor of whole numbers to everybody but type checkers.
+        shown: Any = ids(prefix)
         scores: Tensor = chain(shown, logits.unsqueeze(0).to(shown.device))
         return scores[0].to(logits.device)
 
@@ -49,7 +50,7 @@ def process_with(
 def warp_with(chain: LogitsProcessorList) -> Callable[[Tensor], Tensor] | None:
     """A chain of warpers as one function of ``logits`` ``[N, V]``, None where it is empty."""
     # Warpers look at scores alone; the token ids they are handed go unread.
-    unread = torch.empty(0, dtype=torch.long)
+    unread: Any = torch.empty(0, dtype=torch.long)
     quick = LogitsProcessorList(_quick(each) for each in chain)
     return (lambda logits: quick(unread, logits)) if chain else None
 
@@ -63,7 +64,8 @@ class TopP(logits_process.TopPLogitsWarper):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         # A GPU sorts fast, and asking how many candidates are enough would make it wait.
         if scores.device.type != "cpu":
-            return super().__call__(input_ids, scores)
+            sorted_out: Tensor = super().__call__(input_ids, scores)
+            return sorted_out
         count, total = self.first, scores.logsumexp(-1, keepdim=True)
         while True:
             best = scores.topk(min(count, scores.shape[-1]))
@@ -107,13 +109,13 @@ def of_row(processor: Any, row: int, rows: int) -> Any:
         row: which of its rows.
         rows: how many there are; several in a row share a source where that many texts of each are asked for.
     """
-    own = copy(processor)
+    own: Any = copy(processor)
     if isinstance(own, logits_process.RepetitionPenaltyLogitsProcessor):
         if isinstance(own.prompt_ignore_length, Tensor):
             own.prompt_ignore_length = own.prompt_ignore_length[row : row + 1]
     elif isinstance(own, logits_process.EncoderRepetitionPenaltyLogitsProcessor):
         source = row * len(own.encoder_input_ids) // rows
-        own.encoder_input_ids = own.encoder_input_ids[source : source + 1]
+        own.encoder_input_ids = own.encoder_input_ids[source : source + 1]  # type: ignore[assignment]
     elif isinstance(own, logits_process.EncoderNoRepeatNGramLogitsProcessor):
         own.generated_ngrams, own.batch_size = [own.generated_ngrams[row * own.batch_size // rows]], 1
     elif isinstance(own, logits_process.PrefixConstrainedLogitsProcessor):

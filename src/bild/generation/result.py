@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +26,9 @@ class Result:
     stats: Stats
     """Counts and rates of this text."""
     ttft_s: float
-    """Seconds from the start of the batch to this text's first committed token."""
+    """Seconds from the moment this text got a row to its first committed token."""
     total_s: float
-    """Seconds from the start of the batch to this text's last token."""
+    """Seconds from the moment this text got a row to its last token."""
     rounds: list[Commit] = field(repr=False)
     """Every round: drafts, rollbacks, confidences and distances."""
 
@@ -80,30 +78,3 @@ class Result:
             {"id": id, "text": text, "writer": writer}
             for id, text, writer in zip(self.token_ids, texts, self.writers, strict=True)
         ]
-
-
-def collect(
-    commits: Iterator[Commit],
-    rows: int,
-    tokenizer: PreTrainedTokenizerBase | None,
-    watch: Callable[[Commit], None] | None = None,
-) -> list[Result]:
-    """Run a batch to its end.
-
-    Args:
-        commits: of the batch, as they come.
-        rows: how many it has.
-        tokenizer: of the pair, None if it has none.
-        watch: called with each commit.
-    """
-    start = time.perf_counter()
-    rounds: list[list[Commit]] = [[] for _ in range(rows)]
-    first, last = [0.0] * rows, [0.0] * rows
-    for commit in commits:
-        last[commit.row] = time.perf_counter() - start
-        if not rounds[commit.row]:
-            first[commit.row] = last[commit.row]
-        rounds[commit.row].append(commit)
-        if watch is not None:
-            watch(commit)
-    return [Result.of(row, tokenizer, *times) for row, *times in zip(rounds, first, last, strict=True)]

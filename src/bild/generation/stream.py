@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,24 +17,39 @@ from bild.generation.text import TextStream
 
 
 class Stream:
-    """Iterator of text pieces; only committed tokens are shown, so nothing is ever taken back."""
+    """Iterator of text pieces; only committed tokens are shown, so nothing is ever taken back.
+
+    Who stops reading early may say so with :meth:`close`, or by ``with decoder.stream(…) as pieces``.
+    """
 
     result: Result | None = None
     """Set when the text is complete."""
 
-    def __init__(self, commits: Iterator[Commit], tokenizer: PreTrainedTokenizerBase | None, start: float) -> None:
+    def __init__(self, commits: Generator[Commit], tokenizer: PreTrainedTokenizerBase | None, start: float) -> None:
         self._tokenizer = tokenizer
         self._start = start
+        self._commits = commits
         self._pieces = self._run(commits)
 
     def __iter__(self) -> Iterator[str]:
         return self
 
+    def close(self) -> None:
+        """Stop decoding; nothing more is written, and :attr:`result` stays None if the text was not complete."""
+        self._pieces.close()
+        self._commits.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __next__(self) -> str:
         with torch.inference_mode():
             return next(self._pieces)
 
-    def _run(self, commits: Iterator[Commit]) -> Iterator[str]:
+    def _run(self, commits: Iterator[Commit]) -> Generator[str]:
         text = TextStream(self._tokenizer)
         rounds: list[Commit] = []
         ttft_s = 0.0
@@ -54,17 +70,16 @@ class Columns:
     """
 
     def __init__(self, streamer: BaseStreamer, prompt: Tensor, pad: int | None) -> None:
-        self.streamer, self.pad = streamer, pad
+        self.streamer = cast(Any, streamer)
+        self.pad = pad
         self.rows: list[list[int]] = [[] for _ in prompt]
         self.ended = [False for _ in prompt]
         self.sent = 0
-        streamer.put(prompt.cpu())
+        self.streamer.put(prompt.cpu())
 
-    def watch(self, first: int) -> Callable[[Commit], None]:
-        """What is told the commits of a batch that begins with this row."""
-        return lambda commit: self._add(first + commit.row, commit)
-
-    def _add(self, row: int, commit: Commit) -> None:
+    def add(self, commit: Commit) -> None:
+        """Take one commit, and hand out what all rows have."""
+        row = commit.row
         self.rows[row] += commit.tokens
         self.ended[row] = commit.finish_reason is not None
         lengths = [len(tokens) for tokens in self.rows]

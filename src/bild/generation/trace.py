@@ -25,9 +25,9 @@ def trace(result: Result, tokenizer: PreTrainedTokenizerBase | None) -> list[Pie
     """The pieces of a text in order; what was rolled back stands before its correction."""
     found: list[Piece] = []
     written: list[int] = []
+    texts = iter(pieces(tokenizer, result.token_ids))
     for commit in result.rounds:
-        texts = pieces(tokenizer, commit.tokens, written)
-        for text, writer in zip(texts, commit.writers, strict=True):
+        for writer, text in zip(commit.writers, texts, strict=False):
             if commit.rolled_back and writer == "large":
                 lost, kept = commit.draft[commit.accepted :], commit.tokens[: commit.accepted]
                 found.append(Piece("".join(pieces(tokenizer, lost, [*written, *kept])), "rolled_back"))

@@ -12,17 +12,22 @@ from bild.models.early_exit import exit_layer
 from bild.models.int8 import Int8Linear, to_int8
 from bild.models.loading import (
     INT8,
+    check_exit,
+    check_kinds,
+    check_outlines,
+    check_shared_vocabulary,
+    head_size,
     load_config,
     load_network,
     load_tokenizer,
     new_network,
+    read_outline,
     resolve_device,
     resolve_dtype,
 )
-from bild.models.pairing import run_pair
+from bild.models.pairing import check_runtime, run_pair
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
-from bild.models.vocabulary import check_shared_vocabulary
 
 __all__ = [
     "INT8",
@@ -35,14 +40,20 @@ __all__ = [
     "ExitRule",
     "Int8Linear",
     "Model",
+    "check_exit",
+    "check_kinds",
+    "check_outlines",
+    "check_runtime",
     "check_shared_vocabulary",
     "exit_layer",
+    "head_size",
     "is_prepared",
     "load_config",
     "load_network",
     "load_tokenizer",
     "max_positions",
     "new_network",
+    "read_outline",
     "resolve_device",
     "resolve_dtype",
     "run_pair",

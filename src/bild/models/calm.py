@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from bild.decoding.scorer import Summary
+from bild.decoding.scores import Summary
 from bild.errors import InputError, LoadError, one_line
 from bild.models.cache_argument import cache_argument
 from bild.models.eager.model import EagerModel

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bild.decoding.scorer import Scorer, Summary
+from bild.decoding.scorer import Scorer
+from bild.decoding.scores import Summary
 from bild.models.passes import check_last
 
 Tokens = Sequence[Sequence[int]]

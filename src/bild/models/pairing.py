@@ -8,6 +8,7 @@ from bild.errors import InputError, LoadError
 from bild.models.compiled import CompiledModel, is_prepared
 from bild.models.eager import EagerModel
 from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
+from bild.models.loading import check_kinds
 from bild.models.protocol import Model
 
 RUNTIMES = ("auto", "eager", "static")
@@ -25,8 +26,7 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
         InputError: an unknown runtime, or a small model that is neither.
         LoadError: two kinds of model, two devices, or a model that cannot roll back or exit there.
     """
-    if runtime not in RUNTIMES:
-        raise InputError(f"runtime is {runtime!r}; allowed are {', '.join(RUNTIMES)}")
+    check_runtime(runtime)
     if isinstance(small, str):
         count = exit_layer(small)
         if count is None:
@@ -35,12 +35,19 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
         return run_early_exit(large, count, static)
     if large.device != small.device:
         raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
+    check_kinds(large.config, small.config)
     static = is_prepared(large) and is_prepared(small) if runtime == "auto" else runtime == "static"
     kind = CompiledModel if static else EagerModel
     accurate = kind(large)
     # One network on both sides decodes alone, and is not compiled and held twice.
-    models: list[Model] = [accurate, accurate if small is large else kind(small)]
-    kinds = ["encoder-decoder" if model.is_encoder_decoder else "decoder-only" for model in models]
-    if kinds[0] != kinds[1]:
-        raise LoadError(f"the large model is {kinds[0]} and the small one {kinds[1]}; use two of one kind")
-    return models[0], models[1]
+    return accurate, accurate if small is large else kind(small)
+
+
+def check_runtime(runtime: str) -> None:
+    """Whether there is such a runtime.
+
+    Raises:
+        InputError: there is none.
+    """
+    if runtime not in RUNTIMES:
+        raise InputError(f"runtime is {runtime!r}; allowed are {', '.join(RUNTIMES)}")

@@ -36,7 +36,7 @@ class Cost:
 
     @property
     def intensity(self) -> float:
-        """Operations a byte."""
+        """Operations divided by bytes."""
         return self.flops / self.moved
 
 
@@ -198,11 +198,11 @@ def passes(commits: Iterable[Commit], prompt: int) -> Iterator[Pass]:
     """
     committed, read = prompt, {"small": 0, "large": 0}
     for commit in commits:
-        for step in range(commit.small_steps):
+        for step in range(commit.steps("small")):
             end = committed + step
             yield Pass("small", end - read["small"], end, 1)
             read["small"] = end
-        for _ in range(commit.large_steps):
+        for _ in range(commit.steps("large")):
             end = committed + len(commit.draft)
             yield Pass("large", end - read["large"], end, len(commit.draft) + 1)
             read["large"] = end

@@ -90,7 +90,7 @@ def levels(workspace: Workspace, variant: Variant, name: str) -> list[Level]:
 
 
 def compute(workspace: Workspace) -> Result:
-    """The figure."""
+    """Quality over the share of tokens the large model replaces, by threshold, and a curve a set."""
     inputs = workspace.inputs
     found = {name: {v.label: levels(workspace, v, name) for v in inputs.variants} for name in workspace.names}
     large = {name: workspace.quality_of_large(inputs.variants[0], name) for name in workspace.names}

@@ -40,7 +40,7 @@ def counted(workspace: Workspace, variant: Variant, policy: Policy, name: str) -
 
 
 def compute(workspace: Workspace) -> Result:
-    """The figure."""
+    """Operations, bytes and their quotient of BiLD over those of the large model alone, as bars."""
     need_dev(workspace, "figure8")
     rows, found, row = [], {}, table1.best_row(workspace.inputs)
     for name in workspace.names:

@@ -13,7 +13,7 @@ from bild.reproduction import table1
 from bild.reproduction.choosing import need_dev
 from bild.reproduction.result import Result
 from bild.reproduction.rows import policy_name
-from bild.reproduction.workspace import Workspace
+from bild.reproduction.workspace import Row, Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ class Shown:
         return [*((label, [Piece(text, "small")]) for label, text in plain.items()), ("BiLD", self.pieces)]
 
 
-def examples(workspace: Workspace, name: str, row: table1.Row) -> list[Shown]:
+def examples(workspace: Workspace, name: str, row: Row) -> list[Shown]:
     """The first test texts on which the models differ, those on which something was rolled back before the others."""
     decoder, inputs = workspace.decoder(row.variant), workspace.inputs
     members = list(inputs.test[name])[:CANDIDATES]
@@ -60,9 +60,7 @@ def examples(workspace: Workspace, name: str, row: table1.Row) -> list[Shown]:
     return [_shown(workspace, row, *item) for item in rows[:EXAMPLES]]
 
 
-def _shown(
-    workspace: Workspace, row: table1.Row, example: Example, large: Decoded, small: Decoded, both: Decoded
-) -> Shown:
+def _shown(workspace: Workspace, row: Row, example: Example, large: Decoded, small: Decoded, both: Decoded) -> Shown:
     tokenizer = workspace.decoder(row.variant).tokenizer
     special = set() if tokenizer is None else set(tokenizer.all_special_tokens)
     pieces = [piece for piece in trace(both, tokenizer) if piece.text.strip() not in special]
@@ -70,7 +68,7 @@ def _shown(
 
 
 def compute(workspace: Workspace) -> Result:
-    """The figure."""
+    """A few test texts in which every token is coloured by its writer."""
     need_dev(workspace, "figure9")
     label = table1.best_row(workspace.inputs)
     chosen = {name: table1.chosen_row(workspace, name, label) for name in workspace.names}

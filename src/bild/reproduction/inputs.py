@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bild.data.examples import Data, Example
-from bild.data.quality import LABELS
+from bild.data.quality import DEFAULT_TOKENIZER, LABELS
 from bild.data.settings import describe_checkpoint, describe_pair
 from bild.errors import InputError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
@@ -44,6 +44,7 @@ class Inputs:
         early_exit: ``DIR:N``: a checkpoint whose first N decoder layers can write; None: there is none.
         calm: a checkpoint every layer of which can write; None: there is none.
         metric: quality, a name of :data:`bild.data.quality.LABELS`, default ``"bleu"``.
+        bleu_tokenizer: how BLEU finds words, one of :data:`bild.data.quality.TOKENIZERS`, default ``"13a"``: by spaces.
         task: as for :func:`bild.evaluation.evaluate`.
         prefix: text put before every source.
         seeds: of what is sampled, one run each, default 1, 2, 3.
@@ -61,6 +62,7 @@ class Inputs:
     early_exit: str | None = None
     calm: str | None = None
     metric: str = "bleu"
+    bleu_tokenizer: str = DEFAULT_TOKENIZER
     task: str = "translation"
     prefix: str = ""
     seeds: Sequence[int] = DEFAULT_SEEDS
@@ -88,6 +90,11 @@ class Inputs:
         return [Variant(label, pair.large, small, self.setup.runtime) for label, small in names.items()]
 
     @property
+    def searched(self) -> str:
+        """The metric as :func:`bild.data.quality.quality_metric` reads it."""
+        return f"bleu:{self.bleu_tokenizer}" if self.metric == "bleu" else self.metric
+
+    @property
     def label(self) -> str:
         """The metric as people write it."""
         return LABELS[self.metric]
@@ -111,13 +118,13 @@ class Inputs:
         return self.dev if split == "dev" else self.test
 
     def describe(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """JSON values of everything that decides about an item."""
         data = {split: digests(self.sets(split)) for split in ("test", "dev")}
         extra = {"early_exit": (self.early_exit or "").rpartition(":")[0], "calm": self.calm}
         return {
             **{variant.label: variant.describe() for variant in self.variants},
             **{name: describe_checkpoint(given) if given else None for name, given in extra.items()},
-            "data": data, "metric": self.metric, "prefix": self.prefix, "seeds": list(self.seeds),
+            "data": data, "metric": self.searched, "prefix": self.prefix, "seeds": list(self.seeds),
             "max_new_tokens": self.setup.max_new_tokens, "dtype": self.setup.dtype, "device": self.setup.device,
         }  # fmt: skip
 

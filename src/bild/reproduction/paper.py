@@ -47,6 +47,6 @@ def quality_table(rows: Mapping[str, Cells], sets: Sequence[str]) -> str:
 
 
 def share_table() -> str:
-    """Table 4."""
+    """Table 4 as Markdown: fallbacks and rollbacks of both rules, in per cent."""
     rows = [[name, f"{fallbacks:.2f} %", f"{rollbacks:.2f} %"] for name, (fallbacks, rollbacks) in TABLE4.items()]
     return "In the paper, which names no denominators:\n\n" + table(["", "fallbacks", "rollbacks"], rows)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bild.errors import InputError
+from bild.data.json_text import from_json, to_json
+from bild.errors import writing
 from bild.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -59,25 +59,23 @@ def write(result: Result, item: str, out: Path, about: Mapping[str, Any]) -> lis
               "machine": machine, "values": result.values}  # fmt: skip
     text = "\n\n".join([f"# {result.title}", *result.parts, *_missing(result), _foot(machine, about)])
     files = [out / f"{item}.md", out / f"{item}.json"]
-    try:
+    with writing(out):
         if result.draw is not None:
             files.append(out / f"{item}.png")
             _draw(result.draw, files[-1])
             text += f"\n\n![{result.title}]({item}.png)"
         files[0].write_text(text + "\n", encoding="utf-8")
-        files[1].write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from None
+        files[1].write_text(to_json(values, indent=1) + "\n", encoding="utf-8")
     return files
 
 
 def read(item: str, out: Path) -> dict[str, Any] | None:
     """The JSON of an item, None where there is none."""
     try:
-        values: dict[str, Any] = json.loads((out / f"{item}.json").read_text(encoding="utf-8"))
+        values = from_json((out / f"{item}.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return values
+    return values if isinstance(values, dict) and "missing" in values else None
 
 
 def _draw(draw: Callable[[Figure], None], file: Path) -> None:

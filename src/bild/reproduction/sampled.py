@@ -24,12 +24,12 @@ class Sampled:
 
     @property
     def quality(self) -> list[float]:
-        """Of each seed."""
+        """The score of each seed."""
         return [value for one in self.figures if (value := one.quality[self.metric].value) is not None]
 
     @property
     def mean(self) -> float:
-        """Quality, over the seeds."""
+        """Mean score of the seeds."""
         return sum(self.quality) / len(self.quality)
 
     @property
@@ -39,7 +39,7 @@ class Sampled:
 
     @property
     def counts(self) -> Stats:
-        """Over all seeds."""
+        """Counts of the policy added up over the seeds."""
         return Stats.total(map(stats, self.figures))
 
     def cells(self) -> list[str]:
@@ -48,7 +48,6 @@ class Sampled:
         return [f"{self.mean:.2f} ({low:.2f}…{high:.2f})", f"{self.speedup:.2f}"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
         return {"quality": self.quality, "mean": self.mean, "speedup": self.speedup, "counts": self.counts.to_dict()}
 
 

@@ -54,7 +54,7 @@ def compared(workspace: Workspace, name: str) -> Comparison:
 
 
 def table3(workspace: Workspace) -> Result:
-    """Quality and speedup."""
+    """BiLD beside rejection sampling: quality and speedup at equal latency and at equal quality."""
     need_dev(workspace, "table3")
     inputs = workspace.inputs
     parts, found = [_about(workspace)], {}

@@ -32,11 +32,11 @@ class Measured:
     """What dev said of them."""
 
     def table(self, name: str, metric: str) -> str:
-        """In Markdown."""
+        """Markdown, one row a policy."""
         return table([*HEADING, "dev: Δ, predicted speedup"], [_line(self, row, name, metric) for row in self.rows])
 
     def values(self, name: str, metric: str) -> dict[str, object]:
-        """Plain JSON values, by row."""
+        """The same as JSON values, by row."""
         return {row: _values(self, row, name, metric) for row in self.rows}
 
 
@@ -67,7 +67,7 @@ def run_chosen(workspace: Workspace, variants: Sequence[Variant], name: str, cho
 
 
 def compute(workspace: Workspace) -> Result:
-    """The table."""
+    """Quality and speedup of each pair at two budgets, one table a test set."""
     need_dev(workspace, "table1")
     inputs = workspace.inputs
     parts, found = [_about()], {}

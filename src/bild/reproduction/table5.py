@@ -14,7 +14,7 @@ BUDGETS = {"BiLD, no loss": 0.0, "BiLD, minimal loss": MINIMAL_LOSS, "BiLD, with
 
 
 def compute(workspace: Workspace) -> Result:
-    """The table."""
+    """Quality and speedup of sampled texts at three budgets, one table a test set."""
     need_dev(workspace, "table5")
     inputs, variant = workspace.inputs, workspace.inputs.variants[-1]
     parts, found = [_about(workspace, variant.label)], {}

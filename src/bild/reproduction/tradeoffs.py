@@ -48,7 +48,6 @@ class Curves:
         return max(plots.coordinates(within)[1], default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
         return {"large": self.large, **{name: [*map(point_values, points)] for name, points in self.points.items()}}
 
 
@@ -65,7 +64,7 @@ def at_equal_latency(curves: Mapping[str, Curves], label: str) -> str:
 
 
 def figure4(workspace: Workspace) -> Result:
-    """Aligned and unaligned, all thresholds."""
+    """Quality over latency of the aligned and the unaligned pair, over the grid of thresholds."""
     inputs = workspace.inputs
     curves = {}
     for name in workspace.names:
@@ -100,7 +99,7 @@ def figure4(workspace: Workspace) -> Result:
 
 
 def figure5(workspace: Workspace) -> Result:
-    """Without either policy."""
+    """Quality over latency without the fallback policy, and without the rollback policy."""
     inputs, variant = workspace.inputs, workspace.inputs.variants[-1]
     grids = {"BiLD": paper_grid(), "no rollback": without_rollback(), "no fallback": without_fallback()}
     curves = {

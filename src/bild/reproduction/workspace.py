@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bild.decoding import Policy
-from bild.errors import InputError
+from bild.errors import InputError, writing
 from bild.evaluation.method import Method
 from bild.evaluation.own import PolicyMethod
 from bild.evaluation.run import evaluate
@@ -85,12 +85,12 @@ class Workspace:
 
     @property
     def names(self) -> list[str]:
-        """Of the sets."""
+        """Names of the test sets."""
         return list(self.inputs.test)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of every ``generate``."""
+        """Options of every call of ``generate``."""
         return {"max_new_tokens": self.inputs.setup.max_new_tokens}
 
     def decoder(self, variant: Variant) -> BigLittleDecoder:
@@ -101,7 +101,7 @@ class Workspace:
             setup = self.inputs.setup
             load = BigLittleDecoder.from_pretrained if self._load is None else self._load
             self.say(f"loading the {variant.label} pair")
-            self._decoders[variant] = load(
+            decoder = load(
                 pair=None,
                 large=variant.large,
                 small=variant.small,
@@ -110,6 +110,9 @@ class Workspace:
                 device=setup.device,
                 trust_remote_code=setup.trust_remote_code,
             )
+            if setup.src_lang is not None or setup.tgt_lang is not None:
+                decoder.set_languages(setup.src_lang, setup.tgt_lang)
+            self._decoders[variant] = decoder
         return self._decoders[variant]
 
     def bench(self, variant: Variant, sets: Mapping[str, Any]) -> Bench:
@@ -130,7 +133,9 @@ class Workspace:
             sets = {name: self.inputs.sets(split)[name]}
             costs = self.costs(variant)
             folder = self._folder("traces", {"pair": variant.describe(), "data": digests(sets)})
-            self._searches[key] = self.bench(variant, sets).search(folder / "branches.jsonl", self.inputs.metric, costs)
+            self._searches[key] = self.bench(variant, sets).search(
+                folder / "branches.jsonl", self.inputs.searched, costs
+            )
         return self._searches[key]
 
     def points(self, variant: Variant, name: str, policies: Sequence[Policy], split: str = "test") -> list[Point]:
@@ -144,7 +149,7 @@ class Workspace:
         return [self._points[variant, name, split, policy] for policy in policies]
 
     def quality_of_large(self, variant: Variant, name: str, split: str = "test") -> float:
-        """Of the large model alone, greedy."""
+        """Score of the large model alone, greedy."""
         search = self.search(variant, name, split)
         return search.texts.quality({at: outcome.tokens for at, outcome in enumerate(search.large)})[name]
 
@@ -175,9 +180,9 @@ class Workspace:
         if folder not in self._summaries:
             self.say(f"running {len(described)} methods on {len(sets[name])} texts of {name}: {', '.join(described)}")
             inputs = self.inputs
-            how = {"out": folder, "baseline": baseline, "task": inputs.task, "prefix": inputs.prefix,
-                   "resamples": inputs.resamples}  # fmt: skip
-            self._summaries[folder] = evaluate(methods(), sets, progress=self._tell, **how)  # type: ignore[arg-type]
+            how: dict[str, Any] = {"out": folder, "baseline": baseline, "task": inputs.task, "prefix": inputs.prefix,
+                                   "resamples": inputs.resamples, "bleu_tokenizer": inputs.bleu_tokenizer}  # fmt: skip
+            self._summaries[folder] = evaluate(methods(), sets, progress=self._tell, **how)
         return self._summaries[folder]
 
     def _method(self, row: Row) -> PolicyMethod:
@@ -195,9 +200,7 @@ class Workspace:
                   "device": setup.device, "versions": versions()}  # fmt: skip
         text = json.dumps({**depends, **common}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
         folder = self.out / WORK / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "depends.json").write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror}") from None
         return folder

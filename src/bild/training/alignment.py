@@ -29,7 +29,7 @@ from bild.models import (
     resolve_dtype,
 )
 from bild.training.checkpoint import State
-from bild.training.corpus import Coder, Corpus, Pair, pairs_of
+from bild.training.corpus import Coder, Corpus, TrainingText, pairs_of
 from bild.training.job import fit
 from bild.training.labels import Labels
 from bild.training.progress import duration, say
@@ -81,6 +81,7 @@ def align(
     start = Start(checkpoint=os.fspath(begin or chosen.small), trust_remote_code=trust_remote_code)
     _check_pair(chosen.large, start)
     asked = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": settings.max_target_tokens}
+    asked |= settings.languages
     labelled = {"large": chosen.large, "weights": weights_digest(chosen.large), "dtype": settings.dtype, **asked}
     told = {"start": asdict(start), "data": {name: each.digest for name, each in data.items()}, "labels": labelled}
     labels = Labels(Path(out), labelled, fresh=settings.fresh)
@@ -152,7 +153,7 @@ def _label(
     say(f"labels: {len(sources)} in {labels.file}")
 
 
-def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Corpus) -> Iterator[Pair]:
+def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Corpus) -> Iterator[TrainingText]:
     """Inputs and their labels, without loops: an encoder-decoder's text that never ends is one. A
     decoder-only model's continuation may be cut anywhere."""
     for source, place in places.items():
@@ -160,4 +161,4 @@ def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Cor
         if label.finish_reason == "length" and coder.config.is_encoder_decoder:
             corpus.leave_out(place, "label without an end")
         else:
-            yield Pair(place, source, label.token_ids)
+            yield TrainingText(place, source, label.token_ids)

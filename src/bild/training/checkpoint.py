@@ -8,7 +8,6 @@ OUT/model.safetensors, config.json, …, training.json      the result so far
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.data import claim
+from bild.data.json_text import from_json, to_json
 from bild.errors import InputError, one_line
 
 RUN, LOG, PROVENANCE, STATE, OPTIMIZER = "run.json", "log.jsonl", "training.json", "state.json", "optimizer.safetensors"
@@ -80,7 +80,7 @@ class RunFolder:
     def finished(self) -> State | None:
         """What a run that is done came to, else None."""
         try:
-            state = State(**json.loads((self.path / PROVENANCE).read_text(encoding="utf-8"))["state"])
+            state = State(**from_json((self.path / PROVENANCE).read_bytes())["state"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return state if state.finished else None
@@ -137,7 +137,7 @@ class RunFolder:
     def log(self, values: dict[str, Any]) -> None:
         """Append a line to the log."""
         with writing(self.path), (self.path / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(to_json(values) + "\n")
 
     def forget_log_after(self, step: int) -> None:
         """Drop the lines of steps that a killed run took after its last state."""
@@ -179,7 +179,7 @@ class Resumed:
         if place is None:
             return None
         try:
-            values = json.loads((place / STATE).read_text(encoding="utf-8"))
+            values = from_json((place / STATE).read_bytes())
             tensors = load_file(place / OPTIMIZER)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{place} is damaged ({one_line(error)}); start anew with --fresh") from None
@@ -229,11 +229,11 @@ def _split(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[st
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _logged_step(line: bytes) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(from_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from bild.data import Data
 from bild.errors import InputError
+from bild.generation.languages import target_language
 from bild.generation.prompts import Prompter
 from bild.models import max_positions
 
@@ -28,7 +29,7 @@ UNBOUNDED = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TrainingText:
     """One source and the target it should become."""
 
     place: str
@@ -96,6 +97,8 @@ class Coder:
         chat: whether a source is a user's turn; None: where a decoder-only tokenizer has a chat template.
         max_source_tokens: longest source, 1…; None: what the network and its tokenizer can place.
         max_target_tokens: longest target, end token included, 1…; None: likewise.
+        src_lang: language of the sources of a multilingual checkpoint; None: as its tokenizer is set.
+        tgt_lang: likewise of the targets.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -104,11 +107,14 @@ class Coder:
     chat: bool | None = None
     max_source_tokens: int | None = None
     max_target_tokens: int | None = None
+    src_lang: str | None = None
+    tgt_lang: str | None = None
 
     @property
     def prompter(self) -> Prompter:
         """How sources are encoded: as for decoding."""
-        return Prompter(self.tokenizer, self.config, self.prefix, self.chat)
+        languages = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
+        return Prompter(self.tokenizer, self.config, self.prefix, self.chat, **languages)
 
     @property
     def positions(self) -> int:
@@ -116,7 +122,7 @@ class Coder:
         named, placed = self.tokenizer.model_max_length, max_positions(self.config)
         return min(named if named <= LONGEST_NAMED else UNBOUNDED, UNBOUNDED if placed is None else placed)
 
-    def encode(self, pairs: Iterable[Pair], corpus: Corpus) -> None:
+    def encode(self, pairs: Iterable[TrainingText], corpus: Corpus) -> None:
         """Add what can be trained on to a corpus, and count the rest: duplicates and texts that are too long."""
         seen = set[int]()
         for chunk in _chunks(pairs):
@@ -150,14 +156,15 @@ class Coder:
             return f"longer than {self.positions} tokens together"
         return None
 
-    def _sources(self, pairs: list[Pair]) -> list[list[int]]:
+    def _sources(self, pairs: list[TrainingText]) -> list[list[int]]:
         return self.prompter.encode_many([pair.source for pair in pairs]) if pairs else []
 
-    def _targets(self, pairs: list[Pair]) -> list[Sequence[int]]:
+    def _targets(self, pairs: list[TrainingText]) -> list[Sequence[int]]:
         """Token ids of the targets; texts end with the end token, ids are taken as they are."""
         texts = [pair.target for pair in pairs if isinstance(pair.target, str)]
         if self.config.is_encoder_decoder:
-            encoded = self.tokenizer(text_target=texts).input_ids if texts else []
+            with target_language(self.tokenizer, self.tgt_lang):
+                encoded = self.tokenizer(text_target=texts).input_ids if texts else []
         else:
             encoded = self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
         ended = iter([*ids, *self._end][: len(ids) + (ids[-1:] != self._end)] for ids in encoded)
@@ -171,7 +178,7 @@ class Coder:
         return [int(end)]
 
 
-def pairs_of(sets: Mapping[str, Data], corpus: Corpus) -> Iterator[Pair]:
+def pairs_of(sets: Mapping[str, Data], corpus: Corpus) -> Iterator[TrainingText]:
     """One pair for each reference of each example; rows that make none are counted in the corpus."""
     for name, data in sets.items():
         for line in data.skipped:
@@ -181,7 +188,7 @@ def pairs_of(sets: Mapping[str, Data], corpus: Corpus) -> Iterator[Pair]:
             place = f"{name} line {example.id}"
             if not example.references:
                 corpus.leave_out(place, "no target text")
-            yield from (Pair(place, example.source, reference) for reference in example.references)
+            yield from (TrainingText(place, example.source, reference) for reference in example.references)
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

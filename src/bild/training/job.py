@@ -172,6 +172,7 @@ class Job:
         self.state = State()
         longest = DEV_TOKENS if settings.max_target_tokens is None else settings.max_target_tokens
         options: dict[str, Any] = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": longest}
+        options |= settings.languages
         self.dev = DevScore(dev, settings.metric, dtype=objective.dtype, **options) if dev else None
 
     def run(self, resumed: Resumed | None) -> State:
@@ -239,7 +240,8 @@ class Job:
         return self.settings.patience is not None and self.state.worse >= self.settings.patience
 
     def _save_result(self) -> None:
-        self.folder.save_result(copy.deepcopy(self.network).to(self.saved_as), self.tokenizer, self._provenance())
+        saved: Any = copy.deepcopy(self.network)
+        self.folder.save_result(saved.to(self.saved_as), self.tokenizer, self._provenance())
 
     def _save_state(self, optimizer: Optimizer) -> None:
         self.folder.save_state(self.network, self.tokenizer, optimizer, self.state, self._provenance())

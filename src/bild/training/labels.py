@@ -12,6 +12,7 @@ from typing import Any
 
 from bild.data import claim
 from bild.data.files import whole_lines
+from bild.data.json_text import from_json, to_json
 from bild.generation import BigLittleDecoder
 from bild.training.checkpoint import writing
 
@@ -35,7 +36,7 @@ class Label:
     def from_json(cls, line: bytes) -> Label | None:
         """The label of a line, None for one that was cut off."""
         try:
-            values = json.loads(line)
+            values = from_json(line)
             return cls(values["source"], values["target"], tuple(values["token_ids"]), values["finish_reason"])
         except (ValueError, TypeError, KeyError):
             return None
@@ -97,7 +98,7 @@ class Labels:
                 progress(len(self.by_source), len(ordered), pace.tokens_per_second, pace.seconds_left)
 
     def _write(self, labels: Sequence[Label]) -> None:
-        lines = "".join(json.dumps(asdict(label), ensure_ascii=False) + "\n" for label in labels)
+        lines = "".join(to_json(asdict(label)) + "\n" for label in labels)
         with writing(self.file), self.file.open("a", encoding="utf-8") as file:
             file.write(lines)
         self.by_source |= {label.source: label for label in labels}
@@ -144,6 +145,6 @@ class Pace:
 
 def _same(file: Path, settings: dict[str, Any]) -> bool:
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(settings)))
+        return bool(from_json(file.read_bytes()) == json.loads(json.dumps(settings)))
     except (OSError, ValueError):
         return False

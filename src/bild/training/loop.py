@@ -93,13 +93,15 @@ class _Trainer(Trainer):
         self, objective: Objective, arguments: TrainingArguments, plan: Plan, state: State, resumed: Resumed | None
     ) -> None:
         super().__init__(model=objective, args=arguments)
-        self.objective, self.plan, self.progress, self.resumed = objective, plan, state, resumed
+        self.objective: Objective = objective
+        self.plan, self.progress, self.resumed = plan, state, resumed
         self.counts = _Counts()
 
-    def get_train_dataloader(self) -> DataLoader:
-        numbers = range(len(self.plan.places))
-        loader = DataLoader(numbers, batch_sampler=self.plan.batches, collate_fn=self.plan.collate)  # type: ignore[arg-type]
-        return self.accelerator.prepare(loader)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        numbers: Any = range(len(self.plan.places))
+        loader = DataLoader[Any](numbers, batch_sampler=self.plan.batches, collate_fn=self.plan.collate)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -109,6 +111,7 @@ class _Trainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        assert self.optimizer is not None
         first, steps = self.progress.step, self.plan.steps
         self.lr_scheduler = LambdaLR(self.optimizer, lambda step: self.plan.recipe.rate(first + step, steps))
         self._created_lr_scheduler = True

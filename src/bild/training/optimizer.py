@@ -32,7 +32,9 @@ def make_optimizer(network: PreTrainedModel, recipe: Recipe) -> Optimizer:
         constant = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
         return Adafactor(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, **constant)
     hidden, embeddings, rest = split_weights(network)
-    groups = [{"params": [weight], "lr": recipe.lr * EMBEDDING_RATE * _size(weight)} for weight in embeddings]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight], "lr": recipe.lr * EMBEDDING_RATE * _size(weight)} for weight in embeddings
+    ]
     return Together(
         [
             Muon(hidden, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
@@ -43,10 +45,12 @@ def make_optimizer(network: PreTrainedModel, recipe: Recipe) -> Optimizer:
 
 def split_weights(network: PreTrainedModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Trainable weights: 2-D ones of hidden layers, those of the vocabulary (embeddings and head), the rest."""
-    vocabulary = [network.get_input_embeddings().weight, network.get_output_embeddings().weight]
-    of_vocabulary = {id(weight): weight for weight in vocabulary if weight.requires_grad}
+    vocabulary: list[Any] = [network.get_input_embeddings().weight, network.get_output_embeddings().weight]
+    of_vocabulary: dict[int, Any] = {id(weight): weight for weight in vocabulary if weight.requires_grad}
     layers = [module.weight for module in network.modules() if isinstance(module, nn.Linear | Conv1D)]
-    hidden = {id(weight): weight for weight in layers if weight.requires_grad and id(weight) not in of_vocabulary}
+    hidden: dict[int, Any] = {
+        id(weight): weight for weight in layers if weight.requires_grad and id(weight) not in of_vocabulary
+    }
     rest = [
         weight for weight in network.parameters() if weight.requires_grad and id(weight) not in hidden | of_vocabulary
     ]

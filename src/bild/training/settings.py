@@ -25,6 +25,8 @@ class Settings:
         save_minutes: minutes between states a killed run goes on from, 0…: after every step.
         prefix: text put before every source.
         chat: whether a source is a user's turn; None: where a decoder-only tokenizer has a chat template.
+        src_lang: language of the sources of a multilingual checkpoint, as it spells it; None: as its tokenizer is set.
+        tgt_lang: likewise of the targets; None: as its tokenizer and its generation config say.
         max_source_tokens: examples with longer sources are left out, 1…; None: what the network places.
         max_target_tokens: likewise, end token included; also the longest text of a dev score.
         device: ``"cpu"``, ``"cuda"``, … or ``"auto"``.
@@ -45,6 +47,8 @@ class Settings:
     save_minutes: float = 5.0
     prefix: str = ""
     chat: bool | None = None
+    src_lang: str | None = None
+    tgt_lang: str | None = None
     max_source_tokens: int | None = None
     max_target_tokens: int | None = None
     device: str = "auto"
@@ -69,9 +73,16 @@ class Settings:
     def coder(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Coder:
         """How texts are encoded."""
         longest = (self.max_source_tokens, self.max_target_tokens)
-        return Coder(tokenizer, config, self.prefix, self.chat, *longest)
+        return Coder(tokenizer, config, self.prefix, self.chat, *longest, self.src_lang, self.tgt_lang)
+
+    @property
+    def languages(self) -> dict[str, str]:
+        """Those that are named."""
+        named = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
+        return {option: code for option, code in named.items() if code is not None}
 
     def describe(self) -> dict[str, Any]:
         """What the result depends on, as plain JSON values."""
         names = ("metric", "eval_every", "patience", "prefix", "chat", "max_source_tokens", "max_target_tokens")
-        return {name: getattr(self, name) for name in (*names, "dtype", "save_dtype", "compile")}
+        described = {name: getattr(self, name) for name in (*names, "dtype", "save_dtype", "compile")}
+        return described | self.languages

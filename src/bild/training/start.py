@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from bild.data.json_text import from_json
 from bild.errors import InputError, LoadError, one_line
 from bild.models import load_config, load_network, load_tokenizer, new_network
 from bild.training.recipe import Recipe
@@ -109,7 +109,9 @@ class Start:
             return network
         torch.manual_seed(recipe.seed)
         try:
-            return new_network(config).to(device)
+            made: Any = new_network(config)
+            placed: PreTrainedModel = made.to(device)
+            return placed
         except (ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:
             raise InputError(f"no network has this shape ({one_line(error)})") from None
 
@@ -142,7 +144,7 @@ def parse_shape(text: str) -> PreTrainedConfig:
 def _value(text: str) -> Any:
     """A number, true, false, null or a word."""
     try:
-        return json.loads(text)
+        return from_json(text)
     except ValueError:
         return text
 
@@ -174,7 +176,8 @@ def check_fits(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> 
     Raises:
         LoadError: it has not.
     """
-    rows = network.get_input_embeddings().weight.shape[0]
+    embeddings: Any = network.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
         raise LoadError(
             f"the tokenizer has {len(tokenizer)} pieces and the network embeds {rows}; use the checkpoint's own"

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bild.data.examples import Example
-from bild.data.quality import Metric, metrics
+from bild.data.quality import QualityMetric, misjudges, quality_metric
 from bild.decoding import LowConfidence, Policy, WithinDistance
+from bild.errors import InputError
 from bild.tuning.costs import CostModel
 from bild.tuning.simulation import Outcome, Simulator
 
@@ -72,7 +73,12 @@ class Texts:
     detokenise: Callable[[Sequence[int]], str]
 
     def __post_init__(self) -> None:
-        self.scorer: Metric = next(each for each in metrics() if each.name == self.metric)
+        self.scorer: QualityMetric = quality_metric(self.metric)
+        wrong = misjudges(
+            self.scorer, (text for members in self.sets.values() for e in members for text in e.references)
+        )
+        if wrong is not None:
+            raise InputError(wrong)
         self.examples = [(name, example) for name, members in self.sets.items() for example in members]
         self._known: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
 

@@ -18,6 +18,7 @@ import torch
 from bild.data.files import whole_lines
 from bild.decoding import Greedy, LowConfidence, ModelDrafter, Policy, Row, WithinDistance
 from bild.decoding.rounds import verify
+from bild.errors import writing
 
 if TYPE_CHECKING:
     from bild.decoding import FinishReason
@@ -166,7 +167,7 @@ class Reader:
         for branch in every:
             self._grow(branch)
         if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as out:
+            with writing(self.file), self.file.open("a", encoding="utf-8") as out:
                 out.writelines(json.dumps(branch) + "\n" for branch in every)
 
     def _grow(self, branch: Branch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bild.data.examples import Data, Example
+from bild.data.json_text import to_json
 from bild.data.quality import LABELS
 from bild.decoding import Policy
 from bild.decoding.presets import DEFAULT_MAX_DRAFT_TOKENS
@@ -150,7 +150,7 @@ def tune(
     summary = _finals(bench, finalists, folder.path / FINALS)
     method, point = _choose(summary, finalists, metric, budget)
     found = Tuning(point.policy, method, metric, budget, summary, pareto(points), points, costs, asked)
-    folder.save(RESULT, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    folder.save(RESULT, to_json(found.to_dict(), indent=1) + "\n")
     return found
 
 

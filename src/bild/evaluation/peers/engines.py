@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bild.errors import LoadError
+from bild.data.json_text import from_json
+from bild.errors import LoadError, one_line
 from bild.evaluation.method import MethodSpec, PeerContext
 from bild.evaluation.peers.environment import (
     REQUIREMENTS,
@@ -49,6 +50,8 @@ def load_engine(spec: MethodSpec, context: PeerContext) -> WorkerPeer:
     dtype = read_options(spec, {"dtype": one_of(*stored)}).get("dtype", next(iter(stored)))
     if context.device != "cpu":
         raise LoadError(f"runs on the CPU only here, and the device is {context.device}")
+    if context.src_lang is not None or context.tgt_lang is not None:
+        raise LoadError("runs without src_lang and tgt_lang only, which this engine is not told here")
     checkpoint = _local(context.large)
     _check(checkpoint)
     python = prepare_environment(spec.name)
@@ -76,11 +79,14 @@ def _local(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # the hub raises many kinds, and says what happened in the first line
-        raise LoadError(f"{name} cannot be fetched ({str(error).splitlines()[0]})") from None
+        raise LoadError(f"{name} cannot be fetched ({one_line(error)})") from None
 
 
 def _check(checkpoint: Path) -> None:
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = from_json((checkpoint / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{checkpoint / 'config.json'} cannot be read ({one_line(error)})") from None
     if not config.get("is_encoder_decoder", False):
         raise LoadError(f"runs encoder-decoder checkpoints only here, and {checkpoint.name} is decoder-only")
     if not (checkpoint / "tokenizer.json").is_file():

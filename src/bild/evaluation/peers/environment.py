@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bild import cache
 from bild.errors import LoadError
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -22,8 +23,7 @@ FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 def cache_folder() -> Path:
     """Where environments and converted models are kept: ``$BILD_CACHE`` or ``~/.cache/bild``, then ``peers``."""
-    root = os.environ.get("BILD_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "bild") / "peers"
+    return cache.cache_folder() / "peers"
 
 
 def prepare_environment(name: str) -> Path:
@@ -81,7 +81,7 @@ def _install(requirements: Path, place: Path) -> None:
 
 def _pip(place: Path, *arguments: str) -> None:
     command = [str(_python(place)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_variables())
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=clean_variables())
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         why = lines[-1] if lines else f"pip ended with {done.returncode}"

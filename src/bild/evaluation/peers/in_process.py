@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
-from transformers.utils import is_sklearn_available
+from transformers.utils.import_utils import is_sklearn_available
 
 from bild.errors import LoadError, one_line
 from bild.evaluation.method import MethodSpec, Output, PeerContext
@@ -38,8 +38,9 @@ class TransformersPeer:
         prompter: from text to token ids; its tokenizer turns tokens back into text.
         max_new_tokens: longest continuation, tokens, 1…
         small: transformers' ``assistant_model``; None: greedy without one.
-        assistant: what steers the small model: transformers reads ``num_assistant_tokens`` and its kin from
-            the assistant's generation config, not from generate's arguments. None: the small model's own.
+        assistant: what steers the small model: transformers reads ``num_assistant_tokens`` and the
+            options beside it from the generation config of the assistant, not from arguments of generate.
+            None: the small model has its own.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class TransformersPeer:
         assistant: GenerationConfig | None = None,
     ) -> None:
         self.name, self.prompter, self.max_new_tokens = name, prompter, max_new_tokens
-        self._large: PreTrainedModel | None = large
-        self._small = small
+        self._large: Any = large
+        self._small: Any = small
         self._assistant = assistant
         if small is not None and assistant is None:
             self._assistant = copy.deepcopy(small.generation_config)
@@ -65,10 +66,10 @@ class TransformersPeer:
             self.details["threshold_adapts"] = bool(is_sklearn_available())
 
     def __call__(self, source: str) -> Output:
-        """Decode one text."""
         assert self._large is not None, "closed"
         prompt = torch.tensor([self.prompter.encode(source)], device=self._large.device)
         options = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens}
+        options |= self.prompter.target_options(self._large.generation_config)
         sequences = self._large.generate(
             prompt, attention_mask=torch.ones_like(prompt), **options, **self._assistance()
         )
@@ -77,7 +78,6 @@ class TransformersPeer:
         return Output(decode(self.prompter.tokenizer, tokens), tokens)
 
     def close(self) -> None:
-        """Let go of the models."""
         self._large = self._small = None
 
     def _assistance(self) -> dict[str, Any]:
@@ -142,7 +142,8 @@ def _network(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
         try:
             config = AutoConfig.from_pretrained(name)
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            network = kind.from_pretrained(name, dtype=dtype, use_safetensors=True).to(device).eval()
+            loaded: Any = kind.from_pretrained(name, dtype=dtype, use_safetensors=True)
+            network = loaded.to(device).eval()
         except Exception as error:  # transformers, safetensors and the hub each raise their own
             raise LoadError(f"{name}: transformers cannot load it ({one_line(error)})") from error
         _LOADED[key] = network
@@ -150,4 +151,5 @@ def _network(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 
 def _prompter(context: PeerContext, large: PreTrainedModel) -> Prompter:
-    return Prompter(load_tokenizer(context.large), large.config)
+    languages = {"src_lang": context.src_lang, "tgt_lang": context.tgt_lang}
+    return Prompter(load_tokenizer(context.large), large.config, **languages)

@@ -37,7 +37,7 @@ def _read(spec: MethodSpec, key: str, reader: Reader) -> Any:
 
 
 def one_of(*allowed: str) -> Reader:
-    """One of these words."""
+    """A reader that takes these words only."""
 
     def read(text: str) -> str:
         if text not in allowed:
@@ -48,14 +48,14 @@ def one_of(*allowed: str) -> Reader:
 
 
 def whole_number(text: str) -> int:
-    """A whole number from 1 on."""
+    """Read a whole number, 1…"""
     if not text.isdecimal() or int(text) < 1:
         raise ValueError("a whole number from 1 on")
     return int(text)
 
 
 def probability(text: str) -> float:
-    """A number from 0 to 1."""
+    """Read a number, 0…1."""
     allowed = "a number from 0 to 1"
     try:
         value = float(text)

@@ -46,6 +46,8 @@ class WorkerPeer:
         self.name, self.settle_s = name, settle_s
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
         self._process = _start(command, self._log, {} if variables is None else variables)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._questions, self._answers = self._process.stdin, self._process.stdout
         try:
             facts = self._answer()
         except LoadError:
@@ -75,24 +77,24 @@ class WorkerPeer:
     def close(self) -> None:
         """End the worker; harmless when it has ended."""
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._questions.close()
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
         self._log.close()
 
     def _ask(self, question: dict[str, Any]) -> None:
         try:
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
+            self._questions.write(json.dumps(question) + "\n")
+            self._questions.flush()
         except (OSError, ValueError):
             raise LoadError(self._obituary()) from None
 
     def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise LoadError(self._obituary())
         answer: dict[str, Any] = json.loads(line)

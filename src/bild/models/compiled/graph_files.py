@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from bild.cache import cache_folder
 from bild.errors import InputError
 
 logger = logging.getLogger("bild")
@@ -24,23 +25,6 @@ class GraphFile:
     bytes: int
     used: float
     """When it was last loaded, in seconds since 1970."""
-
-
-def cache_folder() -> Path:
-    """Where compiled graphs are kept: ``$BILD_CACHE``, else ``~/.cache/bild``.
-
-    Raises:
-        InputError: neither is there, because the user has no home.
-    """
-    named = os.environ.get("BILD_CACHE")
-    if named:
-        return Path(named)
-    try:
-        return Path.home() / ".cache" / "bild"
-    except RuntimeError:
-        raise InputError(
-            "this user has no home folder to keep compiled graphs in; name a folder in BILD_CACHE"
-        ) from None
 
 
 def graph_folder() -> Path:

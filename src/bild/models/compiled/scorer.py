@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bild.decoding.scorer import Summary
+from bild.decoding.scores import Summary
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import Sources

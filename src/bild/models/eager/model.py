@@ -15,8 +15,9 @@ from bild.errors import LoadError
 from bild.models import probing, rope
 from bild.models.cache import Shape
 from bild.models.eager.scorer import EagerScorer
+from bild.models.loading.vocabulary import head_size
 from bild.models.long_texts import LongScorer
-from bild.models.parts import decoder_of, head_of
+from bild.models.parts import decoder_of
 from bild.models.positions import limits_of, most
 from bild.models.probing import Reference, disagree
 from bild.models.seams import own_modules, position_table, relative_bias_modules, takes_positions
@@ -40,7 +41,7 @@ class EagerModel:
         """The network of the user."""
         self.config = network.config
         self.is_encoder_decoder: bool = bool(self.config.is_encoder_decoder)
-        self.vocab_size: int = _head_size(network)
+        self.vocab_size: int = head_size(network)
         self._head_size = self.vocab_size
         self.max_positions, self.max_source_positions = limits_of(network)
         self.switches_at = rope.switches_at(self.config.get_text_config(decoder=True))
@@ -95,7 +96,7 @@ class EagerModel:
         """
         if self.is_current():
             return
-        now = _head_size(self.origin)
+        now = head_size(self.origin)
         if now != self._head_size:
             raise LoadError(
                 f"the vocabulary of {type(self.network).__name__} was changed from {self._head_size} to {now} tokens "
@@ -172,10 +173,3 @@ class EagerModel:
         except Exception:  # whatever a network makes of masks and positions that differ by row
             return False
         return not disagree(whole[1:], scored[0]) and not disagree(short, scored[1, -1:])
-
-
-def _head_size(network: PreTrainedModel) -> int:
-    head = head_of(network)
-    if head is None:
-        raise LoadError(f"{type(network).__name__} has no language-model head; use a model that generates text")
-    return int(head.weight.shape[0])

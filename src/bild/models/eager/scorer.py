@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
-from bild.decoding.scorer import Summary
+from bild.decoding.scores import Summary
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.eager.cache import cache_over
 from bild.models.eager.sources import Encoded, Sources

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from bild.decoding import Scorer
-from bild.decoding.scorer import Summary
+from bild.decoding.scores import Summary
 from bild.models.passes import check_last
 
 Tokens = Sequence[Sequence[int]]

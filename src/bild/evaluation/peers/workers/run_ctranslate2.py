@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from tokenizers import Tokenizer
 from worker_loop import Decode, Settings, main, weight_bytes
 
 
@@ -16,7 +15,7 @@ def convert(settings: Settings) -> None:
     TransformersConverter(settings["checkpoint"]).convert(settings["model"], quantization=settings["dtype"], force=True)
 
 
-def load(settings: Settings, tokenizer: Tokenizer) -> tuple[Decode, int]:
+def load(settings: Settings, tokenizer: Any) -> tuple[Decode, int]:
     """What decodes, and the bytes of its weights."""
     translator = _translator(settings)
     options = {"beam_size": 1, "max_decoding_length": settings["max_new_tokens"], "max_input_length": 0}

@@ -50,7 +50,9 @@ def load(settings: Settings, tokenizer: Tokenizer) -> tuple[Decode, int]:
 
     def decode(encoding: Any) -> list[int]:
         inputs = torch.tensor([encoding.ids])
-        return model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **options)[0, 1:].tolist()
+        sequences = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **options)
+        tokens: list[int] = sequences[0, 1:].tolist()
+        return tokens
 
     return decode, weight_bytes(settings["model"], "*.onnx")
 

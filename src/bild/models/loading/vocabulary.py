@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.errors import VocabularyError
+from bild.errors import LoadError, VocabularyError
 
 SHOWN = 3
 
@@ -33,8 +33,12 @@ def check_shared_vocabulary(
                 "compare; add the tokenizer to both folders"
             )
         return large_size
-    of_large, of_small = _by_id(large), _by_id(small)
-    differing = [id for id in sorted(of_large.keys() & of_small.keys()) if of_large[id] != of_small[id]]
+    vocabularies = large.get_vocab(), small.get_vocab()
+    # Nearly every pair ends here: a quarter of a million pieces are not turned around and sorted for nothing.
+    if vocabularies[0] == vocabularies[1]:
+        return min(large_size, small_size)
+    of_large, of_small = ({id: piece for piece, id in pieces.items()} for pieces in vocabularies)
+    differing = sorted(id for id in of_large.keys() & of_small.keys() if of_large[id] != of_small[id])
     if differing:
         first = "; ".join(f"{id}: {of_large[id]!r} / {of_small[id]!r}" for id in differing[:SHOWN])
         raise VocabularyError(
@@ -52,5 +56,13 @@ def check_shared_vocabulary(
     return shared
 
 
-def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    return {id: piece for piece, id in tokenizer.get_vocab().items()}
+def head_size(network: PreTrainedModel) -> int:
+    """Rows of a network's language-model head.
+
+    Raises:
+        LoadError: it has none.
+    """
+    head = network.get_output_embeddings()
+    if head is None:
+        raise LoadError(f"{type(network).__name__} has no language-model head; use a model that generates text")
+    return int(head.weight.shape[0])

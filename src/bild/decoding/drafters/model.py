@@ -1,0 +1,109 @@
+"""The small model as a drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from bild.decoding.draft import ENDS, Draft, Work, Writer
+from bild.decoding.grouping import Group, groups
+from bild.decoding.rows import Row, Rules
+from bild.decoding.scorer import Scorer, read, read_prompts
+from bild.decoding.transfer import to_host
+
+
+class ModelDrafter:
+    """Writes with the small model until it is unsure, its room is used, or the text ends.
+
+    Each row's rules say when it is unsure and how it picks a token.
+
+    Args:
+        scorer: the small model.
+        name: what the tokens it wrote are signed with.
+        level: whose random numbers decide when tokens are drawn, see
+            :meth:`~bild.decoding.history.History.uniform`; 0, those of the large model, so that models that
+            agree draw the same token.
+    """
+
+    def __init__(self, scorer: Scorer, name: Writer = "small", level: int = 0) -> None:
+        self.scorer, self.name, self.level = scorer, name, level
+
+    def draft(self, rows: Sequence[Row], room: Sequence[int]) -> list[Draft]:
+        drafts = [Draft(writer=self.name) for _ in rows]
+        steps, before = [0] * len(rows), self.scorer.lengths
+        together = groups(rows, alike)
+        while any(writing := [int(free > 0 and each.reason is None) for free, each in zip(room, drafts, strict=True)]):
+            self._step(rows, room, drafts, writing, together)
+            steps = [count + more for count, more in zip(steps, writing, strict=True)]
+        for draft, count, first, last in zip(drafts, steps, before, self.scorer.lengths, strict=True):
+            draft.work = {self.name: Work(count, last - first)} if count else {}
+        return drafts
+
+    def read(self, rows: Sequence[Row], limit: int) -> bool:
+        return read_prompts(self.scorer, rows, limit)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        self.scorer.truncate(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.scorer.keep(rows)
+
+    def join(self, other: ModelDrafter) -> None:
+        self.scorer.join(other.scorer)
+
+    def _step(
+        self,
+        rows: Sequence[Row],
+        room: Sequence[int],
+        drafts: Sequence[Draft],
+        writing: Sequence[int],
+        together: Sequence[Group],
+    ) -> None:
+        """One more token of every row that writes; each group's are brought to the host in one transfer."""
+        scores = read(self.scorer, rows, writing)
+        for group in together:
+            if not any(group.of(writing)):
+                continue
+            rules, own = group.rules, group.scores(scores, rows, writing)
+            picked = rules.choice(own, group.of(rows), group.of(writing), self.level)
+            measured = rules.hand_over.confidence(own)
+            # Where nothing is measured it is still looked at whether the scores are numbers.
+            ids, numbers = to_host(picked, own.summary.probability if measured is None else measured)
+            records = rules.acceptance.needs_draft_logits
+            for at, b in enumerate(group.members):
+                if writing[b]:
+                    logits = own.logits[at, -1] if records else None
+                    number = float(numbers[at][0])
+                    _write(rows[b], drafts[b], int(ids[at][0]), number, measured is not None, logits, room[b])
+
+
+def _write(
+    row: Row, draft: Draft, token: int, confidence: float, measured: bool, logits: Tensor | None, room: int
+) -> None:
+    rule = row.rules.hand_over
+    # Scores that are not numbers make a number that is not equal to itself.
+    broken = confidence != confidence
+    unsure = broken or (measured and rule.unsure(confidence, row))
+    if measured:
+        draft.confidences.append(confidence)
+    if unsure and (broken or not rule.keeps_doubtful):
+        draft.reason, draft.doubtful = "unsure", token
+        return
+    row.tokens.append(token)
+    draft.tokens.append(token)
+    if logits is not None:
+        draft.logits.append(logits)
+    finish = row.ended()
+    if finish is not None:
+        draft.reason = ENDS[finish]
+    elif unsure:
+        draft.reason = "unsure"
+    elif len(draft.tokens) >= room:
+        draft.reason = "window"
+
+
+def alike(one: Rules, other: Rules) -> bool:
+    """Whether tokens of rows under these rules may be picked together."""
+    same_logits = one.acceptance.needs_draft_logits == other.acceptance.needs_draft_logits
+    return one.choice == other.choice and one.hand_over == other.hand_over and same_logits

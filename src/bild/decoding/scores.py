@@ -1,0 +1,73 @@
+"""Next-token logits, and what matters most of them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Summary:
+    """What matters most of next-token logits ``z`` ``[B, K, V]``.
+
+    Args:
+        likeliest: the token of the highest logit ``[B, K]``, the first of equals.
+        probability: its probability ``[B, K]``.
+        log_total: ``log Σ exp z`` ``[B, K]``, so that ``log p(x) = z(x) − log_total``.
+    """
+
+    def __init__(self, likeliest: Tensor, probability: Tensor, log_total: Tensor) -> None:
+        self.likeliest, self.probability, self.log_total = likeliest, probability, log_total
+
+    @staticmethod
+    def of(logits: Tensor) -> Summary:
+        """The summary of logits that nobody has summed up; each part is computed when it is first asked for."""
+        return _Lazy(logits)
+
+    def select(self, rows: list[int]) -> Summary:
+        """Of these rows alone."""
+        return Summary(self.likeliest[rows], self.probability[rows], self.log_total[rows])
+
+
+class _Lazy(Summary):
+    """A :class:`Summary` whose parts are computed when they are first asked for."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    @cached_property
+    def likeliest(self) -> Tensor:  # type: ignore[override]
+        return self.logits.argmax(-1)
+
+    @cached_property
+    def log_total(self) -> Tensor:  # type: ignore[override]
+        return self.logits.logsumexp(-1)
+
+    @cached_property
+    def probability(self) -> Tensor:  # type: ignore[override]
+        return (self.logits.amax(-1) - self.log_total).exp()
+
+    def select(self, rows: list[int]) -> Summary:
+        return _Lazy(self.logits[rows])
+
+
+class Scores(NamedTuple):
+    """Next-token logits ``[B, K, V]``, at least float32, and their summary."""
+
+    logits: Tensor
+    summary: Summary
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Scores:
+        """Of logits in any format.
+
+        Probabilities need at least float32, and a CPU finds the largest of 16-bit numbers more slowly.
+        """
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return cls(wide, Summary.of(wide))
+
+    def select(self, rows: list[int]) -> Scores:
+        """Of these rows alone."""
+        return Scores(self.logits[rows], self.summary.select(rows))

@@ -1,0 +1,174 @@
+"""The contract of what judges drafts and writes, and the large model as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from bild.decoding.acceptance import Reading
+from bild.decoding.draft import Draft, Work, Writer
+from bild.decoding.grouping import Group, groups
+from bild.decoding.rows import Row, Rules
+from bild.decoding.scorer import Scorer, read, read_prompts
+from bild.decoding.transfer import to_host
+from bild.decoding.verdict import Verdict
+from bild.errors import ScoreError
+
+
+class Verifier(Protocol):
+    """What judges drafts and writes the token behind them: all that would cross a network."""
+
+    def verify(self, rows: Sequence[Row], drafts: Sequence[Draft | None]) -> list[Verdict | None]:
+        """Read each row's draft, the end of its tokens, and judge it by the row's rules.
+
+        Args:
+            rows: of the batch.
+            drafts: of each row; None: the row is passed over, and its verdict is None.
+
+        Raises:
+            ScoreError: scores that are not numbers.
+        """
+
+    def read(self, rows: Sequence[Row], limit: int) -> bool:
+        """Read at most ``limit`` prompt tokens of each row; True once only drafts are left to read."""
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget everything after ``lengths[b]`` tokens of row ``b``; no-op where shorter."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order; one may be named more than once."""
+
+    def join(self, other: Self) -> None:
+        """Go on with another verifier's rows behind these; it is used up."""
+
+
+class LocalVerifier:
+    """A model on this machine: one pass reads the drafts of all rows.
+
+    Args:
+        scorer: the large model.
+        name: what the tokens it writes are signed with.
+        level: whose random numbers decide, see :meth:`~bild.decoding.history.History.uniform`.
+    """
+
+    def __init__(self, scorer: Scorer, name: Writer = "large", level: int = 0) -> None:
+        self.scorer, self.name, self.level = scorer, name, level
+
+    def verify(self, rows: Sequence[Row], drafts: Sequence[Draft | None]) -> list[Verdict | None]:
+        counts = [0 if draft is None else len(draft.tokens) + 1 for draft in drafts]
+        verdicts: list[Verdict | None] = [None] * len(rows)
+        if not any(counts):
+            return verdicts
+        before = self.scorer.lengths
+        # Made before the pass: a copy to a GPU that is asked for behind it would wait for it.
+        drafted = _drafted(drafts, counts)
+        scores = read(self.scorer, rows, counts)
+        drafted = drafted.to(scores.logits.device)
+        work = [Work(1, after - length) for after, length in zip(self.scorer.lengths, before, strict=True)]
+        for group in groups(rows, alike):
+            if not any(group.of(counts)):
+                continue
+            own = group.scores(scores, rows, counts)
+            reading = Reading(
+                own,
+                drafted if group.whole else drafted[group.members],
+                _distributions(group.of(drafts), own.logits) if group.rules.acceptance.needs_draft_logits else None,
+                group.of(rows),
+                group.of(counts),
+                group.rules.choice,
+                self.level,
+            )
+            self._judge(group, reading, rows, work, verdicts)
+        return verdicts
+
+    def _judge(
+        self,
+        group: Group,
+        reading: Reading,
+        rows: Sequence[Row],
+        work: Sequence[Work],
+        verdicts: list[Verdict | None],
+    ) -> None:
+        """Fill in the verdicts of a group; one transfer to the host."""
+        judgement, likeliest = group.rules.acceptance.judge(reading), reading.likeliest()
+        # The largest of scores among which one is no number is no number either.
+        highest = reading.logits.gather(-1, likeliest[..., None])[..., 0]
+        host = to_host(*judgement, likeliest, highest)
+        for at, (b, count) in enumerate(zip(group.members, reading.counts, strict=True)):
+            if count:
+                keeps, replacements, distances, own, scores = (each[at][-count:] for each in host)
+                accepted = _leading(keeps[:-1])
+                self._check(rows[b], scores[: accepted + 1])
+                verdicts[b] = Verdict(
+                    accepted,
+                    int(replacements[accepted]),
+                    tuple(distances[:-1]),
+                    tuple(int(token) for token in own),
+                    self.name,
+                    work[b],
+                )
+
+    def _check(self, row: Row, highest: Sequence[float]) -> None:
+        """Refuse to go on from scores that are not numbers: one for each position up to the token to be written."""
+        if any(score != score or score == math.inf for score in highest):
+            written = row.committed - row.prompt_length
+            raise ScoreError(
+                f"the {self.name} model's scores are not numbers (NaN or infinite) in row {row.index} after "
+                f"{written} new tokens; load it in a wider dtype, such as float32"
+            )
+
+    def read(self, rows: Sequence[Row], limit: int) -> bool:
+        return read_prompts(self.scorer, rows, limit)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        self.scorer.truncate(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.scorer.keep(rows)
+
+    def join(self, other: LocalVerifier) -> None:
+        self.scorer.join(other.scorer)
+
+
+def alike(one: Rules, other: Rules) -> bool:
+    """Whether drafts of rows under these rules may be judged together."""
+    return one.choice == other.choice and one.acceptance == other.acceptance
+
+
+def _leading(keeps: Sequence[bool]) -> int:
+    """How many tokens stay: all before the first that may not."""
+    return next((at for at, keep in enumerate(keeps) if not keep), len(keeps))
+
+
+def _drafted(drafts: Sequence[Draft | None], counts: Sequence[int]) -> Tensor:
+    """Draft tokens where the position of the scores stands that judges them: padded on the left, nothing behind."""
+    width = max(counts)
+    tokens = [[0] if draft is None else [*draft.tokens, 0] for draft in drafts]
+    return torch.tensor([[0] * (width - len(row)) + row for row in tokens])
+
+
+def _distributions(drafts: Sequence[Draft | None], like: Tensor) -> Tensor:
+    """The logits each draft token was picked from, laid out as the large model's; zero where there is no token.
+
+    A drafter that has no distribution is certain: all the probability is on its token.
+    """
+    stacked = torch.zeros_like(like)
+    for b, draft in enumerate(drafts):
+        if draft is None or not draft.tokens:
+            continue
+        place = stacked[b, -1 - len(draft.tokens) : -1]
+        if draft.certain:
+            tokens = torch.tensor(draft.tokens, device=like.device)[:, None]
+            place.fill_(-math.inf).scatter_(-1, tokens, 0.0)
+        elif len(draft.logits) == len(draft.tokens):
+            place.copy_(torch.stack(draft.logits))
+        else:
+            raise ValueError(
+                f"the rule needs the distribution of drafter {draft.writer!r}, which recorded {len(draft.logits)} for "
+                f"{len(draft.tokens)} tokens; record one a token, or mark its drafts certain"
+            )
+    return stacked

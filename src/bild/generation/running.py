@@ -1,0 +1,137 @@
+"""Inputs through the loop, a few at a time: a row that ends makes room for the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bild.decoding import Batch, Commit, LocalVerifier, ModelDrafter, Row, Rules
+from bild.generation.jobs import Job
+from bild.generation.result import Result
+from bild.models import Model
+
+
+class Models(NamedTuple):
+    """The two sides of a pair."""
+
+    large: Model
+    small: Model
+
+
+def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batch:
+    """A batch of rows that have read nothing.
+
+    Args:
+        jobs: one a row.
+        first: index of the first row; the others follow.
+        rules: of all rows.
+        models: of the pair.
+    """
+    alone, sources = rules.policy.alone, [job.source for job in jobs]
+    encoded = [job.encoded for job in jobs if job.encoded is not None]
+    scorer = models.small.start(sources) if alone == "small" else models.large.start(sources, encoded or None)
+    drafter = ModelDrafter(models.small.beside(scorer, sources)) if alone is None else None
+    if alone == "small":
+        # The one model there is takes the large model's place.
+        rules = replace(rules, policy=replace(rules.policy, alone="large"))
+    rows = [Row(first + at, job.request, rules) for at, job in enumerate(jobs)]
+    return Batch(rows, LocalVerifier(scorer, "small" if alone == "small" else "large"), drafter)
+
+
+def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int) -> Generator[Commit]:
+    """Decode jobs, a commit a row and round; ``Commit.row`` is the job's place.
+
+    Args:
+        jobs: asked for one by one, when there is room.
+        rules: of all rows.
+        models: of the pair.
+        width: rows decoded together, 1…
+    """
+    waiting, started = iter(jobs), 0
+    batch: Batch | None = None
+    while True:
+        busy = 0 if batch is None else len(batch.rows)
+        new = list(islice(waiting, width - busy))
+        if new:
+            joining = begin(new, started, rules, models)
+            started += len(new)
+            if batch is None or not busy:
+                batch = joining
+            else:
+                batch.join(joining)
+        if batch is None or not batch.rows:
+            return
+        yield from batch.round()
+
+
+@dataclass
+class _Text:
+    """A text in the making."""
+
+    start: float
+    rounds: list[Commit]
+    ttft_s: float = 0.0
+
+
+def results(
+    jobs: Iterable[Job],
+    rules: Rules,
+    models: Models,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    width: int,
+    watch: Callable[[Commit], None] | None = None,
+) -> Iterator[Result]:
+    """Decode jobs; a result a job, in their order, as soon as it and all before it are done.
+
+    What the jobs raise is raised when every result before it has been handed out.
+
+    Args:
+        jobs: asked for one by one, when there is room.
+        rules: of all rows.
+        models: of the pair.
+        tokenizer: of the pair, None if it has none.
+        width: rows decoded together, 1…
+        watch: called with every commit as it comes.
+    """
+    texts: dict[int, _Text] = {}
+    done: dict[int, Result] = {}
+    raised: list[Exception] = []
+    due = 0
+
+    def admitted() -> Iterator[Job]:
+        try:
+            for index, job in enumerate(jobs):
+                texts[index] = _Text(time.perf_counter(), [])
+                yield job
+        except Exception as error:
+            raised.append(error)
+
+    commits = run(admitted(), rules, models, width)
+    while True:
+        # Entered anew each time: the caller's own code, which runs in between, is none of this mode's business.
+        with torch.inference_mode():
+            commit = next(commits, None)
+        if commit is None:
+            break
+        text = texts[commit.row]
+        seconds = time.perf_counter() - text.start
+        if not text.rounds:
+            text.ttft_s = seconds
+        text.rounds.append(commit)
+        if watch is not None:
+            watch(commit)
+        if commit.finish_reason is not None:
+            done[commit.row] = Result.of(text.rounds, tokenizer, text.ttft_s, seconds)
+            del texts[commit.row]
+        while due in done:
+            yield done.pop(due)
+            due += 1
+    if raised:
+        raise raised[0]
