@@ -24,6 +24,7 @@ from bild.errors import InputError, LoadError, one_line
 from bild.models.cache_argument import cache_argument
 from bild.models.eager.model import EagerModel
 from bild.models.eager.sources import Encoded
+from bild.models.parts import decoder_of, head_of
 from bild.models.passes import check_last
 from bild.models.probing import Reference, disagree
 
@@ -102,7 +103,7 @@ class CalmModel(EagerModel):
     @property
     def layers(self) -> Sequence[Any]:
         """The decoder's blocks."""
-        blocks: Sequence[Any] = self.modules.get_decoder().block
+        blocks: Sequence[Any] = decoder_of(self.modules).block
         return blocks
 
     @property
@@ -118,10 +119,10 @@ class CalmModel(EagerModel):
 
     def head(self, state: Tensor) -> Tensor:
         """Next-token logits ``[1, V]`` of a hidden state ``[1, 1, D]``."""
-        state = self.modules.get_decoder().final_layer_norm(state)
+        state = decoder_of(self.modules).final_layer_norm(state)
         if getattr(self.config, "scale_decoder_outputs", False):
             state = state * self.config.d_model**-0.5
-        logits: Tensor = self.modules.get_output_embeddings()(state)
+        logits: Tensor = head_of(self.modules)(state)
         return logits[0, :, : self.vocab_size]
 
     def _probe(self) -> None:
@@ -217,7 +218,7 @@ class _Row:
     def _read(self, token: int) -> tuple[Tensor, Tensor | None]:
         """Run layers until the token may leave; its state ``[1, 1, D]``, and its logits where it left by them."""
         model, rule = self.model, self.model.rule
-        state = model.modules.get_decoder().embed_tokens(torch.tensor([[token]], device=model.device))
+        state = decoder_of(model.modules).embed_tokens(torch.tensor([[token]], device=model.device))
         threshold = rule.threshold_at(len(self.states))
         biases: Sequence[Tensor | None] = (None, None)
         asked = range(rule.min_layers, len(model.layers) if threshold < math.inf else 0)

@@ -8,6 +8,8 @@ other and no weight is ever widened. Elsewhere only the weights are int8.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -61,7 +63,8 @@ def multiply_int8(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     # Inductor looks for exactly this (convert, times one scale, times the other) to pack the weight and
     # use its int8 template. `.to()` would be exported with an assertion beside it, which hides it.
     product = torch.ops.prims.convert_element_type.default(torch._int_mm(rounded, weight.t()), torch.float32)
-    return (product * step[:, None] * scale.float()).to(states.dtype)
+    scaled: Tensor = product * step[:, None] * scale.float()
+    return scaled.to(states.dtype)
 
 
 def _has_int8_tiles(device: torch.device) -> bool:
@@ -89,6 +92,7 @@ def to_int8(network: PreTrainedModel) -> PreTrainedModel:
     """
     replaced = 0
     for module in list(network.modules()):
+        child: Any
         for name, child in list(module.named_children()):
             weight = _weight_of(child)
             if weight is not None and weight.shape[1] % MULTIPLE == 0:

@@ -42,7 +42,8 @@ class LongScorer:
         scored = [self._read(part, last) for part in (near, far) if any(part)]
         if len(scored) == 1:
             return scored[0]
-        return torch.stack([_behind(*rows, len(new)) for *rows, new in zip(*scored, far, strict=True)])
+        rows = zip(scored[0], scored[1], far, strict=True)
+        return torch.stack([_behind(before, behind, len(new)) for before, behind, new in rows])
 
     def summarize(self, tokens: Tokens, last: int = 1) -> tuple[Tensor, Summary]:
         logits = self.extend(tokens, last)

@@ -8,6 +8,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from bild.models.cache import Shape
 from bild.models.eager.sources import padded
+from bild.models.parts import encoder_of, states_in
 from bild.models.passes import Source, run
 from bild.models.seams import Pass
 
@@ -53,7 +54,7 @@ class Reference:
         self.source: Source | None = None
         if network.config.is_encoder_decoder:
             ids, mask = padded([source], network.device)
-            self.source = Source(network.get_encoder()(input_ids=ids, attention_mask=mask), mask)
+            self.source = Source(encoder_of(network)(input_ids=ids, attention_mask=mask), mask)
 
     @torch.inference_mode()
     def read(self, tokens: list[int], scored: int) -> Tensor:
@@ -64,13 +65,7 @@ class Reference:
     @property
     def shapes(self) -> list[Shape]:
         """Of the keys, then the values, of every decoder layer."""
-        layers = self.own.layers
-        return [
-            Shape.of(each)
-            for part in ("keys", "values")
-            for layer in layers
-            if (each := getattr(layer, part)) is not None
-        ]
+        return [Shape.of(tensor) for tensor in states_in(self.own)]
 
     @property
     def length(self) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bild.models import rope
+from bild.models.parts import decoder_of, head_of
 
 HOOKS = (
     "_forward_hooks",
@@ -96,11 +97,12 @@ def sharing(network: PreTrainedModel, *also: Any) -> PreTrainedModel:
 
 def install(own: PreTrainedModel) -> PreTrainedModel:
     """Exchange the functions that look at the :class:`Pass`; these modules are nobody else's."""
-    own.eval()
-    head = own.get_output_embeddings()
+    modules: Any = own
+    modules.eval()
+    head = head_of(own)
     if head is not None:
         _exchange(head, _of_wanted)
-    decoder = own.get_decoder()
+    decoder = decoder_of(own)
     places = getattr(decoder, "embed_positions", None)
     if isinstance(places, nn.Module) and not takes_positions(own):
         _exchange(places, _of_positions)
@@ -120,14 +122,14 @@ def takes_positions(network: PreTrainedModel) -> bool:
 
 def layers_of(network: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
     """The decoder layers and what they are called, None where they are not one list."""
-    children = network.get_decoder().named_children()
+    children = decoder_of(network).named_children()
     lists = [(name, child) for name, child in children if isinstance(child, nn.ModuleList)]
     return lists[0] if len(lists) == 1 else None
 
 
 def relative_bias_modules(network: PreTrainedModel) -> list[Any]:
     """The decoder's attention layers that compute T5's relative position bias."""
-    decoder = network.get_decoder() if network.config.is_encoder_decoder else network
+    decoder = decoder_of(network) if network.config.is_encoder_decoder else network
     return [
         module
         for module in decoder.modules()
@@ -219,9 +221,11 @@ def _biases(module: Any) -> Callable[..., Tensor]:
             return bias
         of_numbers = not any(isinstance(each, Tensor) for each in (*args, *kwargs.values()))
         if torch.compiler.is_compiling() or not of_numbers or query_length * key_length > LARGEST_BIAS:
-            return own(query_length, key_length, *args, **kwargs)
+            plain: Tensor = own(query_length, key_length, *args, **kwargs)
+            return plain
         weight = table.weight
         state = (weight.data_ptr(), weight.dtype, weight.device, 0 if weight.is_inference() else weight._version)
-        return remembered(state, (query_length, key_length, *args), tuple(kwargs.items()))
+        known_bias: Tensor = remembered(state, (query_length, key_length, *args), tuple(kwargs.items()))
+        return known_bias
 
     return compute_bias

@@ -116,8 +116,9 @@ class Counted:
 
         return count
 
-    def _count_head(self, _, inputs, __):
-        self.heads += inputs[0].shape[0] * inputs[0].shape[1]
+    def _count_head(self, _, __, output):
+        # What comes out: the head chooses by itself which of the positions it is handed it scores.
+        self.heads += output.shape[0] * output.shape[1]
 
     def by(self, act) -> tuple[list[int], int]:
         """Tokens that each layer, and the head, reads in a call."""

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from bild.errors import InputError, LoadError
+from bild.models.eager import EagerScorer
 from bild.models.early_exit import SplitModel, exit_layer
 from bild.models.early_exit import split as cutting
 from bild.models.early_exit.split import split
 from bild.models.int8 import to_int8
+from bild.models.probing import difference
 from tests.early_exits import EXITING, LAYERS, deep
 from tests.networks import OTHERS, build, build_other, forward, random_source, random_tokens
 
@@ -145,3 +147,38 @@ def test_positions_that_are_added_twice_are_refused_however_small(monkeypatch):
     monkeypatch.setattr(cutting, "_NoPositions", lambda: positions)
     with pytest.raises(LoadError, match="its layers above the exit do not go on from its hidden states"):
         SplitModel(network, 2)
+
+
+def rounding_by_rows(monkeypatch, amount: float) -> None:
+    """Matrix products that round differently for each number of rows, as kernels for 16 bits do."""
+    plain = torch.nn.functional.linear
+
+    def linear(states, weight, bias=None):
+        generator = torch.Generator().manual_seed(states.shape[-2])
+        noise = torch.randn(weight.shape[0], generator=generator, dtype=states.dtype)
+        return plain(states, weight, bias) * (1 + amount * noise)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+
+
+def test_rounding_over_many_layers_is_no_wrong_computation(monkeypatch):
+    """Of a Llama of thirty layers in bfloat16, rounding alone was more than the test allowed."""
+    rounding_by_rows(monkeypatch, 0.004)
+    network = build("llama", layers=12, dtype=torch.float32)
+    model = SplitModel(network, 4)
+    tokens = random_tokens(Random(0), 5)
+    whole, pieces = EagerScorer(model, [[]]).extend([tokens], 5), EagerScorer(model, [[]])
+    pieces.extend([tokens[:2]])
+    assert difference(whole[:, 2:], pieces.extend([tokens[2:]], 3)) > 0.01
+
+
+def test_a_wrong_computation_is_refused_whatever_the_rounding(monkeypatch):
+    rounding_by_rows(monkeypatch, 0.004)
+    network = build("gpt2", layers=12, dtype=torch.float32)
+    positions = network.get_decoder().wpe
+    with torch.no_grad():
+        positions.weight.mul_(0.2)
+    SplitModel(network, 4)
+    monkeypatch.setattr(cutting, "_NoPositions", lambda: positions)
+    with pytest.raises(LoadError, match="its layers above the exit do not go on from its hidden states"):
+        SplitModel(network, 4)

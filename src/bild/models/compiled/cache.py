@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
 
-class RowLayer(StaticLayer):
+class RowLayer(StaticLayer):  # type: ignore[no-untyped-call]
     """A layer's keys and values ``[B, H, L, D]``; each row writes behind its own tokens.
 
     Args:
@@ -26,6 +26,7 @@ class RowLayer(StaticLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new tokens' keys and values ``[B, H, T, D]``; return the whole storage."""
         rows = torch.arange(self.positions.shape[0], device=self.positions.device)[:, None]
+        assert self.keys is not None and self.values is not None
         for storage, states in ((self.keys, key_states), (self.values, value_states)):
             storage.transpose(1, 2).index_put_((rows, self.positions), states.transpose(1, 2).to(storage.dtype))
         return self.keys, self.values
@@ -35,7 +36,7 @@ class RowLayer(StaticLayer):
         return self.positions[0, 0]
 
 
-class SourceLayer(StaticLayer):
+class SourceLayer(StaticLayer):  # type: ignore[no-untyped-call]
     """A layer's keys and values of the source, computed once a request."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bild.models.cache_argument import cache_argument
 from bild.models.compiled.cache import RowLayer, SourceLayer
+from bild.models.parts import encoder_of, states_in
 from bild.models.passes import Placed, as_attended, masks, placed, run
 from bild.models.passes import Source as Encoded
 from bild.models.seams import Pass
@@ -79,7 +80,7 @@ class Read(nn.Module):
         past: Any = Cache(layers=[RowLayer(*layer, positions) for layer in zip(keys, values, strict=True)])
         encoded = None
         if source_mask is not None:
-            layers = [SourceLayer(*layer) for layer in zip(source_keys, source_values, strict=True)]
+            layers: list[Any] = [SourceLayer(*layer) for layer in zip(source_keys, source_values, strict=True)]
             past = EncoderDecoderCache(past, Cache(layers=layers))
             past.is_updated = dict.fromkeys(range(len(layers)), True)
             # Its keys and values are in the cache; only its shape is looked at.
@@ -106,14 +107,13 @@ class Encode(nn.Module):
             mask: ``[B, 1, 1, S]``, False where padded.
         """
         attended = as_attended(mask, self.network)
-        states = self.network.get_encoder()(input_ids=sources, attention_mask=self._seen(mask))
+        states = encoder_of(self.network)(input_ids=sources, attention_mask=self._seen(mask))
         past = EncoderDecoderCache(DynamicCache(), DynamicCache())
         # The cross attention of any token leaves them in the cache; all else it computes is not asked for.
         start = torch.zeros_like(sources[:, :1])
         cache = {cache_argument(self.network): past}
         self.network(decoder_input_ids=start, encoder_outputs=states, attention_mask=attended, **cache)
-        layers = past.cross_attention_cache.layers
-        return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]
+        return states_in(past.cross_attention_cache)
 
     def _seen(self, mask: Tensor) -> Any:
         """What the encoder's tokens see, by kind of layer where some look through a window."""

@@ -21,6 +21,7 @@ from bild.decoding import Scorer
 from bild.errors import one_line
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled import compiling
+from bild.models.compiled.graph_files import file_of
 from bild.models.compiled.graphs import Encode, Read
 from bild.models.compiled.scorer import CompiledScorer
 from bild.models.eager.model import EagerModel
@@ -53,9 +54,9 @@ def graph_name(network: PreTrainedModel) -> str:
 def is_prepared(network: PreTrainedModel, graph: str = "read") -> bool:
     """Whether running this network compiled would compile nothing: whether its last graph is there."""
     # To name the graphs of billions of weights takes seconds, so first whether there are any of the kind.
-    if not any(compiling.file_of("").parent.glob(f"{type(network).__name__}-*")):
+    if not any(file_of("").parent.glob(f"{type(network).__name__}-*")):
         return False
-    return compiling.file_of(f"{graph_name(network)}-{graph}").exists()
+    return file_of(f"{graph_name(network)}-{graph}").exists()
 
 
 @lru_cache(maxsize=LONGEST_COMPILED)
@@ -87,7 +88,8 @@ class Graphs:
         """
         if rows.shape[1] - 2 <= LONGEST_COMPILED:
             return self.run_read([rows, _counting(last, self.device), *storage, *source])
-        return self.uncompiled(*arguments(rows, last, storage, source))
+        scores: Sequence[Tensor] = self.uncompiled(*arguments(rows, last, storage, source))
+        return scores
 
     def encode_sources(self, sources: Sequence[Sequence[int]]) -> list[Tensor]:
         """Keys, then values, of the sources in every decoder layer, each ``[N, H, S, D]``."""
@@ -184,7 +186,7 @@ class CompiledModel(EagerModel):
     @torch.no_grad()
     def _compile_read(self, name: str, source: list[Tensor], encode: Graph, progress: Callable[[str], None]) -> Graphs:
         tokens, columns = EXAMPLE[1:3]
-        varying = (self._varying({1: "T"}), {0: self._dims["K"]})
+        varying: tuple[Any, ...] = (self._varying({1: "T"}), {0: self._dims["K"]})
         varying += tuple([self._varying({2: "L"})] * (len(self.storage) // 2) for _ in range(2))
         varying += tuple([self._varying({2: "S"})] * (len(source) // 2) for _ in range(2))
         varying += (self._varying({3: "S"}) if source else None,)

@@ -11,7 +11,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 
-class EagerLayer(CacheLayerMixin):
+class EagerLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer.
 
     Args:
@@ -25,7 +25,7 @@ class EagerLayer(CacheLayerMixin):
     is_croppable = True
 
     def __init__(self, keys: Tensor, values: Tensor, begin: int, positions: Tensor | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.keys, self.values = keys, values
         self.begin, self.positions = begin, positions
         self.is_initialized = True

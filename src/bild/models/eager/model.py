@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from bild.decoding import Scorer
 from bild.errors import LoadError
@@ -17,6 +17,7 @@ from bild.models.cache import Shape
 from bild.models.eager.scorer import EagerScorer
 from bild.models.loading.vocabulary import head_size
 from bild.models.long_texts import LongScorer
+from bild.models.parts import decoder_of
 from bild.models.positions import limits_of, most
 from bild.models.probing import Reference, disagree
 from bild.models.seams import own_modules, position_table, relative_bias_modules, takes_positions
@@ -158,7 +159,7 @@ class EagerModel:
         """Whether each row can be told where it stands, or only the differences of positions matter."""
         if relative_bias_modules(self.modules) or takes_positions(self.modules):
             return True
-        places = getattr(self.modules.get_decoder(), "embed_positions", None)
+        places = getattr(decoder_of(self.modules), "embed_positions", None)
         return places is not None and position_table(places)[0].dim() == 2
 
     def _reads_rows(self, source: list[int], tokens: list[int], whole: Tensor) -> bool:

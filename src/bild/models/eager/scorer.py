@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from bild.models.eager.model import EagerModel
 
 
-def inferring(function: Any) -> Any:
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def inferring(function: Callable[P, T]) -> Callable[P, T]:
     """Run a method in inference mode; entering it costs as much as a small matrix product, so not twice."""
 
     @wraps(function)
-    def within(*args: Any) -> Any:
+    def within(*args: P.args, **kwargs: P.kwargs) -> T:
         if torch.is_inference_mode_enabled():
-            return function(*args)
+            return function(*args, **kwargs)
         with torch.inference_mode():
-            return function(*args)
+            return function(*args, **kwargs)
 
     return within
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from bild.models.cache import RowCache, Shape
 from bild.models.eager.cache import cache_over
+from bild.models.parts import encoder_of, states_in
 from bild.models.passes import Source, run
 from bild.models.seams import Pass
 
@@ -42,7 +43,7 @@ class Encoded:
         missing = [b for b in rows if self.states[b] is None]
         if missing:
             ids, mask = padded([self.tokens[b] for b in missing], self.network.device)
-            states = self.network.get_encoder()(input_ids=ids, attention_mask=mask)[0]
+            states = encoder_of(self.network)(input_ids=ids, attention_mask=mask)[0]
             for b, row in zip(missing, states, strict=True):
                 self.states[b] = row[: len(self.tokens[b])]
         return [states for b in rows if (states := self.states[b]) is not None]
@@ -102,7 +103,7 @@ class Sources:
     def adopt(self, past: EncoderDecoderCache) -> None:
         """Keep the keys and values of the sources that the first pass of all rows has computed."""
         if not any(self._crossed):
-            self._cache = RowCache.holding(_tensors(past))
+            self._cache = RowCache.holding(states_in(past.cross_attention_cache))
             self._crossed = [True] * len(self.tokens)
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -150,7 +151,7 @@ class Sources:
         if self._hidden is not None:
             start = states.new_zeros(len(rows), 1, self._hidden)
         run(self.network, Pass(wanted=0), start, past, source=Source(self.encoded.kind(last_hidden_state=states), mask))
-        tensors = _tensors(past)
+        tensors = states_in(past.cross_attention_cache)
         if self._cache is None:
             shapes = [Shape.of(tensor) for tensor in tensors]
             self._cache = RowCache(shapes, len(self.tokens), max(self._lengths))
@@ -189,8 +190,3 @@ def padded(tokens: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
         return ids, None
     lengths = torch.tensor(counts, device=device)
     return ids, (torch.arange(width, device=device) < lengths[:, None]).long()
-
-
-def _tensors(past: EncoderDecoderCache) -> list[Tensor]:
-    layers = past.cross_attention_cache.layers
-    return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]

@@ -77,7 +77,6 @@ class CompiledPart(CompiledModel):
     def storage(self) -> list[Shape]:
         """Those of the layers, and halves of the hidden states at the exit."""
         small = self.eager if isinstance(self.eager, ExitModel) else self.eager.small
-        assert small is not None
         middle = len(self.shapes) // 2
         keys, values = self.shapes[:middle], self.shapes[middle:]
         return [*keys[self.own], small.half, *values[self.own], small.half]
@@ -134,7 +133,7 @@ class CompiledExitModel(CompiledPart):
     def _compile_score(self, name: str, progress: Callable[[str], None]) -> Graph:
         layers, width = self.eager.parts.total, self.config.get_text_config(decoder=True).hidden_size
         states = self._integers(self._example_rows, EXAMPLE[1] + 1, width).to(self.dtype)
-        module = Score(cut(self.eager.whole, layers, layers).eval())
+        module = Score(own_modules(cut(self.eager.whole, layers, layers)))
         return compiling.compiled(module, (states,), (self._varying({1: "K"}),), name=name, progress=progress)
 
 

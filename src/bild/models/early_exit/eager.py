@@ -78,7 +78,7 @@ class SplitModel(EagerModel):
         LoadError: as :class:`EagerModel`; too few or too many layers; a network whose pieces do not add up to it.
     """
 
-    small: ExitModel | None = None
+    small: ExitModel
     """The layers below, as a model of their own."""
 
     def __init__(self, network: PreTrainedModel, count: int) -> None:
@@ -95,19 +95,18 @@ class SplitModel(EagerModel):
     @property
     def parts(self) -> Any:
         """The pieces; see :class:`~bild.models.early_exit.split.Split`."""
-        assert self.small is not None
         return self.small.parts
 
     def start(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> SplitScorer:
         """Begin a batch; see :meth:`~bild.models.protocol.Model.start`."""
         self.refresh()
-        assert self.small is not None
         lower = self.small.start(sources, encoded)
         return SplitScorer(lower, EagerUpper(self, lower))
 
     def _copy(self) -> None:
         super()._copy()
-        if self.small is not None:
+        # There are none yet while the whole network is tried.
+        if "small" in self.__dict__:
             self.small.refresh()
             self.upper = own_modules(self.parts.upper)
 
@@ -172,7 +171,7 @@ class EagerLower(EagerScorer):
         now.takes_states = True
         logits = super()._run(now, rows, past, mask, positions, source)
         assert now.states is not None
-        own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+        own: Any = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
         own.layers[-1].update(*now.states[:, None].chunk(2, dim=-1))
         return logits
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
+from bild.models.parts import decoder_of
 from bild.models.seams import layers_of, relative_bias_modules, sharing
 
 PREFIX = "exit:"
@@ -53,7 +55,7 @@ def split(network: PreTrainedModel, count: int) -> Split:
             to whatever it reads.
     """
     kind, named = type(network).__name__, layers_of(network)
-    if named is None or hasattr(network.get_decoder(), "embed_positions"):
+    if named is None or hasattr(decoder_of(network), "embed_positions"):
         raise LoadError(f"{kind} is not built like T5, GPT-2 or Llama and cannot exit early; name a small checkpoint")
     total = len(named[1])
     if not 1 <= count < total:
@@ -72,10 +74,12 @@ def cut(network: PreTrainedModel, first: int, last: int) -> PreTrainedModel:
     One without the first layer reads hidden states (``inputs_embeds``) as they leave the layer before.
     """
     part = sharing(network)
-    decoder = part.get_decoder()
-    name, layers = layers_of(part)
+    decoder, named = decoder_of(part), layers_of(part)
+    assert named is not None
+    name, layers = named
     setattr(decoder, name, layers[first:last])
     for index, layer in enumerate(layers[first:last]):
+        module: Any
         for module in layer.modules():
             if getattr(module, "layer_idx", None) is not None:
                 module.layer_idx = index
@@ -96,7 +100,7 @@ def _lend_position_bias(network: PreTrainedModel, layer: nn.Module) -> None:
     owners = relative_bias_modules(network)
     if len(owners) != 1:
         return
-    attention = next(module for module in layer.modules() if hasattr(module, "has_relative_attention_bias"))
+    attention: Any = next(module for module in layer.modules() if hasattr(module, "has_relative_attention_bias"))
     attention.has_relative_attention_bias = True
     attention.relative_attention_bias = owners[0].relative_attention_bias
     for name in ("relative_attention_num_buckets", "relative_attention_max_distance"):

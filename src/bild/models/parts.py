@@ -1,0 +1,26 @@
+"""Parts of a network by name; transformers' own functions for them are not typed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def decoder_of(network: Any) -> Any:
+    """The decoder, without the head."""
+    return network.get_decoder()
+
+
+def encoder_of(network: Any) -> Any:
+    """The encoder."""
+    return network.get_encoder()
+
+
+def head_of(network: Any) -> Any:
+    """What turns hidden states into logits, None where there is no such module."""
+    return network.get_output_embeddings()
+
+
+def states_in(cache: Any) -> list[Any]:
+    """Keys, then values, of every layer of transformers' cache that has some."""
+    layers = [layer for layer in cache.layers if layer.keys is not None and layer.values is not None]
+    return [*(layer.keys for layer in layers), *(layer.values for layer in layers)]

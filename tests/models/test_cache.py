@@ -1,0 +1,92 @@
+"""Rows of a cache: what is moved, what is zero, and how large the storage is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bild.models.cache import RowCache, Shape
+
+SHAPES = [Shape((2,), 3, torch.float64, torch.device("cpu"))] * 2 + [Shape((1,), 5, torch.float32, torch.device("cpu"))]
+
+
+def filled(lengths: list[int], first: int = 1) -> RowCache:
+    """A cache whose row ``b`` holds the number ``first + b``, and NaN behind what it has read."""
+    cache = RowCache(SHAPES, len(lengths), 32)
+    cache.reserve(max(lengths) + 3)
+    for tensor in cache.tensors:
+        for b, length in enumerate(lengths):
+            tensor[b, :, :length] = first + b
+            tensor[b, :, length : max(lengths) + 3] = torch.nan
+    return cache
+
+
+def numbers(cache: RowCache, lengths: list[int]) -> list[int]:
+    """What each row holds, the same in every tensor and column that it has read."""
+    found = []
+    for b, length in enumerate(lengths):
+        held = {value for tensor in cache.tensors for value in tensor[b, :, :length].flatten().tolist()}
+        assert len(held) <= 1
+        found.append(int(held.pop()) if held else 0)
+    return found
+
+
+@pytest.mark.parametrize("rows", [[0], [2], [0, 2], [2, 1, 0], [1, 1], [0, 0, 0, 0, 1], [0, 1, 2], [2, 0, 2, 1, 1, 1]])
+def test_rows_that_stay_are_in_their_new_order(rows):
+    lengths = [4, 9, 2]
+    cache = filled(lengths)
+    kept = [lengths[b] for b in rows]
+    cache.keep(rows, kept)
+    assert numbers(cache, kept) == [b + 1 for b in rows]
+    assert all(tensor.shape[0] == len(rows) for tensor in cache.tensors)
+
+
+def test_rows_before_the_first_that_goes_are_not_moved():
+    cache = filled([4, 9, 2, 5])
+    for tensor in cache.tensors:
+        tensor[0, :, 20:] = 7
+    before = [tensor.data_ptr() for tensor in cache.tensors]
+    cache.keep([0, 1, 3], [4, 9, 5])
+    assert [tensor.data_ptr() for tensor in cache.tensors] == before
+    assert all((tensor[0, :, 20:] == 7).all() for tensor in cache.tensors)
+    assert numbers(cache, [4, 9, 5]) == [1, 2, 4]
+
+
+def test_whoever_gets_a_place_sees_nothing_of_its_last_row():
+    cache = filled([4, 9, 2])
+    cache.keep([0], [4])
+    joining = filled([3, 1], first=8)
+    cache.join(joining, [3, 1])
+    assert numbers(cache, [4, 3, 1]) == [1, 8, 9]
+    for tensor in cache.tensors:
+        # A number behind its own tokens may be the row's own padding, up to the longest that came with it.
+        assert tensor[1:, :, 3:].eq(0).all()
+
+
+def test_storage_grows_by_powers_of_two_and_shrinks_with_its_longest_row():
+    cache = filled([4, 9])
+    cache.reserve(33)
+    assert cache.columns == 64 and numbers(cache, [4, 9]) == [1, 2]
+    cache.reserve(200)
+    assert cache.columns == 256
+    cache.keep([0], [4])
+    assert cache.columns == 32 and numbers(cache, [4]) == [1]
+    assert all(tensor.is_contiguous() for tensor in cache.tensors)
+
+
+def test_a_joined_cache_has_room_for_rows_to_come():
+    cache = filled([4])
+    for count in range(2, 6):
+        cache.join(filled([2], first=count), [2])
+    assert cache.capacity == 8 and numbers(cache, [4, 2, 2, 2, 2]) == [1, 2, 3, 4, 5]
+    before = [tensor.data_ptr() for tensor in cache.tensors]
+    cache.join(filled([2], first=6), [2])
+    assert [tensor.data_ptr() for tensor in cache.tensors] == before
+
+
+def test_a_few_rows_are_as_a_graph_takes_them():
+    """Of the strides of a tensor of so many rows."""
+    cache = filled([4, 9, 2])
+    cache.keep([0, 1], [4, 9])
+    for tensor, shape in zip(cache.tensors, SHAPES, strict=True):
+        assert tensor.stride() == torch.empty(2, *shape.middle, 32, shape.width).stride()
