@@ -20,7 +20,6 @@ ROOMS = [
     "data",
     "models",
     "generation",
-    "hub",
     "training",
     "evaluation",
     "tuning",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bild.decoding import Commit, Policy, Stats
     from bild.errors import BildError, InputError, LoadError, VocabularyError
     from bild.generation import BigLittleDecoder, GenerationOptions, Pair, Result, Stream
-    from bild.hub import custom_generate
+    from bild.generation.transformers import custom_generate
 
 try:
     __version__ = version("bild")
@@ -34,7 +34,7 @@ _HOMES = {
     "Stats": "bild.decoding",
     "Stream": "bild.generation",
     "VocabularyError": "bild.errors",
-    "custom_generate": "bild.hub",
+    "custom_generate": "bild.generation.transformers",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDe
 
 import bild
 from bild import BigLittleDecoder
-from tests.hub.doors import (
+from tests.generation.transformers.doors import (
     ENCODES,
     Recorder,
     every_architecture,

@@ -12,7 +12,7 @@ import torch
 from transformers import dynamic_module_utils
 
 from bild import InputError, Stats
-from tests.hub.doors import (
+from tests.generation.transformers.doors import (
     EXACT,
     LENGTH,
     Recorder,
@@ -25,7 +25,7 @@ from tests.hub.doors import (
     tokenizer_of,
 )
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture

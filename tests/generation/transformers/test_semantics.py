@@ -12,7 +12,7 @@ from transformers import MaxTimeCriteria, WatermarkingConfig
 import bild
 from bild import BigLittleDecoder, Policy, Stats
 from tests.compiled import network_of, pair_of
-from tests.hub.doors import (
+from tests.generation.transformers.doors import (
     ENCODES,
     EXACT,
     LENGTH,
