@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bild.models.cache_argument import cache_argument
 from bild.models.compiled.cache import RowLayer, SourceLayer
-from bild.models.parts import encoder_of, states_in
+from bild.models.parts import encoder_config, encoder_of, states_in
 from bild.models.passes import Placed, as_attended, masks, placed, run
 from bild.models.passes import Source as Encoded
 from bild.models.seams import Pass
@@ -117,7 +117,7 @@ class Encode(nn.Module):
 
     def _seen(self, mask: Tensor) -> Any:
         """What the encoder's tokens see, by kind of layer where some look through a window."""
-        config = self.network.config.get_text_config(encoder=True)
+        config = encoder_config(self.network)
         window = getattr(config, "sliding_window", None)
         full = as_attended(mask, self.network)
         if window is None or getattr(config, "layer_types", None) is None:
