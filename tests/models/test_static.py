@@ -340,11 +340,12 @@ def test_an_encoder_with_a_window_is_encoded_alike():
     scorer = model.start(sources)
     scorer.extend([[7], [8]])
     ids, mask = padded(sources, torch.device("cpu"))
+    # Its attention takes the softmax in float32, whatever the dtype.
     with torch.inference_mode():
         found = graph(ids, mask[:, None, None] > 0)
     for one, other in zip(found, scorer.sources._cache.tensors, strict=True):
-        torch.testing.assert_close(one[1], other[1], rtol=0.0, atol=1e-9)
-        torch.testing.assert_close(one[0, :, :5], other[0, :, :5], rtol=0.0, atol=1e-9)
+        torch.testing.assert_close(one[1], other[1], rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(one[0, :, :5], other[0, :, :5], rtol=0.0, atol=1e-5)
 
 
 def test_a_model_that_nobody_holds_is_gone():

@@ -124,7 +124,9 @@ class Encode(nn.Module):
             return full
         column = torch.arange(mask.shape[-1], device=mask.device)
         near = within_window(column, window)[None, None]
-        return {"full_attention": full, "sliding_attention": as_attended(mask & near, self.network)}
+        # Padding far from all tokens sees itself, for what sees nothing at all is NaN, and a masked NaN is still a NaN.
+        seen = mask & near | (column[:, None] == column)
+        return {"full_attention": full, "sliding_attention": as_attended(seen, self.network)}
 
 
 def within_window(column: Tensor, window: int) -> Tensor:
