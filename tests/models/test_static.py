@@ -8,11 +8,15 @@ from random import Random
 
 import pytest
 import torch
+from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
 
 from bild.decoding.scores import Summary
 from bild.models import CompiledModel, EagerModel
 from bild.models.compiled import compiling
 from bild.models.compiled import model as static
+from bild.models.compiled.graphs import Encode
+from bild.models.eager.sources import padded
+from bild.models.seams import own_modules
 from tests.compiled import compile_anew, must_compile, network_of, static_model, without_templates
 from tests.models.rows import Kind, Ragged, SingleRow
 from tests.networks import (
@@ -324,6 +328,24 @@ def check_batch(model: EagerModel, rng: Random) -> None:
         rows = zip(sources, texts, at, strict=True)
         expected = [forward(model.network, source, text)[length - 1] for source, text, length in rows]
         torch.testing.assert_close(logits[:, 0], torch.stack(expected), rtol=0, atol=1e-3)
+
+
+def test_an_encoder_with_a_window_is_encoded_alike():
+    """Of T5Gemma's encoder some layers look through a window; what is compiled must, too."""
+    side = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    side |= {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 6, "initializer_range": 0.5}
+    network = T5GemmaForConditionalGeneration(T5GemmaConfig(encoder=side, decoder=side, vocab_size=64)).double().eval()
+    model, graph = EagerModel(network), Encode(own_modules(network))
+    sources = [random_tokens(Random(0), length) for length in (5, 30)]
+    scorer = model.start(sources)
+    scorer.extend([[7], [8]])
+    ids, mask = padded(sources, torch.device("cpu"))
+    # Its attention takes the softmax in float32, whatever the dtype.
+    with torch.inference_mode():
+        found = graph(ids, mask[:, None, None] > 0)
+    for one, other in zip(found, scorer.sources._cache.tensors, strict=True):
+        torch.testing.assert_close(one[1], other[1], rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(one[0, :, :5], other[0, :, :5], rtol=0.0, atol=1e-5)
 
 
 def test_a_model_that_nobody_holds_is_gone():

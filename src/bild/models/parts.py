@@ -20,6 +20,17 @@ def head_of(network: Any) -> Any:
     return network.get_output_embeddings()
 
 
+def encoder_config(network: Any) -> Any:
+    """The configuration of the encoder; of T5Gemma the whole one's names are silent about its windows."""
+    return getattr(encoder_of(network), "config", network.config)
+
+
+def decoder_config(network: Any) -> Any:
+    """Likewise of the decoder."""
+    text = network.config.get_text_config(decoder=True)
+    return getattr(decoder_of(network), "config", text) if network.config.is_encoder_decoder else text
+
+
 def states_in(cache: Any) -> list[Any]:
     """Keys, then values, of every layer of transformers' cache that has some."""
     layers = [layer for layer in cache.layers if layer.keys is not None and layer.values is not None]

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from bild.models.cache_argument import cache_argument
+from bild.models.parts import decoder_config
 from bild.models.seams import Pass, choose, takes_positions
 
 
@@ -88,7 +89,7 @@ def run(
 
 def masks(network: PreTrainedModel, positions: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
     """Which columns each new token sees ``[B, 1, T, L]``, by kind of layer where there are several."""
-    config = network.config.get_text_config(decoder=True)
+    config = decoder_config(network)
     column, own = torch.arange(columns, device=positions.device), positions[..., None]
     seen = (column <= own)[:, None]
     found = {"full_attention": as_attended(seen, network)}
@@ -108,7 +109,7 @@ def as_attended(seen: Tensor, network: PreTrainedModel) -> Tensor:
     if network.config._attn_implementation != "eager":
         return seen
     lowest = torch.finfo(network.dtype).min
-    return torch.where(seen, 0.0, lowest).to(network.dtype)
+    return torch.zeros_like(seen, dtype=network.dtype).masked_fill(~seen, lowest)
 
 
 def check_last(tokens: Sequence[Sequence[int]], last: int) -> None:

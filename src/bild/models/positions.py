@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bild.models import rope
-from bild.models.parts import decoder_of, encoder_of
+from bild.models.parts import decoder_of, encoder_config, encoder_of
 from bild.models.seams import position_table
 
 STATED = ("max_position_embeddings", "n_positions")
@@ -43,7 +43,8 @@ def limits_of(network: PreTrainedModel) -> tuple[int | None, int | None]:
     decoder = most(max_positions(network.config), table_size(decoder_of(network)))
     if not network.config.is_encoder_decoder:
         return decoder, None
-    return decoder, most(max_source_positions(network.config), table_size(encoder_of(network)))
+    stated = _stated(network.config, encoder_config(network), "encoder")
+    return decoder, most(stated, table_size(encoder_of(network)))
 
 
 def _stated(config: PreTrainedConfig, text: PreTrainedConfig, side: str) -> int | None:

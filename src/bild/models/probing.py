@@ -8,7 +8,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from bild.models.cache import Shape
 from bild.models.eager.sources import padded
-from bild.models.parts import encoder_of, states_in
+from bild.models.parts import decoder_config, encoder_config, encoder_of, states_in
 from bild.models.passes import Source, run
 from bild.models.seams import Pass
 
@@ -23,10 +23,10 @@ LONGEST = 160
 def probe_tokens(network: PreTrainedModel, vocab_size: int, longest: int | None) -> tuple[list[int], list[int]]:
     """A source and tokens to try a network with, longer than its windows where those are narrow."""
     config = network.config
-    tokens = _some(vocab_size, _length(config.get_text_config(decoder=True), longest))
+    tokens = _some(vocab_size, _length(decoder_config(network), longest))
     if not config.is_encoder_decoder:
         return [], tokens
-    return _some(vocab_size, _length(config.get_text_config(encoder=True), longest) - 2), tokens
+    return _some(vocab_size, _length(encoder_config(network), longest) - 2), tokens
 
 
 def _length(config: object, longest: int | None) -> int:

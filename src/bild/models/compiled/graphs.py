@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bild.models.cache_argument import cache_argument
 from bild.models.compiled.cache import RowLayer, SourceLayer
-from bild.models.parts import encoder_of, states_in
+from bild.models.parts import encoder_config, encoder_of, states_in
 from bild.models.passes import Placed, as_attended, masks, placed, run
 from bild.models.passes import Source as Encoded
 from bild.models.seams import Pass
@@ -117,14 +117,16 @@ class Encode(nn.Module):
 
     def _seen(self, mask: Tensor) -> Any:
         """What the encoder's tokens see, by kind of layer where some look through a window."""
-        config = self.network.config.get_text_config(encoder=True)
+        config = encoder_config(self.network)
         window = getattr(config, "sliding_window", None)
         full = as_attended(mask, self.network)
         if window is None or getattr(config, "layer_types", None) is None:
             return full
         column = torch.arange(mask.shape[-1], device=mask.device)
         near = within_window(column, window)[None, None]
-        return {"full_attention": full, "sliding_attention": as_attended(mask & near, self.network)}
+        # Padding far from all tokens sees itself, for what sees nothing at all is NaN, and a masked NaN is still a NaN.
+        seen = mask & near | (column[:, None] == column)
+        return {"full_attention": full, "sliding_attention": as_attended(seen, self.network)}
 
 
 def within_window(column: Tensor, window: int) -> Tensor:
