@@ -36,6 +36,9 @@ def test_seeds_and_several_texts_of_each_input(name):
     loose = {"do_sample": True, "temperature": 1.5, "top_k": 0, "num_return_sequences": 4, "policy": "bild"}
     loose |= {"encoder_no_repeat_ngram_size": 1}
 
+    # Made before: what weights they begin with is drawn, too.
+    large_of(name), small_of(name)
+
     def drawn(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
         return through(name, **loose).tolist()
