@@ -14,7 +14,15 @@ from transformers import PreTrainedModel
 import bild
 from bild import Policy, Stats
 from tests.decoding.test_sampling import chi_square_p, warped
-from tests.generation.transformers.doors import ENCODES, every_architecture, facts, inputs_of, large_of, small_of, through
+from tests.generation.transformers.doors import (
+    ENCODES,
+    every_architecture,
+    facts,
+    inputs_of,
+    large_of,
+    small_of,
+    through,
+)
 from tests.networks import PAD, build, forward, perturbed
 
 

@@ -13,7 +13,18 @@ from transformers import EosTokenCriteria, TopKLogitsWarper
 import bild
 from bild import InputError, LoadError, VocabularyError
 from bild.models.cache_argument import cache_argument
-from tests.generation.transformers.doors import EXACT, Avoid, Long, Recorder, inputs_of, large_of, new_tokens, plain, small_of, through
+from tests.generation.transformers.doors import (
+    EXACT,
+    Avoid,
+    Long,
+    Recorder,
+    inputs_of,
+    large_of,
+    new_tokens,
+    plain,
+    small_of,
+    through,
+)
 from tests.networks import VOCAB_SIZE, build, word_tokenizer
 
 
