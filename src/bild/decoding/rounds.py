@@ -15,7 +15,7 @@ from bild.decoding.drafters.drafter import Drafter
 from bild.decoding.policy import Policy
 from bild.decoding.rows import FinishReason, Request, Row, Rules
 from bild.decoding.scorer import Scorer
-from bild.decoding.verdict import Learner, Verdict
+from bild.decoding.verdict import Verdict, learner
 from bild.decoding.verifier import LocalVerifier, Verifier
 
 
@@ -212,10 +212,11 @@ class Batch:
 
     def _learn(self, drafts: Sequence[Draft | None], verdicts: Sequence[Verdict | None]) -> None:
         """Tell the rules of each row, and the drafter, what became of its draft."""
+        drafter = learner(self.drafter)
         for row, draft, verdict in zip(self.rows, drafts, verdicts, strict=True):
             if draft is not None and verdict is not None:
-                for part in (row.rules.acceptance, row.rules.hand_over, self.drafter):
-                    if isinstance(part, Learner):
+                for part in (learner(row.rules.acceptance), learner(row.rules.hand_over), drafter):
+                    if part is not None:
                         part.learn(row, draft, verdict)
 
     def _drop_ended(self, commits: Sequence[Commit | None]) -> list[int]:

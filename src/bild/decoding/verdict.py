@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
 
 from bild.decoding.draft import NO_WORK, Draft, Work, Writer
 from bild.decoding.history import History
@@ -42,3 +43,14 @@ class Learner(Protocol):
         A rule that may stand beside a lossless one looks only at positions up to the first rejected one: the
         random numbers of later positions will be used again.
         """
+
+
+def learner(part: Any) -> Learner | None:
+    """A rule or drafter as a :class:`Learner`; None where it is none."""
+    return part if _learns(type(part)) else None
+
+
+@lru_cache
+def _learns(kind: type) -> bool:
+    # Asked in every round: looking through a class for the members of a protocol takes longer than a small layer.
+    return issubclass(kind, Learner)

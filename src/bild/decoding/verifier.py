@@ -97,17 +97,20 @@ class LocalVerifier:
         judgement, likeliest = group.rules.acceptance.judge(reading), reading.likeliest()
         # The largest of scores among which one is no number is no number either.
         highest = reading.logits.gather(-1, likeliest[..., None])[..., 0]
-        host = to_host(*judgement, likeliest, highest)
+        # What the large model picks itself is mostly what it finds likeliest, and need not be brought twice.
+        another = () if judgement.replacement is likeliest else (judgement.replacement,)
+        host = to_host(judgement.keep, judgement.distance, likeliest, highest, *another)
         for at, (b, count) in enumerate(zip(group.members, reading.counts, strict=True)):
             if count:
-                keeps, replacements, distances, own, scores = (each[at][-count:] for each in host)
+                keeps, distances, own, scores, *other = (each[at][-count:] for each in host)
+                replacements = other[0] if other else own
                 accepted = _leading(keeps[:-1])
                 self._check(rows[b], scores[: accepted + 1])
                 verdicts[b] = Verdict(
                     accepted,
                     int(replacements[accepted]),
                     tuple(distances[:-1]),
-                    tuple(int(token) for token in own),
+                    tuple(map(int, own)),
                     self.name,
                     work[b],
                 )

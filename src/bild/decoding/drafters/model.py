@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bild.decoding.draft import ENDS, Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
+from bild.decoding.hand_over import HandOver
 from bild.decoding.rows import Row, Rules
 from bild.decoding.scorer import Scorer, read, read_prompts
 from bild.decoding.transfer import to_host
@@ -63,25 +64,33 @@ class ModelDrafter:
         """One more token of every row that writes; each group's are brought to the host in one transfer."""
         scores = read(self.scorer, rows, writing)
         for group in together:
-            if not any(group.of(writing)):
+            asked = group.of(writing)
+            if not any(asked):
                 continue
             rules, own = group.rules, group.scores(scores, rows, writing)
-            picked = rules.choice(own, group.of(rows), group.of(writing), self.level)
-            measured = rules.hand_over.confidence(own)
+            picked = rules.choice(own, group.of(rows), asked, self.level)
+            rule, records = rules.hand_over, rules.acceptance.needs_draft_logits
+            confidences = rule.confidence(own)
             # Where nothing is measured it is still looked at whether the scores are numbers.
-            ids, numbers = to_host(picked, own.summary.probability if measured is None else measured)
-            records = rules.acceptance.needs_draft_logits
+            ids, numbers = to_host(picked, own.summary.probability if confidences is None else confidences)
             for at, b in enumerate(group.members):
                 if writing[b]:
                     logits = own.logits[at, -1] if records else None
-                    number = float(numbers[at][0])
-                    _write(rows[b], drafts[b], int(ids[at][0]), number, measured is not None, logits, room[b])
+                    _write(
+                        rows[b], drafts[b], ids[at][0], numbers[at][0], rule, confidences is not None, logits, room[b]
+                    )
 
 
 def _write(
-    row: Row, draft: Draft, token: int, confidence: float, measured: bool, logits: Tensor | None, room: int
+    row: Row,
+    draft: Draft,
+    token: int,
+    confidence: float,
+    rule: HandOver,
+    measured: bool,
+    logits: Tensor | None,
+    room: int,
 ) -> None:
-    rule = row.rules.hand_over
     # Scores that are not numbers make a number that is not equal to itself.
     broken = confidence != confidence
     unsure = broken or (measured and rule.unsure(confidence, row))
