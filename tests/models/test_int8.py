@@ -93,6 +93,7 @@ def test_in_bfloat16_a_token_is_rounded_on_a_scale_of_full_precision():
 
 
 @pytest.mark.skipif(not int8._has_int8_tiles(torch.device("cpu")), reason="this CPU has no int8 tiles")
+@pytest.mark.compiles
 def test_compiled_layers_hold_their_weights_once_and_multiply_as_uncompiled(tmp_path, monkeypatch):
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
     wide, narrow = nn.Linear(1024, 2016), nn.Linear(2016, 1024)
@@ -107,6 +108,7 @@ def test_compiled_layers_hold_their_weights_once_and_multiply_as_uncompiled(tmp_
     assert weights < compiling.file_of("layers").stat().st_size < 1.8 * weights
 
 
+@pytest.mark.compiles
 def test_a_network_in_int8_compiles_and_scores_as_uncompiled():
     network = to_int8(build("gpt2", width=64, layers=1, dtype=torch.float32))
     static = without_templates(network)
