@@ -3,49 +3,66 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 # Read by huggingface_hub when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from unittest.mock import patch
 
+import hypothesis
 import pytest
 import torch
 from transformers.utils import logging
 
-from bild.models.compiled import compiling
+from tests.marking import Graphs
 
+GRAPHS = pytest.StashKey[Graphs]()
 logging.disable_progress_bar()
 # Tiny networks: a second thread costs more than it brings, a hundred times more on a busy machine.
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def graph_cache(tmp_path_factory) -> Path:
-    """Where graphs are compiled to: the run's own folder, or $BILD_TEST_CACHE to keep them between runs."""
-    kept, base = os.environ.get("BILD_TEST_CACHE"), tmp_path_factory.getbasetemp()
-    # Workers of one run share what any of them compiles.
-    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = Path(kept) if kept else run / "graphs"
-    folder.mkdir(exist_ok=True)
-    os.environ["BILD_CACHE"] = str(folder)
-    return folder
+ROOT = Path(__file__).parents[1]
+GRAPHS_GB = "4"
+"""Room for the graphs that are kept: those of a few versions of the code that is compiled."""
+
+# In CI every run draws the same examples; at a desk each draws others.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("desk", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-compile", action="store_true", help="skip a test where it would compile a graph")
+def pytest_configure(config: pytest.Config) -> None:
+    """Graphs are kept in the checkout, or in $BILD_TEST_CACHE, so that only the first run compiles."""
+    os.environ.setdefault("BILD_CACHE_GB", GRAPHS_GB)
+    kept = Path(os.environ.get("BILD_TEST_CACHE", ROOT / ".pytest_cache" / "graphs"))
+    kept.mkdir(parents=True, exist_ok=True)
+    none = tempfile.TemporaryDirectory(prefix="bild-tests-")
+    config.stash[GRAPHS] = graphs = Graphs(kept, Path(none.name))
+    # Processes of the collection find no graph either.
+    os.environ["BILD_CACHE"] = none.name
+    guard = graphs.guard()
+    guard.__enter__()
+    config.add_cleanup(lambda: guard.__exit__(None, None, None))
+    config.add_cleanup(none.cleanup)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_compile(request: pytest.FixtureRequest):
-    """Compiling takes half a minute a graph, so a run against another version of transformers goes without."""
-    if not request.config.getoption("--no-compile"):
-        yield
-        return
-    with patch.object(compiling, "_compile", lambda *_: pytest.skip("this test would compile")):
-        yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[GRAPHS].enter(item)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    item.config.stash[GRAPHS].leave()
+
+
+@pytest.fixture(scope="session")
+def graph_cache(request: pytest.FixtureRequest) -> Path:
+    """Where the graphs of marked tests are."""
+    return request.config.stash[GRAPHS].kept
 
 
 @pytest.fixture(autouse=True)

@@ -202,19 +202,19 @@ SAMPLING = {
 @pytest.mark.parametrize("name", SAMPLING)
 def test_sampling_options_reach_the_loop(run, bundled, name):
     value, option = SAMPLING[name]
-    base = {"seed": 5, "temperature": 2.0, "do_sample": True}
-    given = {"--seed": "5", "--temperature": "2"} | {name: value}
+    base = {"seed": 5, "temperature": 2.0, "do_sample": True, "max_new_tokens": 24}
+    given = {"--seed": "5", "--temperature": "2", "--max-new-tokens": "24"} | {name: value}
     _, out, _ = run("generate", TWO[1], "--do-sample", *(part for pair in given.items() for part in pair))
     expected = translations(bundled, TWO[1], **(base | option))
     assert out.splitlines() == expected != translations(bundled, TWO[1], **base)
 
 
 def test_every_line_draws_its_own_numbers_in_whatever_batches(run, bundled):
-    loose = ["--do-sample", "--temperature", "2", "--seed", "5"]
+    loose = ["--do-sample", "--temperature", "2", "--seed", "5", "--max-new-tokens", "24"]
     lines = "\n".join([TWO[1], " ", TWO[1], TWO[1]]).encode()
     _, out, _ = run("generate", *loose, stdin=lines)
     assert out == run("generate", *loose, "--batch-size", "3", stdin=lines)[1]
-    texts = translations(bundled, [TWO[1]] * 3, do_sample=True, temperature=2.0, seed=5)
+    texts = translations(bundled, [TWO[1]] * 3, do_sample=True, temperature=2.0, seed=5, max_new_tokens=24)
     assert out.splitlines() == [texts[0], "", texts[1], texts[2]] and len(set(texts)) == 3
 
 

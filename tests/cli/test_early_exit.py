@@ -94,6 +94,7 @@ def test_what_is_no_exit_is_one_line_and_code_2(run, folder, small, message):
     assert (code, out, err) == (2, "", f"error: {message.format(large=folder / 'large')}\n")
 
 
+@pytest.mark.compiles
 def test_warmup_compiles_it_and_auto_runs_it_compiled(monkeypatch, capsys):
     network, pair = deep("gpt2", "static"), exit_pair("gpt2", "static")
     before = compiling.compilations

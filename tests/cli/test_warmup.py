@@ -20,6 +20,7 @@ def pair(tmp_path, monkeypatch) -> dict[str, str]:
     return {"large": str(tmp_path / "model"), "small": str(tmp_path / "model")}
 
 
+@pytest.mark.compiles
 def test_what_is_warmed_up_is_compiled_once_and_then_used_by_auto(pair, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "TEMPLATES", compiling.LIBRARY)
     monkeypatch.setattr(compiling, "compilations", 0)

@@ -84,7 +84,8 @@ def warped(temperature: float, top_p: float):
 
 def chi_square_p(seen: dict[tuple[int, ...], int], expected: dict[tuple[int, ...], float]) -> float:
     """How likely counts as far from the expected ones are; texts seen too rarely are taken together."""
-    assert set(seen) <= {key for key, count in expected.items() if count > 0}
+    if not set(seen) <= {key for key, count in expected.items() if count > 0}:
+        return 0.0
     often = [key for key, count in expected.items() if count >= 5]
     cells = [(seen.get(key, 0), expected[key]) for key in often]
     rest = (sum(seen.values()) - sum(s for s, _ in cells), sum(expected.values()) - sum(e for _, e in cells))
@@ -126,7 +127,7 @@ def test_lossless_policies_have_the_large_models_distribution(name, seed, temper
         seen[tuple(text(row))] = seen.get(tuple(text(row)), 0) + 1
     assert chi_square_p(seen, expected_texts(large, warp, length, draws)) > 0.01
     # The test can fail: the small model's distribution is another one.
-    assert chi_square_p(seen, expected_texts(small, lambda logits: logits, length, draws)) < 1e-6 or top_p < 1
+    assert chi_square_p(seen, expected_texts(small, warp, length, draws)) < 1e-6
     stats = Stats.total(Stats.of(row) for row in rows)
     assert stats.num_accepted_tokens > 100 and stats.num_rollbacks > 30
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bild import BigLittleDecoder, InputError, LoadError, Policy, Stats
+from bild.models import EagerScorer
 from tests.networks import build
 
 
@@ -125,14 +126,13 @@ def test_lossless_is_granted_to_lossless_policies(bundled):
 
 def test_a_stream_that_is_left_decodes_no_further(bundled, sentences, monkeypatch):
     read = []
-    extend = type(bundled.large.start([[5]])).extend
-    monkeypatch.setattr(
-        type(bundled.large.start([[5]])), "extend", lambda *args, **options: read.append(1) or extend(*args, **options)
-    )
+    # Plain and summarised scores both come from here.
+    extend = EagerScorer._extend
+    monkeypatch.setattr(EagerScorer, "_extend", lambda *arguments: read.append(1) or extend(*arguments))
     with bundled.stream(sentences[38], "large") as stream:
         first = [next(stream), next(stream)]
         done = len(read)
-    assert first and list(stream) == [] and stream.result is None and len(read) == done
+    assert first and list(stream) == [] and stream.result is None and len(read) == done >= 2
 
 
 def test_stream_takes_one_input(bundled):

@@ -12,10 +12,11 @@ import torch
 from bild import BigLittleDecoder, InputError, LoadError, Pair, Policy, Stats
 from bild.evaluation.own import PolicyMethod
 from tests.early_exits import EXIT, EXITING, STATIC, deep, exit_pair
+from tests.marking import with_runtime
 from tests.networks import build, random_tokens
 
 LENGTH = 24
-RUNTIMES = [(name, "eager") for name in EXITING] + [(name, "static") for name in STATIC]
+RUNTIMES = [*with_runtime(EXITING, "eager"), *with_runtime(STATIC, "static")]
 EXACT = {
     "unsure": Policy.exact(fallback_threshold=0.3, max_draft_tokens=6),
     "long drafts": Policy.exact(fallback_threshold=0.0, max_draft_tokens=4),

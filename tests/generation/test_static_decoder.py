@@ -13,6 +13,8 @@ from bild.models.compiled import compiling
 from tests.compiled import network_of, pair_of, static_model, without_templates
 from tests.networks import BATCHING, random_tokens
 
+pytestmark = pytest.mark.compiles
+
 LENGTH = 24
 POLICIES = {
     "bild": Policy.bild(fallback_threshold=0.3, rollback_threshold=4.0),

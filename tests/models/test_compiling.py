@@ -78,6 +78,7 @@ def assert_right(model: CompiledModel) -> None:
     torch.testing.assert_close(logits, forward(network_of(NAME), [], tokens), rtol=0.0, atol=1e-4)
 
 
+@pytest.mark.compiles
 def test_a_second_model_of_the_same_weights_compiles_nothing(own_cache, no_compiler):
     told: list[str] = []
     before = compiling.compilations
@@ -87,6 +88,7 @@ def test_a_second_model_of_the_same_weights_compiles_nothing(own_cache, no_compi
     assert_right(model)
 
 
+@pytest.mark.compiles
 def test_another_process_compiles_nothing(own_cache):
     code = """
 from tests.models.test_compiling import NAME, CompiledModel, assert_right, compiling, network_of
@@ -98,6 +100,7 @@ print(model.is_compiled, compiling.compilations)
     assert (done.stdout, done.stderr, done.returncode) == ("True 0\n", "", 0)
 
 
+@pytest.mark.compiles
 def test_compiling_once_what_no_template_is_for(tmp_path, monkeypatch, caplog):
     """Float64, where nothing hides behind rounding: counted, told, kept, and nothing else left behind."""
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
@@ -145,6 +148,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.compiles
 def test_whatever_else_is_computed_is_compiled_anew(other, own_cache, no_compiler):
     assert not CompiledModel(OTHERS[other]()).is_compiled
     assert [name.split("-")[0] for name in no_compiler] == ["GPT2LMHeadModel"]
@@ -190,6 +194,7 @@ def test_weights_are_hashed_once_until_one_changes(monkeypatch):
     assert names[2:] == [compiling.fingerprint(copy.deepcopy(network).float()), compiling.fingerprint(network)]
 
 
+@pytest.mark.compiles
 def test_says_whether_a_network_is_prepared(own_cache, monkeypatch):
     assert is_prepared(network_of(NAME)) and not is_prepared(changed(network_of(NAME)))
     monkeypatch.setattr(compiling, "fingerprint", lambda network: pytest.fail("hashed in vain"))
@@ -198,6 +203,7 @@ def test_says_whether_a_network_is_prepared(own_cache, monkeypatch):
     assert not is_prepared(network_of(NAME))
 
 
+@pytest.mark.compiles
 def test_another_number_of_threads_is_compiled_anew(own_cache, no_compiler):
     torch.set_num_threads(2)
     try:
@@ -224,6 +230,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.compiles
 def test_a_damaged_graph_is_compiled_anew(damage, own_cache, monkeypatch, caplog):
     file = graph_of(own_cache)
     whole = file.read_bytes()
@@ -241,6 +248,7 @@ def test_a_damaged_graph_is_compiled_anew(damage, own_cache, monkeypatch, caplog
     assert_right(model)
 
 
+@pytest.mark.compiles
 def test_a_graph_that_stays_damaged_costs_speed_only(own_cache, monkeypatch, caplog):
     monkeypatch.setattr(compiling, "_compile", lambda module, inputs, shapes, file: file.write_bytes(b"again"))
     graph_of(own_cache).write_bytes(b"damaged")
@@ -250,6 +258,7 @@ def test_a_graph_that_stays_damaged_costs_speed_only(own_cache, monkeypatch, cap
     assert_right(model)
 
 
+@pytest.mark.compiles
 def test_what_a_killed_compilation_left_behind_is_removed_in_time(tmp_path):
     file, places = tmp_path / "graph.pt2", [tmp_path / name for name in ("tmpold", "tmpyoung", "kept")]
     for place in places:
@@ -262,6 +271,7 @@ def test_what_a_killed_compilation_left_behind_is_removed_in_time(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted(places[1:])
 
 
+@pytest.mark.compiles
 def test_what_a_killed_compilation_left_behind_is_not_read(own_cache, no_compiler):
     file = graph_of(own_cache)
     unfinished = file.parent / "tmpabc"
@@ -271,6 +281,7 @@ def test_what_a_killed_compilation_left_behind_is_not_read(own_cache, no_compile
     assert no_compiler == [file.stem]
 
 
+@pytest.mark.compiles
 def test_a_folder_that_cannot_be_written_costs_speed_only(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("BILD_CACHE", str(tmp_path / "file"))

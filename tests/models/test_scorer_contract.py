@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.early_exits import EXITING, STATIC
+from tests.marking import marks_of
 from tests.models.rows import ExitKind, Kind, Ragged, SingleRow
 from tests.networks import ARCHITECTURES, BATCHING, POSITIONS, VOCAB_SIZE, forward, random_source, random_tokens
 
@@ -19,7 +20,8 @@ EXITS = [(name, "eager") for name in EXITING] + [(name, "static") for name in ST
 def kinds(names):
     plain = [Kind(name, runtime) for runtime in RUNTIMES for name in names]
     exits = [ExitKind(name, runtime, side) for name, runtime in EXITS for side in ("small", "large")]
-    return pytest.mark.parametrize("kind", [*plain, *exits], ids=str)
+    every = [pytest.param(kind, id=str(kind), marks=marks_of(kind.runtime)) for kind in (*plain, *exits)]
+    return pytest.mark.parametrize("kind", every)
 
 
 every_architecture = kinds(ARCHITECTURES)

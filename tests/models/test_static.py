@@ -35,6 +35,7 @@ BESIDE = 2
 """Numbers that stand beside the new tokens of a row."""
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
 
+pytestmark = pytest.mark.compiles
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 every_batching = pytest.mark.parametrize("name", BATCHING)
 

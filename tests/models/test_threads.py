@@ -13,13 +13,14 @@ from torch import Tensor
 
 from bild.models.compiled import model as compiled
 from tests.early_exits import exit_pair
+from tests.marking import with_runtime
 from tests.models.rows import Kind
 from tests.networks import random_source, random_tokens
 
 THREADS, TEXTS = 8, 24
 EAGER = ("t5", "bart", "marian", "gpt2", "llama")
 COMPILED = ("t5", "gpt2", "llama")
-EXITS = [("t5", "eager"), ("llama", "eager"), ("gpt2", "eager"), ("t5", "static"), ("gpt2", "static")]
+EXITS = [*with_runtime(("t5", "llama", "gpt2"), "eager"), *with_runtime(("t5", "gpt2"), "static")]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def check(run, inputs) -> None:
         torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "runtime"), [(n, "eager") for n in EAGER] + [(n, "static") for n in COMPILED])
+@pytest.mark.parametrize(("name", "runtime"), [*with_runtime(EAGER, "eager"), *with_runtime(COMPILED, "static")])
 def test_a_model(name, runtime):
     model = Kind(name, runtime).model
     check(lambda sources, tokens: list(read(model.start(sources), tokens)), texts(model.network))

@@ -102,14 +102,15 @@ def test_int8_weights_are_a_byte_each():
 )
 def test_passes_follow_from_the_rounds(name, policy, monkeypatch):
     pair, made = pair_of(name), []
-    extend = EagerScorer.extend
+    # Plain and summarised scores both come from here.
+    extend = EagerScorer._extend
 
-    def recording(self, tokens, last=1):
+    def recording(self, tokens, last):
         side = "large" if self.model is pair.large else "small"
         made.append((side, len(tokens[0]), self.lengths[0] + len(tokens[0]), last))
         return extend(self, tokens, last)
 
-    monkeypatch.setattr(EagerScorer, "extend", recording)
+    monkeypatch.setattr(EagerScorer, "_extend", recording)
     rolled_back = 0
     for job, ids in zip(pair.jobs(inputs_of(4), max_new_tokens=16), inputs_of(4), strict=True):
         made.clear()

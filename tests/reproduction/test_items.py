@@ -12,6 +12,7 @@ from bild import Policy
 from bild.errors import InputError
 from bild.evaluation import Example
 from bild.evaluation.own import PolicyMethod
+from bild.generation.seeds import digest_of, fold
 from bild.reproduction import ALL, ITEMS, Workspace, figure9, reproduce
 from bild.reproduction.choosing import within
 from bild.reproduction.counting import Cost
@@ -111,8 +112,12 @@ def test_seeds_are_runs_of_their_own(made):
     pair = load_named("large", "aligned")
     quality = Workspace(inputs(), made.out, load=load).search(inputs().variants[-1], "set 0").texts.quality
     for seed, found in zip((1, 2), rows["large"]["quality"], strict=True):
-        # One text a call, as an evaluation decodes them: the seed of a batch is that of its first row.
-        tokens = [pair.generate([source], "large", seed=seed, **draw)[0].token_ids for source in sources]
+        # As an evaluation draws: each text has a seed of its own, whatever was decoded before.
+        seeds = [fold(seed, digest_of(source)) for source in sources]
+        tokens = [
+            pair.generate([source], "large", seed=own, **draw)[0].token_ids
+            for own, source in zip(seeds, sources, strict=True)
+        ]
         assert found == pytest.approx(quality({at: tuple(ids) for at, ids in enumerate(tokens)})["set 0"])
     assert rows["large"]["quality"][0] != rows["large"]["quality"][1]
     assert len(rows["large"]["quality"]) == 2 and rows["large"]["speedup"] == 1

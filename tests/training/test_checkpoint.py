@@ -113,7 +113,7 @@ def test_the_log_forgets_steps_that_are_taken_again(tmp_path):
 def test_a_damaged_state_is_told(tmp_path):
     (tmp_path / "step-3").mkdir()
     (tmp_path / "step-3" / "state.json").write_text("{")
-    with pytest.raises(InputError, match=r"step-3 is damaged \(JSONDecodeError: .*\); start anew with --fresh"):
+    with pytest.raises(InputError, match=r"step-3 is damaged \(ValueError: not JSON\); start anew with --fresh"):
         Resumed.newest(RunFolder(tmp_path, SETTINGS))
 
 

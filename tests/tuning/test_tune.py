@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from random import Random
 
 import pytest
@@ -11,7 +11,8 @@ import pytest
 from bild import BigLittleDecoder, Policy
 from bild.errors import InputError
 from bild.evaluation import Example
-from bild.tuning import Point, default_grid, pareto, tune
+from bild.evaluation.measure import measure
+from bild.tuning import Point, bench, default_grid, pareto, tune
 from bild.tuning.grid import exact_policies, method_name, neighbours, with_exact
 from bild.tuning.search import distinct, promising
 from bild.tuning.tune import FINALS, RESULT, TRACES
@@ -23,6 +24,12 @@ GRID = [
     for fallback in (0.2, 0.5, 1.01)
     for rollback in (0.0, 2.0, 9.0)
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_warming_up(monkeypatch):
+    """The first calls of networks as small as these are as fast as the last, and half of a tuning's time."""
+    monkeypatch.setattr(bench, "measure", partial(measure, warm_up=1))
 
 
 @cache

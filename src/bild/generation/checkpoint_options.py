@@ -14,7 +14,7 @@ from bild.errors import InputError
 
 logger = logging.getLogger("bild")
 
-DEFAULTS: Any = GenerationConfig()  # type: ignore[no-untyped-call]
+DEFAULTS: Any = GenerationConfig()
 """What transformers' own config says where nobody said anything."""
 
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -23,7 +23,6 @@ from bild.generation.result import Result
 from bild.generation.stream import Stream
 from bild.models import (
     INT8,
-    EagerModel,
     Int8Linear,
     check_exit,
     check_kinds,
@@ -158,12 +157,12 @@ class BigLittleDecoder:
         """
         if self.dtype == INT8:
             raise InputError("dtype is int8, which checkpoints do not hold; load the pair in another dtype to save it")
-        large = self._save(self.large, Path(folder) / "large")
-        small = self._save(self.small, Path(folder) / "small") if self.early_exit is None else self.early_exit
+        large = self._save(self.large.network, Path(folder) / "large")
+        small = self._save(self.small.network, Path(folder) / "small") if self.early_exit is None else self.early_exit
         Pair(large, small, self.policy).save(folder)
 
-    def _save(self, model: EagerModel, place: Path) -> str:
-        model.network.save_pretrained(place)
+    def _save(self, network: Any, place: Path) -> str:
+        network.save_pretrained(place)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(place)
         return str(place)

@@ -51,10 +51,10 @@ class Pair:
         try:
             values = from_json(file.read_bytes())
             policy = Policy.from_dict(values["policy"]) if "policy" in values else Policy()
-            names = [_relative_to(file.parent, values[key]) for key in ("large", "small")]
+            large, small = (_relative_to(file.parent, values[key]) for key in ("large", "small"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{file} does not describe a pair ({type(error).__name__}: {error})") from None
-        return cls(*names, policy, dict(values.get("evidence", {})))
+        return cls(large, small, policy, dict(values.get("evidence", {})))
 
     def save(self, place: str | os.PathLike[str]) -> Path:
         """Write the file; a folder gets a ``bild.json``. Checkpoints below that folder are named relative to it.

@@ -7,10 +7,12 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from bild.decoding.draft import Writer
 from bild.generation.result import Result
 from bild.generation.text import pieces
 
-Kind = Literal["small", "large", "rolled_back"]
+Kind = Writer | Literal["rolled_back"]
+"""Who wrote it, or that nobody keeps it."""
 
 
 @dataclass(frozen=True, slots=True)

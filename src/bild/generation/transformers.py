@@ -9,15 +9,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import repeat
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import StoppingCriteriaList as Criteria
-from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 from transformers.generation import stopping_criteria as stopping
 from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from bild.decoding import Choice, Greedy, Policy, Request, Sampling
 from bild.errors import InputError, VocabularyError
@@ -168,7 +169,7 @@ class Call:
         if self.pad is None and len(prompts) > 1 and (self.eos or self.stops or len(set(longest)) > 1):
             raise InputError("rows may end at different times with nothing to fill them up; give pad_token_id")
         requests = [self._request(b, *each) for b, each in enumerate(zip(prompts, longest, strict=True))]
-        return [Job(*each) for each in zip(sources, requests, encoded or [None] * len(sources), strict=True)]
+        return [Job(*each) for each in zip(sources, requests, encoded or repeat(None, len(sources)), strict=True)]
 
     def _sources(self) -> tuple[list[list[int]], list[Tensor]]:
         """The encoder's input and output of every row, without what the mask hides."""
@@ -243,11 +244,11 @@ class Call:
     def output(self, results: list[Result]) -> Any:
         """What ``generate`` returns."""
         width = max(len(result.token_ids) for result in results)
-        rows = [result.token_ids + [self.pad] * (width - len(result.token_ids)) for result in results]
+        rows: list[list[Any]] = [[*each.token_ids, *[self.pad] * (width - len(each.token_ids))] for each in results]
         sequences = torch.cat([self.input_ids, torch.tensor(rows, device=self.input_ids.device)], dim=1)
         if not self.config.return_dict_in_generate:
             return sequences
-        kind = GenerateEncoderDecoderOutput if self.encodes else GenerateDecoderOnlyOutput
+        kind: Any = GenerateEncoderDecoderOutput if self.encodes else GenerateDecoderOnlyOutput
         output = kind(sequences=sequences)
         output.bild_results = results
         return output
@@ -263,7 +264,8 @@ def made_by_generate(model: PreTrainedModel) -> set[str]:
 
     config = GenerationConfig(max_new_tokens=1, decoder_start_token_id=0, pad_token_id=0)
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=note)
+    generate: Any = model.generate
+    generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=note)
     return made
 
 
@@ -284,10 +286,10 @@ def _pair(
     """Both models behind the contracts of the loop, made once for the same arguments."""
     network: Any = small.network if isinstance(small, EagerModel) else small
     arguments = (large.device, large.dtype, network, tokenizer, runtime)
-    kept = large.__dict__.get(KEPT)
-    known = kept is not None and kept.decoder.large.network is large and kept.arguments == arguments
+    kept: Kept | None = large.__dict__.get(KEPT)
+    same = kept is not None and kept.decoder.large.network is large and kept.arguments == arguments
     # Another vocabulary, an adapter or layers that were exchanged make another pair.
-    if known and kept.decoder.large.is_current() and kept.decoder.small.is_current():
+    if kept is not None and same and kept.decoder.large.is_current() and kept.decoder.small.is_current():
         return kept.decoder
     own = tokenizer
     if not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
@@ -316,7 +318,9 @@ def _stop_strings(
 
 def _visible(ids: Tensor, mask: Tensor | None, what: str) -> list[list[int]]:
     """What the mask lets through of each row."""
-    rows, _ = as_list(ids, mask)
+    inputs, _ = as_list(ids, mask)
+    # Of a tensor only lists of ids come back.
+    rows = cast(list[list[int]], inputs)
     if not all(rows):
         raise InputError(f"the mask hides the whole {what} of row {rows.index([])}; leave a token of it")
     return rows

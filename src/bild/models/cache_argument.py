@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
@@ -13,11 +14,12 @@ NAMES = ("cache", "past_key_values")
 
 def cache_argument(module: nn.Module) -> str:
     """The name of the cache among the arguments of a network or of one of its layers."""
-    return _cache_argument(type(module))
+    kind: Any = type(module)
+    return _cache_argument(kind)
 
 
 @lru_cache
-def _cache_argument(kind: type[nn.Module]) -> str:
+def _cache_argument(kind: Any) -> str:
     parameters = inspect.signature(kind.forward).parameters
     # A forward pass that hands its keywords on unseen is as old as its own signature says nothing about.
     return next((name for name in NAMES if name in parameters), NAMES[-1])

@@ -111,12 +111,13 @@ def _load_large(large: str, settings: Settings, trust: bool) -> PreTrainedModel:
 
 def _check_pair(large: str, start: Start) -> None:
     """Whether one model can learn from the other; before hours of labelling, not after."""
-    trust = {"trust_remote_code": start.trust_remote_code}
-    configs = [load_config(name, **trust) for name in (large, str(start.checkpoint))]
+    trust = start.trust_remote_code
+    configs = [load_config(name, trust_remote_code=trust) for name in (large, str(start.checkpoint))]
     if configs[0].is_encoder_decoder != configs[1].is_encoder_decoder:
         raise LoadError("one of the models is encoder-decoder and the other decoder-only; use two of one kind")
     sizes = [config.get_text_config(decoder=True).vocab_size for config in configs]
-    check_shared_vocabulary(load_tokenizer(large, **trust), start.load_tokenizer(), *sizes)
+    tokenizer = load_tokenizer(large, trust_remote_code=trust)
+    check_shared_vocabulary(tokenizer, start.load_tokenizer(), *sizes)
 
 
 def _inputs(data: Mapping[str, Data], coder: Coder, corpus: Corpus) -> dict[str, str]:

@@ -113,8 +113,9 @@ class Coder:
     @property
     def prompter(self) -> Prompter:
         """How sources are encoded: as for decoding."""
-        languages = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
-        return Prompter(self.tokenizer, self.config, self.prefix, self.chat, **languages)
+        return Prompter(
+            self.tokenizer, self.config, self.prefix, self.chat, src_lang=self.src_lang, tgt_lang=self.tgt_lang
+        )
 
     @property
     def positions(self) -> int:

@@ -158,6 +158,7 @@ def test_an_early_exit(name):
 
 
 @pytest.mark.parametrize(("large", "small"), [("llama", "qwen2"), ("t5", "mt5")])
+@pytest.mark.compiles
 def test_the_static_runtime(large, small):
     compiled = pair_of(large, small, "static")
     network, ids = network_of(large), torch.tensor([[3, 9, 8, 4, 2], [5, 6, 7, 8, 9]])

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.early_exits import EXIT, EXITING, STATIC, exit_pair
+from tests.marking import with_runtime
 from tests.models.rows import ExitKind
 from tests.networks import forward, random_source, random_tokens
 
-RUNTIMES = [(name, "eager") for name in EXITING] + [(name, "static") for name in STATIC]
+RUNTIMES = [*with_runtime(EXITING, "eager"), *with_runtime(STATIC, "static")]
 
 every_runtime = pytest.mark.parametrize(("name", "runtime"), RUNTIMES)
 every_architecture = pytest.mark.parametrize("name", EXITING)

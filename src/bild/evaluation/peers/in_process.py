@@ -151,5 +151,5 @@ def _network(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 
 def _prompter(context: PeerContext, large: PreTrainedModel) -> Prompter:
-    languages = {"src_lang": context.src_lang, "tgt_lang": context.tgt_lang}
-    return Prompter(load_tokenizer(context.large), large.config, **languages)
+    tokenizer = load_tokenizer(context.large)
+    return Prompter(tokenizer, large.config, src_lang=context.src_lang, tgt_lang=context.tgt_lang)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
 
-class RowLayer(StaticLayer):  # type: ignore[no-untyped-call]
+class RowLayer(StaticLayer):
     """A layer's keys and values ``[B, H, L, D]``; each row writes behind its own tokens.
 
     Args:
@@ -36,7 +36,7 @@ class RowLayer(StaticLayer):  # type: ignore[no-untyped-call]
         return self.positions[0, 0]
 
 
-class SourceLayer(StaticLayer):  # type: ignore[no-untyped-call]
+class SourceLayer(StaticLayer):
     """A layer's keys and values of the source, computed once a request."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:

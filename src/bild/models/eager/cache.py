@@ -11,7 +11,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 
-class EagerLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class EagerLayer(CacheLayerMixin):
     """Keys and values of one layer.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from bild.errors import LoadError, one_line
@@ -123,7 +124,8 @@ def load_network(
     network = _read_network(source, config, dtype, device if quantised else None, trust_remote_code)
     if source.adapter is not None:
         network = merge(source.adapter, network)
-    network = _on_device(network, name, None if quantised else device).eval()
+    network = _on_device(network, name, None if quantised else device)
+    network.eval()
     return network
 
 
@@ -194,10 +196,11 @@ def _on_device(network: PreTrainedModel, name: object, device: torch.device | No
     if device is None:
         return network
     try:
-        moved: PreTrainedModel = network.to(device)
+        module: nn.Module = network
+        module.to(device)
     except (RuntimeError, ValueError, NotImplementedError) as error:  # no memory left, or weights that cannot move
         raise LoadError(f"{name}: cannot be put on {device} ({one_line(error)})") from error
-    return moved
+    return network
 
 
 def new_network(config: PreTrainedConfig) -> PreTrainedModel:
@@ -207,7 +210,8 @@ def new_network(config: PreTrainedConfig) -> PreTrainedModel:
         LoadError: a shape that does not generate text.
     """
     network: PreTrainedModel = auto_class(config, config.model_type).from_config(config)
-    return network.float()
+    network.float()
+    return network
 
 
 def read(kind: Any, place: Place, **options: Any) -> Any:

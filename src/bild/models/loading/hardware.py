@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from bild.errors import InputError, LoadError, one_line
 
@@ -92,7 +93,8 @@ def memory_of(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        reserved: int = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + reserved
     if device.type == "cpu" and hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return None
@@ -101,5 +103,5 @@ def memory_of(device: torch.device) -> int | None:
 def bytes_of_weights(kind: Any, config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> int:
     """What a network of this configuration takes, without making one."""
     with torch.device("meta"):
-        network = kind.from_config(config, trust_remote_code=trust_remote_code)
+        network: nn.Module = kind.from_config(config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in network.parameters()) * dtype.itemsize

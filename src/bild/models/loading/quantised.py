@@ -29,15 +29,15 @@ def check_quantised(config: PreTrainedConfig, name: object, device: torch.device
     Raises:
         LoadError: it cannot, and why.
     """
-    method = method_of(config)
-    if method is None:
+    note, method = _note(config), method_of(config)
+    if note is None or method is None:
         return
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise _refusal(name, method, device, "transformers does not know this method")
     if importlib.util.find_spec("accelerate") is None:
         raise _refusal(name, method, device, "it needs the package accelerate; run pip install accelerate")
     try:
-        quantizer = AutoHfQuantizer.from_config(_note(config), pre_quantized=True)
+        quantizer = AutoHfQuantizer.from_config(note, pre_quantized=True)
         quantizer.validate_environment(device_map={"": device}, weights_only=True)
     except Exception as error:  # each method checks in its own way for its packages and hardware
         raise _refusal(name, method, device, one_line(error)) from error
