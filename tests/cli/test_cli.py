@@ -328,7 +328,7 @@ def test_errors_are_one_line_and_exit_2(run, arguments, says):
         (["--large", "/nowhere", "--small", "/nowhere"], "no such folder: /nowhere"),
         (
             ["--large", "someone/large", "--small", "someone/small"],
-            "the hub has no such repository or cannot be reached",
+            "the hub has no such repository",
         ),
         (["--large", "/nowhere"], "small is missing"),
         (["--pair", "/nowhere"], "no such pair"),
