@@ -326,7 +326,10 @@ def test_errors_are_one_line_and_exit_2(run, arguments, says):
     ("arguments", "says"),
     [
         (["--large", "/nowhere", "--small", "/nowhere"], "no such folder: /nowhere"),
-        (["--large", "someone/large", "--small", "someone/small"], "not to be had from the hub"),
+        (
+            ["--large", "someone/large", "--small", "someone/small"],
+            "the hub has no such repository",
+        ),
         (["--large", "/nowhere"], "small is missing"),
         (["--pair", "/nowhere"], "no such pair"),
         (["--dtype", "int3"], "dtype is 'int3'"),

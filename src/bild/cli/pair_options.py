@@ -78,7 +78,7 @@ MaxDraftTokens = Annotated[int | None, typer.Option(help="Longest draft, 1…", 
 VerifyEnd = Annotated[
     str | None,
     typer.Option(
-        help="Whether large reads a draft that ends the text: no, yes, or only below this confidence, 0…1.",
+        help="Whether large reads a draft that ends in an end token: no, yes, or only below this confidence, 0…1.",
         rich_help_panel=POLICY,
     ),
 ]

@@ -162,7 +162,7 @@ class Presets:
         Args:
             rollback_threshold: as in :meth:`bild`.
             window: tokens of every draft, 1…∞, default 5; the paper sweeps 3 to 10.
-            verify_end: whether the large model reads a draft that ends the text, default False.
+            verify_end: whether the large model reads a draft that ends in an end token, default False.
             metric: of distance, see :class:`~bild.decoding.WithinDistance`.
         """
         return cls._of(

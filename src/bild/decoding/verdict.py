@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -47,10 +48,11 @@ class Learner(Protocol):
 
 def learner(part: Any) -> Learner | None:
     """A rule or drafter as a :class:`Learner`; None where it is none."""
-    return part if _learns(type(part)) else None
+    kind: Hashable = type(part)
+    return part if _learns(kind) else None
 
 
 @lru_cache
-def _learns(kind: type) -> bool:
+def _learns(kind: Any) -> bool:
     # Asked in every round: looking through a class for the members of a protocol takes longer than a small layer.
     return issubclass(kind, Learner)

@@ -1,4 +1,4 @@
-"""The main job: two checkpoints in, the large model's text out, faster."""
+"""The main job: two checkpoints in, one text out, faster than from the large one alone."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def custom_generate(
 
     ``large.generate(**inputs, custom_generate=bild.custom_generate(small))`` takes what plain ``generate``
     takes, but for beams, scores and attentions. What forbids, forces or penalises tokens applies to both models;
-    temperature, top-k, top-p and their kin where tokens are drawn. Processors and stopping criteria of one's own
+    temperature, top-k, top-p and the like where tokens are drawn. Processors and stopping criteria of one's own
     are called with one row at a time, also for drafts, and may not remember earlier calls.
 
     With ``return_dict_in_generate`` the output also has ``bild_results``: one :class:`~bild.Result` a row, with its
@@ -102,7 +102,7 @@ def custom_generate(
             decoder = _pair(model, small, tokenizer, runtime)
             return call.output(call.run(decoder, decoder.resolve_policy(policy), streamer))
         finally:
-            # Whoever waits for the text must not wait for ever.
+            # Also after an error: without its end whoever reads the streamer would wait for ever.
             if streamer is not None:
                 streamer.end()
 
@@ -141,7 +141,7 @@ class Call:
         if mode not in ("greedy_search", "sample"):
             raise InputError(f"this asks for {mode.value}; allowed are greedy_search and sample, with num_beams=1")
         if outputs:
-            raise InputError(f"{outputs[0]} is not to be had of drafts; leave it out")
+            raise InputError(f"{outputs[0]} is not available: rejected draft tokens have no scores; leave it out")
         if unknown:
             raise InputError(f"{min(unknown)} cannot be used, both models read token ids alone; leave it out")
         if stateful:

@@ -101,6 +101,10 @@ class CalmModel(EagerModel):
         self.exits.clear()
 
     @property
+    def _made_of(self) -> tuple[Any, ...]:
+        return self.origin, self.rule
+
+    @property
     def layers(self) -> Sequence[Any]:
         """The decoder's blocks."""
         blocks: Sequence[Any] = decoder_of(self.modules).block

@@ -10,6 +10,7 @@ from bild.models.eager import EagerModel
 from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
 from bild.models.loading import check_kinds
 from bild.models.protocol import Model
+from bild.models.spread import refuse_spread
 
 RUNTIMES = ("auto", "eager", "static")
 
@@ -27,6 +28,9 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
         LoadError: two kinds of model, two devices, or a model that cannot roll back or exit there.
     """
     check_runtime(runtime)
+    for network in (large, small):
+        if not isinstance(network, str):
+            refuse_spread(network)
     if isinstance(small, str):
         count = exit_layer(small)
         if count is None:

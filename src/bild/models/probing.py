@@ -14,6 +14,8 @@ from bild.models.seams import Pass
 
 SHARE = 0.1
 """Of the spread of logits: rounding in 16 bits costs less where different kernels compute them."""
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention")
+"""What configurations call the width of a window or chunk."""
 FEWEST, BEYOND = 5, 3
 """Tokens of a trial, and how many more than a window or chunk has."""
 LONGEST = 160
@@ -30,10 +32,16 @@ def probe_tokens(network: PreTrainedModel, vocab_size: int, longest: int | None)
 
 
 def _length(config: object, longest: int | None) -> int:
-    widths = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    wanted = [width + BEYOND for width in widths if isinstance(width, int) and width + BEYOND <= LONGEST]
+    wanted = [width + BEYOND for width in _widths(config) if width + BEYOND <= LONGEST]
     most = LONGEST if longest is None else longest
     return max(min([max([FEWEST, *wanted]), most]), FEWEST)
+
+
+def _widths(config: object) -> list[int]:
+    """Of the windows and chunks that the attention of some layer is bound to; LED names one a layer."""
+    found = [getattr(config, name, None) for name in WINDOWS]
+    each = [width for one in found for width in (one if isinstance(one, list | tuple) else [one])]
+    return [width for width in each if isinstance(width, int)]
 
 
 def _some(vocab_size: int, count: int) -> list[int]:

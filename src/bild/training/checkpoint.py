@@ -104,7 +104,7 @@ class RunFolder:
             if torch.cuda.is_available():
                 random["random.cuda"] = torch.cuda.get_rng_state()
             save_file(tensors | random, partial / OPTIMIZER)
-            # A rate may follow from the size a weight began with; the schedule multiplies these.
+            # Peak rates are saved: those of embeddings came from the size the weights began with, which is gone.
             rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
             _write_json(partial / STATE, {"state": asdict(state), "optimizer": numbers, "rates": rates})
             _write_json(partial / PROVENANCE, provenance)

@@ -52,7 +52,7 @@ class CostModel:
             weights = np.linalg.lstsq(table[:, used], times, rcond=None)[0]
             if (weights >= 0).all() or len(used) == 1:
                 break
-            # A feature that would be paid back explains nothing: leave out the worst, fit the others again.
+            # Costs cannot be negative: drop the most negative one and fit the others again.
             del used[int(weights.argmin())]
         full = np.zeros(table.shape[1])
         full[used] = weights.clip(min=0)

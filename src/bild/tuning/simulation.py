@@ -70,7 +70,7 @@ def limits(policy: Policy) -> Limits:
 
 @dataclass(slots=True)
 class Box:
-    """The limits that lead the same way through a tree, beside the window: above each first one, up to each second."""
+    """Intervals of thresholds, open below and closed above, within which a walk takes the same path through a tree."""
 
     fallback: tuple[float, float] = (-math.inf, math.inf)
     rollback: tuple[float, float] = (-math.inf, math.inf)

@@ -157,7 +157,7 @@ def test_a_model_for_no_text_at_all(folder):
 
 @pytest.mark.parametrize("name", ["no-such-model", "no-one/no-such-model"])
 def test_a_hub_name_without_network(name):
-    message = refused(name, "no such folder here, and not to be had from the hub")
+    message = refused(name, "no such folder, and the hub has no such repository")
     assert message.startswith(f"{name}: ")
 
 

@@ -221,7 +221,7 @@ def test_a_file_of_a_repository(file, tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     equal(network(), load("some/repo:tiny.gguf"))
-    with pytest.raises(LoadError, match=r"some/repo:none\.gguf: .*not to be had from the hub"):
+    with pytest.raises(LoadError, match=r"some/repo:none\.gguf: .*the hub has no such repository or cannot be reached"):
         load("some/repo:none.gguf")
 
 

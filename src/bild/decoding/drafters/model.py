@@ -76,9 +76,8 @@ class ModelDrafter:
             for at, b in enumerate(group.members):
                 if writing[b]:
                     logits = own.logits[at, -1] if records else None
-                    _write(
-                        rows[b], drafts[b], ids[at][0], numbers[at][0], rule, confidences is not None, logits, room[b]
-                    )
+                    token, measured = int(ids[at][0]), confidences is not None
+                    _write(rows[b], drafts[b], token, numbers[at][0], rule, measured, logits, room[b])
 
 
 def _write(

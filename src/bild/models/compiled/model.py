@@ -128,6 +128,10 @@ class CompiledModel(EagerModel):
         self._prepare()
 
     @property
+    def _made_of(self) -> tuple[Any, ...]:
+        return (self.origin, self._progress)
+
+    @property
     def is_compiled(self) -> bool:
         """Whether passes run compiled."""
         return self._compiled

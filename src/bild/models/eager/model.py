@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from bild.models.parts import decoder_of
 from bild.models.positions import limits_of, most
 from bild.models.probing import Reference, disagree
 from bild.models.seams import own_modules, position_table, relative_bias_modules, takes_positions
+from bild.models.spread import refuse_spread
 from bild.models.watch import Watch
 
 
@@ -32,7 +34,8 @@ class EagerModel:
             reads with modules of its own that share its weights.
 
     Raises:
-        LoadError: its cache cannot roll back (recurrent state) or cannot take several tokens at once.
+        LoadError: its cache cannot roll back (recurrent state) or cannot take several tokens at once, or its weights
+            are spread over devices or processes.
     """
 
     def __init__(self, network: PreTrainedModel) -> None:
@@ -107,8 +110,18 @@ class EagerModel:
     def _origin(self, network: PreTrainedModel) -> PreTrainedModel:
         return network
 
+    @property
+    def _made_of(self) -> tuple[Any, ...]:
+        """The arguments of another model like this one."""
+        return (self.origin,)
+
+    def __reduce__(self) -> Any:
+        # A copy, or what is read from a pickle, makes modules, watches and graphs of its own.
+        return type(self), self._made_of, {"vocab_size": self.vocab_size}
+
     def _copy(self) -> None:
         """Make modules of our own of the network as it is now."""
+        refuse_spread(self.origin)
         self._watch = Watch(self.origin)
         self.modules = own_modules(self.network)
         # Read once: transformers looks through the parameters each time it is asked.

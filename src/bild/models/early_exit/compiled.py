@@ -109,6 +109,10 @@ class CompiledExitModel(CompiledPart):
     def __init__(self, eager: ExitModel, progress: Callable[[str], None] = compiling.announce) -> None:
         super().__init__(eager, slice(0, eager.count), progress)
 
+    @property
+    def _made_of(self) -> tuple[Any, ...]:
+        return self.eager, self._progress
+
     def scorer(self, sources: Sequence[Sequence[int]]) -> CompiledLower:
         """A scorer that runs compiled."""
         return CompiledLower(self, sources)
@@ -147,6 +151,10 @@ class CompiledSplitModel(CompiledPart):
     ) -> None:
         self.small = small
         super().__init__(eager, slice(eager.parts.count, None), progress)
+
+    @property
+    def _made_of(self) -> tuple[Any, ...]:
+        return self.eager, self.small, self._progress
 
     def scorer(self, sources: Sequence[Sequence[int]]) -> SplitScorer:  # type: ignore[override]
         """A scorer that runs compiled."""

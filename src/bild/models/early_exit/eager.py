@@ -26,8 +26,8 @@ from bild.models.probing import disagree
 from bild.models.seams import Pass, own_modules
 
 EXACT = 0.01
-"""Share of the spread of logits by which two computations by the same kernels may differ. Learned positions that are
-added twice would be a small difference, too."""
+"""Share of the spread of logits by which two computations by the same kernels may differ. It is small because learned
+positions that are added twice change logits only a little, too."""
 
 
 class ExitModel(EagerModel):
@@ -61,6 +61,10 @@ class ExitModel(EagerModel):
     def _origin(self, network: PreTrainedModel) -> PreTrainedModel:
         return self.whole
 
+    @property
+    def _made_of(self) -> tuple[Any, ...]:
+        return self.whole, self.count
+
     def _copy(self) -> None:
         self.parts = split(self.whole, self.count)
         self.network = self.parts.small
@@ -91,6 +95,10 @@ class SplitModel(EagerModel):
         self.small = ExitModel(network, count)
         self._copy()
         self._compare()
+
+    @property
+    def _made_of(self) -> tuple[Any, ...]:
+        return self.origin, self.small.count
 
     @property
     def parts(self) -> Any:

@@ -1,4 +1,4 @@
-"""PEFT adapters (LoRA and its kin), merged into their base model when they are loaded."""
+"""PEFT adapters (LoRA and the like), merged into their base model when they are loaded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def adapter_of(place: Place) -> Adapter | None:
     values = _read(file, place.name)
     kind, task, base = (values.get(key) for key in ("peft_type", "task_type", "base_model_name_or_path"))
     if kind in UNMERGED:
-        raise LoadError(f"{place.name}: a {kind} adapter changes no weights and cannot be merged; use LoRA or its kin")
+        raise LoadError(f"{place.name}: a {kind} adapter changes no weights and cannot be merged; use LoRA or the like")
     if task not in TEXT_TASKS:
         raise LoadError(f"{place.name}: an adapter for {task} does not generate text; use one for CAUSAL_LM")
     if not isinstance(base, str) or not base:

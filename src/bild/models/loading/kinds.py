@@ -44,7 +44,7 @@ def auto_class(config: PreTrainedConfig, name: object, trust_remote_code: bool =
     if own_code:
         return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     other, medium = _other_task(config), _medium(kind)
-    # BERT and its kin can be turned into decoders, and say so in their config.
+    # BERT and models like it can be turned into decoders, and say so in their config.
     encoder_only = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     if other is None and config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForSeq2SeqLM

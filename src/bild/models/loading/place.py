@@ -115,4 +115,6 @@ def _on_hub(name: str, parts: re.Match[str], revision: str | None, subfolder: st
 
 def not_there(place: Place, error: Exception) -> LoadError:
     """What to say when the hub cannot give what was asked for."""
-    return LoadError(f"{place.name}: no such folder here, and not to be had from the hub ({one_line(error)})")
+    return LoadError(
+        f"{place.name}: no such folder, and the hub has no such repository or cannot be reached ({one_line(error)})"
+    )
