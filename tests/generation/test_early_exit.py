@@ -15,7 +15,7 @@ from tests.early_exits import EXIT, EXITING, STATIC, deep, exit_pair
 from tests.marking import with_runtime
 from tests.networks import build, random_tokens
 
-LENGTH = 24
+LENGTH = 16
 RUNTIMES = [*with_runtime(EXITING, "eager"), *with_runtime(STATIC, "static")]
 EXACT = {
     "unsure": Policy.exact(fallback_threshold=0.3, max_draft_tokens=6),
