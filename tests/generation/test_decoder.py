@@ -19,11 +19,12 @@ def greedy(decoder: BigLittleDecoder, text: str, **options) -> list[int]:
 
 
 def test_exact_and_large_are_transformers_greedy(bundled, sentences):
-    exact = bundled.generate(sentences, policy="exact")
-    assert [r.token_ids for r in exact] == [greedy(bundled, text) for text in sentences]
-    assert [r.token_ids for r in bundled.generate(sentences[:10], "large")] == [r.token_ids for r in exact[:10]]
+    texts = sentences[::2]
+    exact = bundled.generate(texts, policy="exact")
+    assert [r.token_ids for r in exact] == [greedy(bundled, text) for text in texts]
+    assert [r.token_ids for r in bundled.generate(texts[:10], "large")] == [r.token_ids for r in exact[:10]]
     total = Stats.total(r.stats for r in exact)
-    assert total.num_rollbacks > 10 and total.acceptance_rate > 0.5 and total.large_share < 0.8
+    assert total.num_rollbacks > 5 and total.acceptance_rate > 0.5 and total.large_share < 0.8
 
 
 def test_small_alone_is_the_small_models_greedy_text(bundled, sentences):
@@ -36,8 +37,9 @@ def test_small_alone_is_the_small_models_greedy_text(bundled, sentences):
 
 @pytest.mark.parametrize("policy", ["bild", "exact", "large", "small"])
 def test_batch_16_equals_batch_1(bundled, sentences, policy):
-    alone = bundled.generate(sentences, policy)
-    together = bundled.generate(sentences, policy, batch_size=16)
+    texts = sentences[:20]
+    alone = bundled.generate(texts, policy)
+    together = bundled.generate(texts, policy, batch_size=16)
     assert [(r.token_ids, r.writers, r.stats) for r in alone] == [(r.token_ids, r.writers, r.stats) for r in together]
 
 
