@@ -59,7 +59,7 @@ def prepare(
         max_new_tokens=longest,
         eos_token_ids=asked.eos_token_ids,
         stop=_stop(asked, tokenizer, len(prompt)),
-        process=asked.processor(len(prompt), longest, source or None, large.device),
+        process=asked.processor(len(prompt), longest, ids, large.device),
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
     )
     return Job(source, request)
