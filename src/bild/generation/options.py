@@ -180,10 +180,10 @@ class GenerationOptions:
 
     @property
     def _stop_strings(self) -> list[str]:
-        if self.stop_strings is None:
+        given: Any = self.stop_strings
+        if given is None:
             return []
-        alone = isinstance(self.stop_strings, str) or not isinstance(self.stop_strings, Iterable)
-        return [self.stop_strings] if alone else list(self.stop_strings)
+        return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from numbers import Integral
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -132,5 +131,7 @@ def as_ids(value: int | Sequence[int] | None) -> list[int]:
     """One token id, several or none as a list."""
     if value is None:
         return []
+    # NumPy's and torch's numbers and lists are read like Python's.
     plain: Any = value.tolist() if hasattr(value, "tolist") else value
-    return [plain] if isinstance(plain, Integral | str) else list(plain)
+    ids: list[Any] = list(plain) if isinstance(plain, Iterable) and not isinstance(plain, str) else [plain]
+    return ids
