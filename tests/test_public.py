@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,31 @@ def test_imports_run_one_way(room):
         assert ours <= set(below), file
         if room in ("errors", "decoding"):
             assert not {name.split(".")[0] for name in imports(file)} & {"transformers", "time", "tokenizers"}, file
+
+
+def test_the_order_of_the_rooms_is_the_one_contributors_are_told():
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = text[text.index("Imports run one way:") : text.index("a test enforces")]
+    assert re.findall(r"`(\w+)`", told) == ROOMS
+
+
+def at_run_time(file: Path) -> set[str]:
+    """Modules of ours that a file imports when it is imported, by their full name."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def test_no_files_import_each_other_in_a_circle():
+    files = {
+        ".".join(("bild", *file.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): file
+        for file in SOURCE.rglob("*.py")
+    }
+    graph = {name: at_run_time(file) & files.keys() - {name} for name, file in files.items()}
+    # Raises where there is a circle. A package stands for what its files bring, so a file may name its own.
+    order = TopologicalSorter({n: {t for t in to if not n.startswith(f"{t}.")} for n, to in graph.items()})
+    assert set(order.static_order()) >= set(files)

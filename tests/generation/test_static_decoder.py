@@ -6,6 +6,7 @@ from functools import cache
 from random import Random
 
 import pytest
+import torch
 
 from bild import BigLittleDecoder, Policy, Result, Stats
 from bild.models import CompiledModel, EagerModel
@@ -115,6 +116,22 @@ def test_texts_that_outgrow_the_first_storage(large, small):
             found = pair_of(large, small, "static").generate(inputs, POLICIES[policy], batch_size=size, **options)
             assert [facts(result) for result in found] == [facts(result) for result in expected]
         assert {len(result.token_ids) for result in expected} == {90}
+
+
+@pytest.mark.parametrize(("large", "small"), [PAIRS[0], PAIRS[3], PAIRS[4]])
+def test_no_request_of_any_shape_compiles_again(large, small, monkeypatch):
+    """Rows, lengths of sources, prompts and texts, policies and drawn tokens: one graph reads them all."""
+    pair = pair_of(large, small, "static")
+    asked: list[object] = []
+    monkeypatch.setattr(compiling, "compiled", lambda *arguments, **_: asked.append(arguments))
+    traced = torch._dynamo.utils.counters["stats"].copy()
+    rng = Random(1)
+    for count, length, new in ((1, 1, 1), (2, 3, 5), (5, 17, 2), (3, 40, 50), (20, 2, 7)):
+        inputs = [random_tokens(rng, rng.randint(1, length)) for _ in range(count)]
+        for policy in ("bild", "speculative_sampling"):
+            options = {"max_new_tokens": new, "batch_size": count, "do_sample": policy != "bild", "seed": 1}
+            assert len(pair.generate(inputs, POLICIES[policy], **options)) == count
+    assert (asked, torch._dynamo.utils.counters["stats"]) == ([], traced)
 
 
 @pytest.mark.parametrize(("large", "small", "kind"), [(1, 1, CompiledModel), (1, 2, EagerModel), (2, 1, EagerModel)])

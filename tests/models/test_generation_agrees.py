@@ -196,3 +196,12 @@ def test_a_padded_head_writes_no_token_beyond_the_shared_vocabulary(name):
     pair = BigLittleDecoder(padded, small_of(name, 1, "other"), tokenizer, small_tokenizer=tokenizer)
     for policy in ("exact", "large"):
         assert texts(pair.generate(inputs_of(3), policy=policy, max_new_tokens=LENGTH)) == wanted
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_fifty_rows_together_are_fifty_texts(name):
+    pair, options = pair_of(name), {"max_new_tokens": 8, "policy": POLICIES["bild"]}
+    alone = [pair.generate([ids], **options)[0] for ids in inputs_of(50)]
+    together = pair.generate(inputs_of(50), batch_size=50, **options)
+    assert [facts(result) for result in together] == [facts(result) for result in alone]
+    assert len({tuple(result.token_ids) for result in together}) > 25

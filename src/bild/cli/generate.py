@@ -52,6 +52,7 @@ def generate(
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
+    drafter: options.Drafter = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
@@ -120,7 +121,7 @@ def generate(
 
     # So should a wrong option.
     chosen = options.choose_policy(
-        choose_pair(pair, large, small),
+        choose_pair(pair, large, small, drafter),
         policy,
         fallback_threshold=fallback_threshold,
         rollback_threshold=rollback_threshold,
@@ -133,6 +134,7 @@ def generate(
         large=large,
         small=small,
         pair=pair,
+        drafter=drafter,
         dtype=dtype,
         device=device,
         runtime=runtime,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
     from bild.models import Model
 
+SIDES = ("large", "small")
 WARM_UP_STEPS, TIMED_STEPS = 10, 40
 
 
@@ -22,6 +23,7 @@ def info(
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
+    drafter: options.Drafter = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
@@ -33,6 +35,7 @@ def info(
         large=large,
         small=small,
         pair=pair,
+        drafter=drafter,
         dtype=dtype,
         device=device,
         runtime=runtime,
@@ -48,13 +51,14 @@ def info(
 def describe(decoder: BigLittleDecoder) -> dict[str, Any]:
     """The facts of a pair, steps timed side by side."""
     steps = _time_steps(decoder)
+    models = dict(zip(SIDES, decoder.models, strict=False))
     return {
-        "large": _describe_model(decoder.large, steps["large"]),
-        "small": _describe_model(decoder.small, steps["small"]),
-        "cost_ratio": steps["small"] / steps["large"],
+        **{side: _describe_model(model, steps[side]) for side, model in models.items()},
+        "cost_ratio": steps["small"] / steps["large"] if "small" in steps else None,
         "shared_vocabulary": decoder.large.vocab_size,
         "batches": decoder.batches,
         "policy": decoder.policy.to_dict(),
+        "drafter": str(decoder.drafter),
         "dtype": decoder.dtype,
         "runtime": "static" if decoder.large.is_compiled else "eager",
         "device": str(decoder.large.device),
@@ -82,7 +86,7 @@ def _time_steps(decoder: BigLittleDecoder) -> dict[str, float]:
     """Median seconds of a one-token step of both models, taken in turn so that drift hits both."""
     token = [decoder.large.config.get_text_config(decoder=True).vocab_size // 2]
     source = [token * 12] if decoder.large.is_encoder_decoder else [[]]
-    scorers = {"large": decoder.large.start(source), "small": decoder.small.start(source)}
+    scorers = {side: model.start(source) for side, model in zip(SIDES, decoder.models, strict=False)}
     seconds: dict[str, list[float]] = {name: [] for name in scorers}
     for _ in range(WARM_UP_STEPS + TIMED_STEPS):
         for name, scorer in scorers.items():
@@ -100,16 +104,19 @@ def _print_table(facts: dict[str, Any]) -> None:
     from bild.data.json_text import to_json
 
     table = Table()
-    for heading in ("", "large", "small"):
+    sides = [side for side in SIDES if side in facts]
+    for heading in ("", *sides):
         table.add_column(heading, justify="left" if not heading else "right")
     for key in facts["large"]:
-        values = [facts[side][key] for side in ("large", "small")]
+        values = [facts[side][key] for side in sides]
         table.add_row(key.replace("_", " "), *(_readable(key, value) for value in values))
     console = Console(highlight=False)
     console.print(table)
     how = ", ".join(facts[key] for key in ("dtype", "runtime", "device"))
-    console.print(f"a small step costs {facts['cost_ratio']:.0%} of a large one here ({how})")
+    if facts["cost_ratio"] is not None:
+        console.print(f"a small step costs {facts['cost_ratio']:.0%} of a large one here ({how})")
     console.print(f"shared vocabulary: {facts['shared_vocabulary']} ids agree")
+    console.print(f"drafter: {facts['drafter']}")
     console.print(f"policy: {to_json(facts['policy'])}", markup=False)
 
 

@@ -40,6 +40,14 @@ PairName = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+Drafter = Annotated[
+    str | None,
+    typer.Option(
+        help="Who drafts: small, ngram (looks the text up, needs no small model), first:ngram,small or "
+        "bandit:ngram,small; with options as in ngram:window=8. Default: the pair's own.",
+        rich_help_panel=MODELS,
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64 or int8.", rich_help_panel=MODELS)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=MODELS)]
 Runtime = Annotated[
@@ -108,6 +116,7 @@ def load_decoder(
     device: str,
     runtime: str,
     trust_remote_code: bool,
+    drafter: str | None = None,
     src_lang: str | None = None,
     tgt_lang: str | None = None,
 ) -> BigLittleDecoder:
@@ -119,6 +128,7 @@ def load_decoder(
         pair,
         large=large,
         small=small,
+        drafter=drafter,
         dtype=dtype,
         device=device,
         runtime=runtime,

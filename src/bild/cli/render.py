@@ -9,18 +9,27 @@ from bild.decoding import Stats
 from bild.generation import Result
 from bild.generation.trace import trace as pieces_of
 
-STYLES = {"small": "green", "large": "bold red", "rolled_back": "strike dim"}
+STYLES = {
+    "small": "green",
+    "large": "bold red",
+    "ngram": "cyan",
+    "replay": "blue",
+    "rolled_back": "strike dim",
+}
 MARKS = {"small": ("", ""), "large": ("[", "]"), "rolled_back": ("~", "~")}
+OTHER_STYLE, OTHER_MARKS = "magenta", ("{", "}")
+"""Of drafters beside the small model, where none is given above."""
 
 
 def trace(result: Result, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     """The paper's Figure 9: tokens coloured by their writer, rolled-back drafts struck through.
 
-    Without colours, the large model's tokens stand in [brackets] and rolled-back ones between ~tildes~.
+    Without colours, the large model's tokens stand in [brackets], those that were looked up, or come from another
+    drafter than the small model, in {braces}, and rolled-back ones between ~tildes~.
     """
     line = Text()
     for piece in pieces_of(result, tokenizer):
-        _mark(line, piece.text, *MARKS[piece.kind], STYLES[piece.kind])
+        _mark(line, piece.text, *MARKS.get(piece.kind, OTHER_MARKS), STYLES.get(piece.kind, OTHER_STYLE))
     return line
 
 
@@ -37,9 +46,11 @@ def counts(stats: Stats) -> str:
     def percent(value: float | None) -> str:
         return "–" if value is None else f"{value:.0%}"
 
+    others = {name: n for name, n in stats.num_tokens_by_writer.items() if name not in ("small", "large")}
     return (
         f"{stats.num_tokens} tokens · {percent(stats.large_share)} by large · "
-        f"{stats.num_large_steps} large and {stats.num_small_steps} small steps · "
+        + "".join(f"{percent(count / stats.num_tokens)} by {name} · " for name, count in others.items())
+        + f"{stats.num_large_steps} large and {stats.num_small_steps} small steps · "
         f"{stats.num_rounds} rounds, {stats.num_rollbacks} rollbacks · "
         f"{percent(stats.acceptance_rate)} of drafts accepted"
     )

@@ -104,7 +104,7 @@ def tune(
         minutes=minutes,
         prefix=prefix,
         max_new_tokens=max_new_tokens,
-        settings={**describe_pair(chosen.large, chosen.small), "runtime": runtime, "dtype": decoder.dtype, **languages},
+        settings={**describe_pair(chosen.large, chosen.cheap), "runtime": runtime, "dtype": decoder.dtype, **languages},
         fresh=fresh,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -17,6 +17,7 @@ def warmup(
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
+    drafter: options.Drafter = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
@@ -39,12 +40,13 @@ def warmup(
         large=large,
         small=small,
         pair=pair,
+        drafter=drafter,
         dtype=dtype,
         device=device,
         runtime="static",
         trust_remote_code=trust_remote_code,
     )
-    for model in (decoder.large, decoder.small):
+    for model in decoder.models:
         if not model.is_compiled:
             raise LoadError(f"{type(model.network).__name__} could not be compiled; it runs with --runtime eager")
     took, count = time.perf_counter() - start, compiling.compilations

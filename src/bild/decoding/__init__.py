@@ -12,7 +12,18 @@ from bild.decoding.acceptance import (
 from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
 from bild.decoding.choice import Choice, Greedy, Sampling
 from bild.decoding.draft import Draft, HandOverReason, Work, Writer
-from bild.decoding.drafters import Drafter, ModelDrafter
+from bild.decoding.drafters import (
+    Bandit,
+    Drafter,
+    First,
+    Kit,
+    Maker,
+    ModelDrafter,
+    NGram,
+    Recipe,
+    Replay,
+    parse_drafter,
+)
 from bild.decoding.hand_over import FixedWindow, HandOver, LowConfidence
 from bild.decoding.history import History, Use
 from bild.decoding.policy import Policy
@@ -30,6 +41,7 @@ __all__ = [
     "Acceptance",
     "AdaptiveConfidence",
     "AdaptiveDistance",
+    "Bandit",
     "Batch",
     "Choice",
     "Commit",
@@ -37,19 +49,25 @@ __all__ = [
     "Drafter",
     "ExactMatch",
     "FinishReason",
+    "First",
     "FixedWindow",
     "Greedy",
     "HandOver",
     "HandOverReason",
     "History",
     "Judgement",
+    "Kit",
     "Learner",
     "LocalVerifier",
     "LowConfidence",
+    "Maker",
     "ModelDrafter",
+    "NGram",
     "Policy",
     "Reading",
+    "Recipe",
     "RejectionSampling",
+    "Replay",
     "Request",
     "Row",
     "Rules",
@@ -66,6 +84,7 @@ __all__ = [
     "Work",
     "Writer",
     "decode",
+    "parse_drafter",
     "parse_option",
     "preset_options",
     "split_options",

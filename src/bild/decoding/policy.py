@@ -34,7 +34,7 @@ class Policy(Presets):
         hand_over: when the small model gives up the turn.
         acceptance: which prefix of its draft survives.
         max_draft_tokens: longest draft, 1…∞, default 10 as in the paper.
-        verify_end: whether a draft that ends in an end token is read by the large model before it
+        verify_end: whether a model's draft that ends in an end token is read by the large model before it
             counts. False, as in Algorithm 1: never. True: always; a lossless policy must. A
             probability, 0…1: if the small model's confidence in any token of that draft is below.
             A draft that a stop string or the length limit ends is always read.
@@ -81,7 +81,8 @@ class Policy(Presets):
         """Whether the large model reads this draft; if not, it is final as it is."""
         if self.alone == "small":
             return False
-        if draft.reason != "end":
+        # A drafter that looked its tokens up cannot say how sure it is that the text ends.
+        if draft.reason != "end" or draft.certain:
             return True
         if isinstance(self.verify_end, bool):
             return self.verify_end

@@ -61,6 +61,8 @@ class Request:
             encoder-decoder, the prompt of a decoder-only model); at least one.
         max_new_tokens: longest continuation, at least 1.
         eos_token_ids: a token of these ends the text.
+        source: encoder tokens that may stand in the text too, for drafters that look things up; empty where there are
+            none, or where the encoder has a vocabulary of its own.
         stop: given all tokens of the row, says whether the text ends there (stop strings).
         process: ``(prefix tokens, logits [V]) -> logits [V]``: changes the scores of the token
             after a prefix, for both models (forbidden, forced and penalised tokens).
@@ -71,6 +73,7 @@ class Request:
     prompt: Sequence[int]
     max_new_tokens: int
     eos_token_ids: Collection[int] = ()
+    source: Sequence[int] = ()
     stop: Callable[[Sequence[int]], bool] | None = None
     process: Callable[[Sequence[int], Tensor], Tensor] | None = None
     generator: torch.Generator | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from bild.decoding.draft import HandOverReason
+from bild.decoding.draft import HandOverReason, Writer
 from bild.decoding.rounds import Commit
 
 REASONS = get_args(HandOverReason)
@@ -26,7 +26,7 @@ class Stats:
     num_rounds: int = 0
     """Drafts handed over or ended. A draft may be empty; one that ends the text may go unread."""
     num_draft_tokens: int = 0
-    """Tokens the small model proposed (a token dropped for doubt is not one)."""
+    """Tokens the drafter proposed (a token dropped for doubt is not one)."""
     num_accepted_tokens: int = 0
     """Proposed tokens that stayed, unverified ones included."""
     num_unverified_tokens: int = 0
@@ -39,6 +39,8 @@ class Stats:
     """Forward passes of the large model."""
     num_large_tokens: int = 0
     """Tokens of the text that the large model wrote."""
+    num_tokens_by_writer: dict[Writer, int] = field(default_factory=dict)
+    """Tokens of the text by who wrote them: ``"large"``, ``"small"``, ``"ngram"``, …"""
     hand_overs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     """Rounds by the reason the drafter gave up the turn, see :data:`~bild.decoding.draft.HandOverReason`."""
 
@@ -73,6 +75,8 @@ class Stats:
         self.num_small_steps += commit.steps("small")
         self.num_large_steps += commit.steps("large")
         self.num_large_tokens += commit.writers.count("large")
+        for writer in commit.writers:
+            self.num_tokens_by_writer[writer] = self.num_tokens_by_writer.get(writer, 0) + 1
         if commit.reason is not None:
             self.num_rounds += 1
             self.hand_overs[commit.reason] += 1
@@ -92,8 +96,9 @@ class Stats:
         for stats in many:
             for name, value in asdict(stats).items():
                 if isinstance(value, dict):
-                    for reason, count in value.items():
-                        total.hand_overs[reason] = total.hand_overs.get(reason, 0) + count
+                    counts = getattr(total, name)
+                    for key, count in value.items():
+                        counts[key] = counts.get(key, 0) + count
                 else:
                     setattr(total, name, getattr(total, name) + value)
         return total

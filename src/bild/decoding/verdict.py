@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from bild.decoding.draft import NO_WORK, Draft, Work, Writer
 from bild.decoding.history import History
@@ -46,13 +44,13 @@ class Learner(Protocol):
         """
 
 
-def learner(part: Any) -> Learner | None:
+_learns: dict[type, bool] = {}
+
+
+def learner(part: object) -> Learner | None:
     """A rule or drafter as a :class:`Learner`; None where it is none."""
-    kind: Hashable = type(part)
-    return part if _learns(kind) else None
-
-
-@lru_cache
-def _learns(kind: Any) -> bool:
-    # Asked in every round: looking through a class for the members of a protocol takes longer than a small layer.
-    return issubclass(kind, Learner)
+    kind = type(part)
+    if kind not in _learns:
+        # Asked in every round: looking through a class for a protocol's members takes longer than a small layer.
+        _learns[kind] = isinstance(part, Learner)
+    return cast(Learner, part) if _learns[kind] else None

@@ -67,7 +67,7 @@ class Setup:
             # Most checkpoints know one language, and runs of before should go on.
             if own[key] is None:
                 del own[key]
-        return {**own, **describe_pair(pair.large, pair.small), "policy": pair.policy.to_dict()}
+        return {**own, **describe_pair(pair.large, pair.cheap), "policy": pair.policy.to_dict()}
 
 
 @dataclass
@@ -194,7 +194,7 @@ def _context(setup: Setup, pair: Pair) -> PeerContext:
 
     return PeerContext(
         large=pair.large,
-        small=pair.small,
+        small=pair.cheap,
         max_new_tokens=setup.max_new_tokens,
         device=str(resolve_device(setup.device)),
         threads=torch.get_num_threads(),

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.decoding import Choice, Commit, Policy, Rules
+from bild.decoding import Choice, Commit, Maker, Policy, Recipe, Rules
 from bild.errors import InputError
 from bild.generation import running
+from bild.generation.drafting import check_small, maker_of
 from bild.generation.jobs import Job, prepare
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
@@ -24,6 +25,7 @@ from bild.generation.stream import Stream
 from bild.models import (
     INT8,
     Int8Linear,
+    Model,
     check_exit,
     check_kinds,
     check_outlines,
@@ -48,13 +50,17 @@ class BigLittleDecoder:
     Args:
         large: network of the accurate model (draft-and-verify literature: target model).
         small: network of the cheap model (draft model); same vocabulary, same kind. ``"exit:N"``: the first N
-            decoder layers of the large one, which share its weights and its cache (section 4.4).
+            decoder layers of the large one, which share its weights and its cache (section 4.4). None: there is none,
+            and ``drafter`` must need none.
         tokenizer: of the pair; None: only token ids can be decoded.
         small_tokenizer: to check that the vocabularies agree; None: only sizes are compared.
         policy: what ``policy="bild"`` means for this pair; default thresholds otherwise.
+        drafter: who drafts where a call does not say: text as in ``"first:ngram,small"``, or a function that makes a
+            :class:`~bild.decoding.Drafter` (docs/drafters.md). Default: ``"small"``, the small model.
         runtime: how the networks are run; ``"eager"``, ``"static"`` or ``"auto"``, see :meth:`from_pretrained`.
 
     Raises:
+        InputError: a drafter that does not exist, or needs a small model where there is none.
         LoadError: an encoder-decoder paired with a decoder-only model, or a model that cannot roll back or exit there.
         VocabularyError: the models do not share a vocabulary.
     """
@@ -62,22 +68,26 @@ class BigLittleDecoder:
     def __init__(
         self,
         large: PreTrainedModel,
-        small: PreTrainedModel | str,
+        small: PreTrainedModel | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         small_tokenizer: PreTrainedTokenizerBase | None = None,
         policy: Policy | None = None,
+        drafter: str | Maker | None = None,
         runtime: str = "eager",
     ) -> None:
         # Compared before anything is compiled.
         check_runtime(runtime)
-        other = large if isinstance(small, str) else small
+        other = large if small is None or isinstance(small, str) else small
+        self.drafter = maker_of("small" if drafter is None else drafter)
+        check_small(self.drafter, small is not None)
         check_kinds(large.config, other.config)
         sizes = [head_size(network) for network in (large, other)]
         shared = check_shared_vocabulary(tokenizer, small_tokenizer, sizes[0], sizes[1])
-        self.large, self.small = run_pair(large, small, runtime)
+        self.large, cheap = run_pair(large, large if small is None else small, runtime)
+        self._small = None if small is None else cheap
         self.early_exit = small if isinstance(small, str) else None
-        self.large.vocab_size = self.small.vocab_size = shared
+        self.large.vocab_size = cheap.vocab_size = shared
         self.tokenizer = tokenizer
         self.src_lang: str | None = None
         """See :meth:`set_languages`."""
@@ -85,7 +95,7 @@ class BigLittleDecoder:
         """See :meth:`set_languages`."""
         self.policy = Policy() if policy is None else policy
         self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
-        for model in (self.large, self.small):
+        for model in self.models:
             if not model.batches:
                 name = type(model.network).__name__
                 logger.warning("%s counts positions inside its modules: batches are decoded row by row", name)
@@ -97,6 +107,7 @@ class BigLittleDecoder:
         *,
         large: str | os.PathLike[str] | None = None,
         small: str | os.PathLike[str] | None = None,
+        drafter: str | Maker | None = None,
         runtime: str = "auto",
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
@@ -111,6 +122,8 @@ class BigLittleDecoder:
             large: folder, GGUF file or hub name of the accurate model: ``NAME[@REVISION][:SUBFOLDER or FILE.gguf]``;
                 docs/checkpoints.md has what can be loaded.
             small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
+            drafter: who drafts where a call does not say, see :class:`BigLittleDecoder`; default: the pair's own.
+                With one that needs no small model, as ``"ngram"``, ``large`` may be named alone.
             runtime: ``"eager"``: transformers' modules as they are. ``"static"``: compiled, several times
                 faster; the first time on a machine this takes a minute or more, the result is kept in
                 ``$BILD_CACHE`` (``~/.cache/bild``). ``"auto"``: static where that has been done, else eager.
@@ -125,14 +138,15 @@ class BigLittleDecoder:
         Raises:
             LoadError, VocabularyError, InputError: see :mod:`bild.errors`.
         """
-        chosen = choose_pair(pair, large, small)
+        chosen = choose_pair(pair, large, small, drafter)
         check_runtime(runtime)
         on = resolve_device(device)
         where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "trust_remote_code": trust_remote_code}
         options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **where}
-        count = exit_layer(chosen.small)
+        cheap = chosen.small
+        count = None if cheap is None else exit_layer(cheap)
         # One checkpoint on both sides, or an early exit of it, is loaded once.
-        names = dict.fromkeys([chosen.large] if count is not None else [chosen.large, chosen.small])
+        names = dict.fromkeys([chosen.large] if cheap is None or count is not None else [chosen.large, cheap])
         outlines = [read_outline(name, **options) for name in names]
         check_outlines(outlines[0], outlines[-1], device=on, int8=dtype == INT8)
         if count is not None:
@@ -142,10 +156,11 @@ class BigLittleDecoder:
             networks = [to_int8(network) for network in networks]
         return cls(
             networks[0],
-            networks[-1] if count is None else chosen.small,
+            networks[-1] if cheap is not None and count is None else cheap,
             outlines[0].tokenizer,
             small_tokenizer=outlines[-1].tokenizer,
             policy=chosen.policy,
+            drafter=chosen.drafter if drafter is None else drafter,
             runtime=runtime,
         )
 
@@ -153,19 +168,37 @@ class BigLittleDecoder:
         """Write the checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads.
 
         Raises:
-            InputError: the weights are int8, which is made when a pair is loaded.
+            InputError: the weights are int8, which is made when a pair is loaded, or the drafter is a function.
         """
+        if not isinstance(self.drafter, Recipe):
+            raise InputError("the drafter is a function, which a folder does not hold; give one by name to save it")
         if self.dtype == INT8:
             raise InputError("dtype is int8, which checkpoints do not hold; load the pair in another dtype to save it")
         large = self._save(self.large.network, Path(folder) / "large")
-        small = self._save(self.small.network, Path(folder) / "small") if self.early_exit is None else self.early_exit
-        Pair(large, small, self.policy).save(folder)
+        small = self.early_exit
+        if small is None and self._small is not None:
+            small = self._save(self._small.network, Path(folder) / "small")
+        Pair(large, small, self.policy, drafter=str(self.drafter)).save(folder)
 
     def _save(self, network: Any, place: Path) -> str:
         network.save_pretrained(place)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(place)
         return str(place)
+
+    @property
+    def small(self) -> Model:
+        """The small model.
+
+        Raises:
+            InputError: there is none.
+        """
+        return running.small_of(self._models)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Large, then small if there is one."""
+        return (self.large,) if self._small is None else (self.large, self._small)
 
     @property
     def dtype(self) -> str:
@@ -177,7 +210,7 @@ class BigLittleDecoder:
     @property
     def batches(self) -> bool:
         """Whether rows of different length can share a batch; if not, they are decoded one by one."""
-        return self.large.batches and self.small.batches
+        return all(model.batches for model in self.models)
 
     def generate(self, inputs: Any, policy: str | Policy | None = None, **options: Any) -> list[Result]:
         """Decode every input.
@@ -205,6 +238,7 @@ class BigLittleDecoder:
         batch_size: int = 1,
         attention_mask: Any = None,
         lossless: bool = False,
+        drafter: str | Maker | None = None,
         **options: Any,
     ) -> Iterator[Result]:
         """As :meth:`generate`, each result as soon as it and all before it are done.
@@ -218,9 +252,11 @@ class BigLittleDecoder:
                 can turn a near tie).
             attention_mask: of inputs that are token ids (list, array or tensor), 0 or false where they are padding.
             lossless: insist on the large model's own text; an error with a policy that does not give it.
+            drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
             options: arguments of :meth:`prompter`, and fields of :class:`GenerationOptions`, under transformers' names.
         """
         resolved = self.resolve_policy(policy, lossless=lossless)
+        self._drafting(drafter, resolved)
         prompter, asked = self.asked(options)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}; allowed is 1 or more, a whole number")
@@ -229,7 +265,9 @@ class BigLittleDecoder:
         items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]
         single = not lazy and len(items) == 1
         jobs = (self._job(prompter, item, asked, index, alone=single) for index, item in enumerate(items))
-        return self.results_each(jobs if lazy else list(jobs), Rules(resolved, asked.choice()), batch_size)
+        return self.results_each(
+            jobs if lazy else list(jobs), Rules(resolved, asked.choice()), batch_size, drafter=drafter
+        )
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
         """Decode one input and hand out its text as it becomes final.
@@ -246,10 +284,11 @@ class BigLittleDecoder:
         if len(items) != 1:
             raise InputError(f"stream takes one input, got {len(items)}; use generate for many")
         resolved = self.resolve_policy(policy, lossless=bool(options.pop("lossless", False)))
+        models = self._drafting(options.pop("drafter", None), resolved)
         prompter, asked = self.asked(options)
         job = self._job(prompter, items[0], asked, 0, alone=True)
         start = time.perf_counter()
-        written = running.run([job], Rules(resolved, asked.choice()), self._models, 1)
+        written = running.run([job], Rules(resolved, asked.choice()), models, 1)
         return Stream(written, self.tokenizer, start)
 
     def prompter(
@@ -334,6 +373,7 @@ class BigLittleDecoder:
             InputError: if not, and why.
         """
         options.pop("lossless", None)
+        options.pop("drafter", None)
         self._prepare(ids, self.asked(options)[1], 0)
 
     def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
@@ -371,10 +411,15 @@ class BigLittleDecoder:
             return self._prepare(prompter.encode(item), asked, index)
 
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
-        return prepare(ids, asked, index, models=(self.large, self.small), tokenizer=self.tokenizer)
+        return prepare(ids, asked, index, models=self.models, tokenizer=self.tokenizer)
 
     def results(
-        self, jobs: Sequence[Job], policy: Policy, choice: Choice, watch: Callable[[Commit], None] | None = None
+        self,
+        jobs: Sequence[Job],
+        policy: Policy,
+        choice: Choice,
+        watch: Callable[[Commit], None] | None = None,
+        drafter: str | Maker | None = None,
     ) -> list[Result]:
         """Decode prepared rows, all together where :attr:`batches`.
 
@@ -383,11 +428,17 @@ class BigLittleDecoder:
             policy: when to hand over and what to keep.
             choice: how both models pick their tokens.
             watch: called with every commit as it comes.
+            drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
         """
-        return list(self.results_each(jobs, Rules(policy, choice), max(1, len(jobs)), watch))
+        return list(self.results_each(jobs, Rules(policy, choice), max(1, len(jobs)), watch, drafter))
 
     def results_each(
-        self, jobs: Iterable[Job], rules: Rules, batch_size: int, watch: Callable[[Commit], None] | None = None
+        self,
+        jobs: Iterable[Job],
+        rules: Rules,
+        batch_size: int,
+        watch: Callable[[Commit], None] | None = None,
+        drafter: str | Maker | None = None,
     ) -> Iterator[Result]:
         """Decode prepared rows, each result as soon as it and all before it are done.
 
@@ -396,10 +447,26 @@ class BigLittleDecoder:
             rules: of all rows.
             batch_size: rows decoded together where :attr:`batches`, 1…
             watch: called with every commit as it comes.
+            drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
         """
+        models = self._drafting(drafter, rules.policy)
         width = batch_size if self.batches else 1
-        return running.results(jobs, rules, self._models, self.tokenizer, width=width, watch=watch)
+        return running.results(jobs, rules, models, self.tokenizer, width=width, watch=watch)
 
     @property
     def _models(self) -> running.Models:
-        return running.Models(self.large, self.small)
+        return running.Models(self.large, self._small, self.drafter)
+
+    def _drafting(self, drafter: str | Maker | None, policy: Policy) -> running.Models:
+        """The models and who drafts for a call.
+
+        Raises:
+            InputError: a drafter that does not exist, or a small model that is needed and not there.
+        """
+        models = self._models
+        if policy.alone == "small":
+            running.small_of(models)
+        if drafter is None:
+            return models
+        check_small(drafter, self._small is not None)
+        return models._replace(drafter=maker_of(drafter))

@@ -58,11 +58,19 @@ def prepare(
         prompt=prompt,
         max_new_tokens=longest,
         eos_token_ids=asked.eos_token_ids,
+        source=copyable(source, large),
         stop=_stop(asked, tokenizer, len(prompt)),
         process=asked.processor(len(prompt), longest, ids, large.device),
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
     )
     return Job(source, request)
+
+
+def copyable(source: Sequence[int], large: Model) -> Sequence[int]:
+    """A source as far as its tokens may stand in the text: nothing where the encoder has a vocabulary of its own."""
+    config = large.config
+    shared = getattr(config, "share_encoder_decoder_embeddings", True)
+    return source if shared and not hasattr(config, "tgt_vocab_size") else ()
 
 
 def fit(source_length: int, prompt_length: int, max_new_tokens: int, models: Sequence[Model]) -> int:

@@ -14,9 +14,9 @@ from transformers import GenerationConfig, LogitsProcessorList
 from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
 from bild.decoding import Choice, Greedy, Sampling
 from bild.errors import InputError, one_line
+from bild.generation.chains import as_ids, biases_of, processors_of, warpers_of
 from bild.generation.checkpoint_options import DEFAULTS, check_config, check_names
 from bild.generation.processors import process_with, warp_with
-from bild.generation.scores import as_ids, biases_of, processors_of, warpers_of
 from bild.generation.seeds import check_seed, fold
 
 

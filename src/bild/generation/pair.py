@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bild.data.json_text import from_json, to_json
-from bild.decoding import Policy
+from bild.decoding import Maker, Policy, Recipe
 from bild.errors import InputError, LoadError
+from bild.generation.drafting import check_small, needs_small
 
 FILE = "bild.json"
 
@@ -20,15 +21,35 @@ class Pair:
 
     Args:
         large: folder, GGUF file or hub name of the accurate model.
-        small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
+        small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one; None: there is
+            none, and ``drafter`` needs none.
         policy: tuned for the two; the default ``bild`` preset otherwise.
         evidence: how the policy was found (data, scores, machine), kept as it is.
+        drafter: who drafts, as text (docs/drafters.md).
+
+    Raises:
+        InputError: a drafter that does not exist, or needs a small model where there is none.
     """
 
     large: str
-    small: str
+    small: str | None
     policy: Policy = field(default_factory=Policy)
     evidence: dict[str, Any] = field(default_factory=dict)
+    drafter: str = "small"
+
+    def __post_init__(self) -> None:
+        check_small(self.drafter, self.small is not None)
+
+    @property
+    def cheap(self) -> str:
+        """The small checkpoint, where one is needed.
+
+        Raises:
+            InputError: the pair names none.
+        """
+        if self.small is None:
+            raise InputError("the pair names no small model, and this needs one; name it with small=… (--small)")
+        return self.small
 
     @classmethod
     def load(cls, place: str | os.PathLike[str]) -> Pair:
@@ -51,10 +72,14 @@ class Pair:
         try:
             values = from_json(file.read_bytes())
             policy = Policy.from_dict(values["policy"]) if "policy" in values else Policy()
-            large, small = (_relative_to(file.parent, values[key]) for key in ("large", "small"))
+            large = _relative_to(file.parent, values["large"])
+            drafter = values.get("drafter", "small")
+            # A pair of two models says so; only a drafter that needs no small one may leave it out.
+            alone = not needs_small(drafter) and values.get("small") is None
+            small = None if alone else _relative_to(file.parent, values["small"])
+            return cls(large, small, policy, dict(values.get("evidence", {})), drafter)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{file} does not describe a pair ({type(error).__name__}: {error})") from None
-        return cls(large, small, policy, dict(values.get("evidence", {})))
 
     def save(self, place: str | os.PathLike[str]) -> Path:
         """Write the file; a folder gets a ``bild.json``. Checkpoints below that folder are named relative to it.
@@ -68,8 +93,9 @@ class Pair:
             file.parent.mkdir(parents=True, exist_ok=True)
             values = {
                 "large": _seen_from(file.parent, self.large),
-                "small": _seen_from(file.parent, self.small),
+                "small": None if self.small is None else _seen_from(file.parent, self.small),
                 "policy": self.policy.to_dict(),
+                "drafter": self.drafter,
                 "evidence": self.evidence,
             }
             file.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
@@ -93,16 +119,27 @@ def bundled_pair() -> Path:
 
 
 def choose_pair(
-    pair: str | os.PathLike[str] | None, large: str | os.PathLike[str] | None, small: str | os.PathLike[str] | None
+    pair: str | os.PathLike[str] | None,
+    large: str | os.PathLike[str] | None,
+    small: str | os.PathLike[str] | None,
+    drafter: str | Maker | None = None,
 ) -> Pair:
     """The pair that these names stand for; the bundled one where nothing is named.
 
+    Args:
+        pair: a folder or file.
+        large: the accurate model; overrides the pair's.
+        small: the cheap one, likewise; may be left out where the drafter needs none.
+        drafter: who drafts, if that is known; overrides the pair's.
+
     Raises:
-        InputError: one checkpoint without the other.
+        InputError: one checkpoint without the other, or a drafter that does not exist.
         LoadError: no pair there.
     """
     if pair is None and large is not None and small is not None:
         return Pair(os.fspath(large), os.fspath(small))
+    if pair is None and large is not None and drafter is not None and not needs_small(drafter):
+        return Pair(os.fspath(large), None, drafter=str(drafter) if isinstance(drafter, str | Recipe) else "ngram")
     if pair is None and (large is not None or small is not None):
         missing = "small" if small is None else "large"
         raise InputError(f"{missing} is missing; name both checkpoints, or a pair")
@@ -110,7 +147,8 @@ def choose_pair(
     if large is None and small is None:
         return loaded
     # Thresholds tuned for other checkpoints say nothing about these.
-    return Pair(os.fspath(large or loaded.large), os.fspath(small or loaded.small))
+    cheap = loaded.small if small is None else os.fspath(small)
+    return Pair(os.fspath(large or loaded.large), cheap, drafter=loaded.drafter)
 
 
 def _relative_to(folder: Path, name: str) -> str:

@@ -20,7 +20,7 @@ class Result:
     token_ids: list[int]
     """The new tokens, the end token included."""
     writers: list[Writer]
-    """``"small"`` or ``"large"`` for each token."""
+    """``"small"``, ``"large"``, or the name of another drafter, for each token."""
     finish_reason: FinishReason
     """``"eos"``, ``"stop"`` (a stop string) or ``"length"``."""
     stats: Stats

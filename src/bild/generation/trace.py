@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding.draft import Writer
 from bild.generation.result import Result
 from bild.generation.text import pieces
 
-Kind = Writer | Literal["rolled_back"]
-"""Who wrote it, or that nobody keeps it."""
+Kind = str
+"""Who wrote a piece (``"small"``, ``"large"``, ``"ngram"``, …), or ``"rolled_back"``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,11 @@ from transformers.generation import stopping_criteria as stopping
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
-from bild.decoding import Choice, Greedy, Policy, Request, Sampling
+from bild.decoding import Choice, Greedy, Maker, Policy, Request, Sampling
 from bild.errors import InputError, VocabularyError
 from bild.generation import BigLittleDecoder, Result
-from bild.generation.jobs import Job, fit, generator_of
+from bild.generation.drafting import check_small
+from bild.generation.jobs import Job, copyable, fit, generator_of
 from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
 from bild.generation.prompts import as_list
 from bild.generation.stream import Columns
@@ -46,9 +47,10 @@ KEPT = "_bild_pair"
 
 
 def custom_generate(
-    small: Small,
+    small: Small | None = None,
     policy: str | Policy = "bild",
     *,
+    drafter: str | Maker | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
     runtime: str = "eager",
@@ -66,9 +68,11 @@ def custom_generate(
     Args:
         small: the cheap model: loaded, ``decoder.small`` of a :class:`~bild.BigLittleDecoder`, ``"exit:N"``
             (the first N decoder layers of the large one), or a folder or hub name, which is loaded once, in the
-            large model's dtype, onto its device.
+            large model's dtype, onto its device. May be left out where the drafter needs none.
         policy: a :class:`~bild.Policy`, or the name of a preset with options as in
             ``"speculative_sampling:window=4"``. ``"bild"``, the default, has default thresholds.
+        drafter: who drafts: text as in ``"first:ngram,small"`` or ``"ngram"``, or a function (docs/drafters.md);
+            ``"small"``, the small model, by default.
         tokenizer: of the models; needed for ``stop_strings``, for the texts of ``bild_results``, and where the
             models' heads differ in size. One given to ``generate`` does not come this far.
         streamer: is handed the prompt, then committed tokens, as by plain ``generate``; likewise.
@@ -79,9 +83,14 @@ def custom_generate(
         keeps the pair for the next, also from another ``custom_generate`` of the same models.
 
     Raises:
-        InputError: a small model that is none of these; when called, what the loop cannot do.
+        InputError: a small model that is none of these, or none where one is needed; when called, what the loop
+            cannot do.
     """
-    if not isinstance(small, PreTrainedModel | EagerModel | str | os.PathLike):
+    if small is None and drafter is None:
+        raise InputError("small is missing; give the cheap model, or a drafter that needs none: drafter='ngram'")
+    drafting = "small" if drafter is None else drafter
+    check_small(drafting, small is not None)
+    if small is not None and not isinstance(small, PreTrainedModel | EagerModel | str | os.PathLike):
         raise InputError(f"small is a {type(small).__name__}; give a loaded model, a folder or a hub name")
 
     def loop(
@@ -100,7 +109,7 @@ def custom_generate(
             call = Call(model, input_ids, logits_processor, criteria, generation_config, inputs_tensor, model_kwargs)
             call.check()
             decoder = _pair(model, small, tokenizer, runtime)
-            return call.output(call.run(decoder, decoder.resolve_policy(policy), streamer))
+            return call.output(call.run(decoder, decoder.resolve_policy(policy), streamer, drafting))
         finally:
             # Also after an error: without its end whoever reads the streamer would wait for ever.
             if streamer is not None:
@@ -150,11 +159,13 @@ class Call:
             if given[name].get_seq_length() > 0:
                 raise InputError(f"{name} holds tokens already, and the small model must read them too; leave it out")
 
-    def run(self, decoder: BigLittleDecoder, policy: Policy, streamer: BaseStreamer | None) -> list[Result]:
+    def run(
+        self, decoder: BigLittleDecoder, policy: Policy, streamer: BaseStreamer | None, drafter: str | Maker
+    ) -> list[Result]:
         """Decode every row; one after the other where the models cannot take several."""
         jobs = self.jobs(decoder)
         stream = None if streamer is None else Columns(streamer, self.input_ids, self.pad)
-        return decoder.results(jobs, policy, self.choice, None if stream is None else stream.add)
+        return decoder.results(jobs, policy, self.choice, None if stream is None else stream.add, drafter)
 
     def jobs(self, decoder: BigLittleDecoder) -> list[Job]:
         """The rows on their way into the loop."""
@@ -164,11 +175,11 @@ class Call:
         self._check_positions(mask)
         assert self.criteria.max_length is not None
         wanted = max(1, self.criteria.max_length - self.input_ids.shape[1])
-        models = (decoder.large, decoder.small)
-        longest = [fit(len(s), len(p), wanted, models) for s, p in zip(sources, prompts, strict=True)]
+        longest = [fit(len(s), len(p), wanted, decoder.models) for s, p in zip(sources, prompts, strict=True)]
         if self.pad is None and len(prompts) > 1 and (self.eos or self.stops or len(set(longest)) > 1):
             raise InputError("rows may end at different times with nothing to fill them up; give pad_token_id")
-        requests = [self._request(b, *each) for b, each in enumerate(zip(prompts, longest, strict=True))]
+        copied = [copyable(source, decoder.large) for source in sources]
+        requests = [self._request(b, *each) for b, each in enumerate(zip(prompts, longest, copied, strict=True))]
         return [Job(*each) for each in zip(sources, requests, encoded or repeat(None, len(sources)), strict=True)]
 
     def _sources(self) -> tuple[list[list[int]], list[Tensor]]:
@@ -189,7 +200,7 @@ class Call:
             if any(row != list(range(len(row))) for row in rows):
                 raise InputError("position_ids must count the tokens of a row from 0; leave them out")
 
-    def _request(self, row: int, prompt: list[int], longest: int) -> Request:
+    def _request(self, row: int, prompt: list[int], longest: int, source: Sequence[int]) -> Request:
         padded, device = self.input_ids[row].tolist(), self.input_ids.device
 
         def ids(tokens: Sequence[int]) -> Tensor:
@@ -202,6 +213,7 @@ class Call:
             prompt=prompt,
             max_new_tokens=longest,
             eos_token_ids=self.eos,
+            source=source,
             stop=(lambda tokens: bool(stops(ids(tokens), None).any())) if stops else None,
             process=process_with(chain, ids),
             generator=generator_of(None) if self.config.do_sample else None,
@@ -281,7 +293,7 @@ class Kept:
 
 
 def _pair(
-    large: PreTrainedModel, small: Small, tokenizer: PreTrainedTokenizerBase | None, runtime: str
+    large: PreTrainedModel, small: Small | None, tokenizer: PreTrainedTokenizerBase | None, runtime: str
 ) -> BigLittleDecoder:
     """Both models behind the contracts of the loop, made once for the same arguments."""
     network: Any = small.network if isinstance(small, EagerModel) else small
@@ -289,14 +301,14 @@ def _pair(
     kept: Kept | None = large.__dict__.get(KEPT)
     same = kept is not None and kept.decoder.large.network is large and kept.arguments == arguments
     # Another vocabulary, an adapter or layers that were exchanged make another pair.
-    if kept is not None and same and kept.decoder.large.is_current() and kept.decoder.small.is_current():
+    if kept is not None and same and all(model.is_current() for model in kept.decoder.models):
         return kept.decoder
     own = tokenizer
-    if not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
+    if network is not None and not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
         own = None if tokenizer is None else load_tokenizer(network)
         network = load_network(network, dtype=large.dtype, device=large.device)
     try:
-        decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, runtime=runtime)
+        decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, drafter="ngram", runtime=runtime)
     except VocabularyError as error:
         if tokenizer is not None:
             raise

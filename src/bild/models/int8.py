@@ -1,14 +1,15 @@
 """Linear layers in eight bits: half the bytes a step must read, where reading them is what takes the time.
 
 Weights have one scale an output channel, symmetric, rounded to nearest; embeddings, norms and everything
-between layers stay as they are. Where the CPU multiplies int8 by tiles (AMX), each token that enters a
-layer is rounded to int8 as well, on a scale of its own, so that rows and tokens stay independent of each
-other and no weight is ever widened. Elsewhere only the weights are int8.
+between layers stay as they are. Where the CPU multiplies int8 by tiles (AMX), or by vectors (VNNI) and our own
+kernel is the faster one, each token that enters a layer is rounded to int8 as well, on a scale of its own, so that
+rows and tokens stay independent of each other and no weight is ever widened. Elsewhere only the weights are int8.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bild.errors import LoadError
+from bild.models import kernels
 
 MULTIPLE = 32
 """Input widths the int8 kernels take: whole vectors."""
@@ -27,26 +29,50 @@ class Int8Linear(nn.Module):
     Args:
         weight: of the layer it replaces ``[out, in]``.
         bias: of that layer ``[out]``, or None.
+        own_kernel: whether it runs on :mod:`bild.models.kernels`, whose weights are packed; "measured" where that is
+            faster on this machine.
     """
 
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, own_kernel: bool | Literal["measured"] = False) -> None:
         super().__init__()
         rounded, scale = quantize_rows(weight)
-        self.register_buffer("weight", rounded)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
         self.out_features, self.in_features = weight.shape
+        self.is_packed = _is_ours_faster(rounded, scale) if own_kernel == "measured" else own_kernel
+        self.register_buffer("weight", kernels.pack(rounded) if self.is_packed else rounded)
+        self.register_buffer("scale", kernels.pad_scale(scale) if self.is_packed else scale)
+        self.register_buffer("bias", bias)
 
     def forward(self, states: Tensor) -> Tensor:
         """``states @ (weight · scale)ᵀ + bias``, ``[…, in] -> […, out]``."""
-        multiply = multiply_int8 if _has_int8_tiles(states.device) else torch.ops.aten._weight_int8pack_mm
-        product = multiply(states.reshape(-1, self.in_features), self.weight, self.scale)
+        if self.is_packed and states.device.type == "cpu":
+            # The scale is in float32 unless somebody has converted the network since.
+            return kernels.int8_linear(states, self.weight, self.scale.float(), self.bias, self.out_features)
+        weight, scale = self._unpacked(states.dtype) if self.is_packed else (self.weight, self.scale)
+        product = _todays(states.device)(states.reshape(-1, self.in_features), weight, scale)
         product = product.view(*states.shape[:-1], self.out_features)
         return product if self.bias is None else product + self.bias
+
+    def _unpacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """For a device that the packed weights were not meant for."""
+        return kernels.unpack(self.weight, self.out_features), self.scale[: self.out_features].to(dtype)
+
+
+def _todays(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What torch has for int8 weights there."""
+    multiply: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.ops.aten._weight_int8pack_mm
+    return multiply_int8 if _has_int8_tiles(device) else multiply
+
+
+def _is_ours_faster(rounded: Tensor, scale: Tensor) -> bool:
+    # Inductor's template on tiles has not been measured beside ours, and called uncompiled it shows nothing.
+    if _has_int8_tiles(rounded.device):
+        return False
+    today = _todays(rounded.device)
+    return kernels.is_faster(rounded, scale, today)
 
 
 def multiply_int8(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -96,7 +122,7 @@ def to_int8(network: PreTrainedModel) -> PreTrainedModel:
         for name, child in list(module.named_children()):
             weight = _weight_of(child)
             if weight is not None and weight.shape[1] % MULTIPLE == 0:
-                setattr(module, name, Int8Linear(weight, child.bias))
+                setattr(module, name, Int8Linear(weight, child.bias, own_kernel="measured"))
                 replaced += 1
     if not replaced:
         raise LoadError(

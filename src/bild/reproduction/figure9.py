@@ -98,7 +98,7 @@ def markdown(shown: Shown) -> str:
 
 def _marked(piece: Piece) -> str:
     bare = piece.text.strip()
-    marks = {"small": "", "large": "**", "rolled_back": "~~"}[piece.kind]
+    marks = {"large": "**", "rolled_back": "~~"}.get(piece.kind, "")
     escaped = bare.replace("*", "\\*").replace("~", "\\~")
     before, after = piece.text.partition(bare)[::2] if bare else (piece.text, "")
     return f"{before}{marks}{escaped}{marks}{after}" if bare else piece.text
@@ -131,7 +131,7 @@ def _paint(figure: Figure, lines: Sequence[tuple[str, Sequence[Piece]]]) -> None
         for row, column, text, kind in own:
             x, here = (12 + column) / (COLUMNS + 14), 1 - (top + row) / (total + 2)
             struck = "".join(f"{letter}\u0336" for letter in text) if kind == "rolled_back" else text
-            figure.text(x, here, struck, color=COLOURS[kind], **style)
+            figure.text(x, here, struck, color=COLOURS.get(kind, COLOURS["small"]), **style)
         top += tall
 
 

@@ -86,6 +86,8 @@ class Inputs:
     def variants(self) -> list[Variant]:
         """The pair, and the pair with the aligned small model where there is one."""
         pair = self.setup.choose_pair()
+        if pair.small is None:
+            raise InputError("this pair has no small model, which the paper's figures compare; name one with --small")
         names = {UNALIGNED: pair.small} | ({} if self.aligned is None else {ALIGNED: self.aligned})
         return [Variant(label, pair.large, small, self.setup.runtime) for label, small in names.items()]
 

@@ -76,9 +76,9 @@ def align(
     """
     settings = Settings() if settings is None else settings
     chosen = choose_pair(pair, large, small)
-    if begin is None and exit_layer(chosen.small) is not None:
+    if begin is None and exit_layer(chosen.cheap) is not None:
         raise InputError(f"the small model is {chosen.small}, a part of the large one; name one of its own with --from")
-    start = Start(checkpoint=os.fspath(begin or chosen.small), trust_remote_code=trust_remote_code)
+    start = Start(checkpoint=os.fspath(begin or chosen.cheap), trust_remote_code=trust_remote_code)
     _check_pair(chosen.large, start)
     asked = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": settings.max_target_tokens}
     asked |= settings.languages

@@ -1,6 +1,22 @@
 """Who proposes tokens: a file a drafter."""
 
+from bild.decoding.drafters.bandit import Bandit
 from bild.decoding.drafters.drafter import Drafter
+from bild.decoding.drafters.first import First
 from bild.decoding.drafters.model import ModelDrafter
+from bild.decoding.drafters.ngram import NGram
+from bild.decoding.drafters.recipe import Kit, Maker, Recipe, parse_drafter
+from bild.decoding.drafters.replay import Replay
 
-__all__ = ["Drafter", "ModelDrafter"]
+__all__ = [
+    "Bandit",
+    "Drafter",
+    "First",
+    "Kit",
+    "Maker",
+    "ModelDrafter",
+    "NGram",
+    "Recipe",
+    "Replay",
+    "parse_drafter",
+]

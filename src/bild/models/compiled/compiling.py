@@ -25,6 +25,7 @@ import transformers
 from torch import Tensor, nn
 
 from bild.errors import one_line
+from bild.models import kernels
 from bild.models.compiled import graph_files
 from bild.models.compiled.graph_files import file_of
 
@@ -44,6 +45,7 @@ SOURCES = (
         "early_exit/split.py",
     ),
     *("int8.py", "passes.py", "rope.py", "seams.py"),
+    *("kernels/int8_linear.cpp", "kernels/linear.py", "kernels/building.py"),
 )
 """Files that decide what is compiled."""
 
@@ -185,10 +187,15 @@ def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
         unfinished = str(Path(folder) / "graph.pt2")
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=unfinished, inductor_configs=TEMPLATES)
+            _package(program, unfinished, TEMPLATES)
         except torch._inductor.exc.InductorError:
-            torch._inductor.aoti_compile_and_package(program, package_path=unfinished, inductor_configs=LIBRARY)
+            _package(program, unfinished, LIBRARY)
         os.replace(unfinished, file)
+
+
+def _package(program: torch.export.ExportedProgram, file: str, options: dict[str, Any]) -> None:
+    calls = {"aot_inductor.custom_ops_to_c_shims": kernels.graph_calls()}
+    torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs={**options, **calls})
 
 
 def _drop_unread(graph: torch.fx.Graph) -> None:

@@ -1,0 +1,437 @@
+// A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI.
+//
+// bild::int8_linear(states, weight, scale, bias?) rounds every row of the states to int8 on a scale of its own
+// (max |row| / 127), multiplies, and scales back; sums are exact, in int32. Weights are packed by linear.py:
+// [outputs / 32][inputs / 4][32][4], unsigned (128 added), which sums of the rounded rows take out again.
+// A row that is not finite yields NaN, and no other row notices.
+//
+// Outputs are shared out among the threads in units of 32. A thread that has done its own share takes what others
+// have not begun, so that nobody waits for a thread that the system has put aside. Workers spin for some microseconds
+// after a product, then yield, then sleep; where the layer is small or somebody else uses them, the caller works alone.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include <pthread.h>
+#include <sched.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace {
+
+constexpr int64_t UNIT = 32;           // outputs packed together
+constexpr int64_t VECTOR = 64;         // bytes
+constexpr int64_t MOST_ROWS = 12;      // rows times two vectors of sums fill the registers
+constexpr int64_t FOUR_VECTORS = 6;    // rows up to which four vectors of sums do
+constexpr int64_t AHEAD = 2048;        // bytes fetched before they are needed
+constexpr int64_t ALONE = 24000;       // cycles of work up to which one thread is faster than two that meet
+constexpr int64_t SHARE = 6000;        // cycles of work taken at a time
+constexpr int SPINS = 1500;            // pauses, some 40 cycles each, before a worker yields
+constexpr int YIELDS = 200;            // before it sleeps
+
+struct Product {
+  const uint8_t* weight;
+  const float* scale;
+  const void* bias;  // of the output's type, or null
+  const int8_t* rows;
+  const float* steps;         // of each row
+  const int32_t* corrections; // 128 times the sum of each row
+  void* result;
+  int64_t count, inputs, outputs;
+  bool half;  // bfloat16, else float32
+};
+
+inline __m512 widen(const uint16_t* from, __mmask16 which) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(which, from)), 16));
+}
+
+inline __m512 read(const void* from, int64_t index, bool half, __mmask16 which) {
+  return half ? widen(static_cast<const uint16_t*>(from) + index, which)
+              : _mm512_maskz_loadu_ps(which, static_cast<const float*>(from) + index);
+}
+
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+inline __m256i narrow(__m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 none = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), none, _mm512_set1_epi32(0x7fc0));
+  return _mm512_cvtepi32_epi16(kept);
+}
+
+inline void write(void* to, int64_t index, bool half, __m512 value, __mmask16 which) {
+  if (half)
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + index, which, narrow(value));
+  else
+    _mm512_mask_storeu_ps(static_cast<float*>(to) + index, which, value);
+}
+
+// One row as int8; inputs are a multiple of 32.
+void round_row(const void* row, bool half, int64_t inputs, int8_t* rounded, float* step, int32_t* correction) {
+  // As integers the largest magnitude is found for infinities and NaN as well.
+  const __m512i sign = _mm512_set1_epi32(0x7fffffff);
+  __m512i most = _mm512_setzero_si512();
+  for (int64_t k = 0; k < inputs; k += 16)
+    most = _mm512_max_epi32(most, _mm512_and_si512(sign, _mm512_castps_si512(read(row, k, half, 0xffff))));
+  const int32_t bits = _mm512_reduce_max_epi32(most);
+  float largest;
+  std::memcpy(&largest, &bits, sizeof largest);
+  if (!std::isfinite(largest)) {
+    std::memset(rounded, 0, inputs);
+    *step = std::numeric_limits<float>::quiet_NaN();
+    *correction = 0;
+    return;
+  }
+  *step = std::max(largest / 127.0f, std::numeric_limits<float>::min());
+  const __m512 divisor = _mm512_set1_ps(*step);
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t k = 0; k < inputs; k += 16) {
+    const __m512 scaled = _mm512_div_ps(read(row, k, half, 0xffff), divisor);
+    __m512i whole = _mm512_cvtps_epi32(scaled);
+    whole = _mm512_max_epi32(_mm512_min_epi32(whole, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
+    sum = _mm512_add_epi32(sum, whole);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(rounded + k), _mm512_cvtepi32_epi8(whole));
+  }
+  *correction = 128 * _mm512_reduce_add_epi32(sum);
+}
+
+inline void finish(const Product& p, int64_t row, int64_t output, __m512i sums) {
+  const int64_t left = p.outputs - output;
+  if (left <= 0) return;
+  const __mmask16 which = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+  const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(p.corrections[row])));
+  __m512 value = _mm512_mul_ps(_mm512_mul_ps(exact, _mm512_set1_ps(p.steps[row])), _mm512_loadu_ps(p.scale + output));
+  if (p.bias) {
+    // Rounded before the bias is added, as a product and an addition of their own are.
+    if (p.half) value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(value)), 16));
+    value = _mm512_add_ps(value, read(p.bias, output, p.half, which));
+  }
+  write(p.result, row * p.outputs + output, p.half, value, which);
+}
+
+// ROWS rows by UNITS units, all sums in registers.
+template <int ROWS, int UNITS>
+void block(const Product& p, int64_t row, int64_t unit) {
+  const int64_t steps = p.inputs / 4;
+  const uint8_t* weight = p.weight + unit * steps * 2 * VECTOR;
+  const int64_t next = steps * 2 * VECTOR;
+  const int8_t* rows = p.rows + row * p.inputs;
+  __m512i sums[ROWS][2 * UNITS];
+#pragma GCC unroll 12
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_setzero_si512();
+  for (int64_t k = 0; k < steps; k++) {
+    __m512i four[2 * UNITS];
+#pragma GCC unroll 4
+    for (int n = 0; n < 2 * UNITS; n++) {
+      const uint8_t* at = weight + (n / 2) * next + k * 2 * VECTOR + (n % 2) * VECTOR;
+      four[n] = _mm512_loadu_si512(at);
+      _mm_prefetch(reinterpret_cast<const char*>(at + AHEAD), _MM_HINT_T0);
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; m++) {
+      int32_t tokens;
+      std::memcpy(&tokens, rows + m * p.inputs + 4 * k, sizeof tokens);
+      const __m512i same = _mm512_set1_epi32(tokens);
+#pragma GCC unroll 4
+      for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], four[n], same);
+    }
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < 2 * UNITS; n++) finish(p, row + m, unit * UNIT + n * 16, sums[m][n]);
+}
+
+using Block = void (*)(const Product&, int64_t, int64_t);
+const Block TWO_UNITS[] = {nullptr, block<1, 2>, block<2, 2>, block<3, 2>, block<4, 2>, block<5, 2>, block<6, 2>};
+const Block ONE_UNIT[] = {nullptr,     block<1, 1>, block<2, 1>, block<3, 1>,  block<4, 1>,  block<5, 1>, block<6, 1>,
+                          block<7, 1>, block<8, 1>, block<9, 1>, block<10, 1>, block<11, 1>, block<12, 1>};
+
+// All rows by some units.
+void multiply(const Product& p, int64_t unit, int64_t end) {
+  const int64_t blocks = (p.count + MOST_ROWS - 1) / MOST_ROWS;
+  while (unit < end) {
+    const bool two = unit + 1 < end && p.count <= FOUR_VECTORS;
+    for (int64_t b = 0, row = 0; b < blocks; b++) {
+      const int64_t rows = (p.count - row) / (blocks - b);
+      (two ? TWO_UNITS[rows] : ONE_UNIT[rows])(p, row, unit);
+      row += rows;
+    }
+    unit += two ? 2 : 1;
+  }
+}
+
+// One thread's part of the units; others take from it when they have done theirs.
+struct alignas(VECTOR) Part {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
+struct Job {
+  Product product;
+  int64_t at_a_time;
+  int threads;
+  Part* parts;
+
+  void work(int thread) {
+    for (int offset = 0; offset < threads; offset++) {
+      Part& part = parts[(thread + offset) % threads];
+      while (true) {
+        const int64_t begin = part.next.fetch_add(at_a_time, std::memory_order_relaxed);
+        if (begin >= part.end) break;
+        multiply(product, begin, std::min(part.end, begin + at_a_time));
+      }
+    }
+  }
+};
+
+enum State : int { IDLE, ASLEEP, POSTED, RUNNING };
+
+struct alignas(VECTOR) Worker {
+  std::atomic<int> state{IDLE};
+  Job* job = nullptr;
+  int thread = 0;
+
+  void run() {
+    while (true) {
+      await();
+      int posted = POSTED;
+      // The caller takes back what it has done itself meanwhile.
+      if (!state.compare_exchange_strong(posted, RUNNING, std::memory_order_acquire)) continue;
+      job->work(thread);
+      state.store(IDLE, std::memory_order_release);
+    }
+  }
+
+  void await() {
+    for (int turn = 0; state.load(std::memory_order_relaxed) != POSTED; turn++) {
+      if (turn < SPINS) {
+        _mm_pause();
+      } else if (turn < SPINS + YIELDS) {
+        sched_yield();
+      } else {
+        int idle = IDLE;
+        if (state.compare_exchange_strong(idle, ASLEEP)) state.wait(ASLEEP);
+        turn = 0;
+      }
+    }
+  }
+
+  void post(Job& now) {
+    job = &now;
+    if (state.exchange(POSTED, std::memory_order_acq_rel) == ASLEEP) state.notify_one();
+  }
+
+  void finish() {
+    int posted = POSTED;
+    if (state.compare_exchange_strong(posted, IDLE, std::memory_order_acq_rel)) return;
+    for (int turn = 0; state.load(std::memory_order_acquire) == RUNNING; turn++) {
+      if (turn < SPINS)
+        _mm_pause();
+      else
+        sched_yield();
+    }
+  }
+};
+
+// Threads of this process, made when first needed and never ended: a process that ends does not wait for them.
+class Pool {
+ public:
+  // False where another caller uses the threads.
+  bool run(const Product& product, int64_t units, int64_t at_a_time, int threads) {
+    std::unique_lock<std::mutex> alone(mutex_, std::try_to_lock);
+    if (!alone) return false;
+    while (static_cast<int>(workers_.size()) < threads - 1) add();
+    Job job{product, at_a_time, threads, parts_.get()};
+    for (int t = 0; t < threads; t++) {
+      parts_[t].next.store(units * t / threads, std::memory_order_relaxed);
+      parts_[t].end = units * (t + 1) / threads;
+    }
+    for (int t = 1; t < threads; t++) workers_[t - 1]->post(job);
+    job.work(0);
+    for (int t = 1; t < threads; t++) workers_[t - 1]->finish();
+    return true;
+  }
+
+  static constexpr int MOST = 256;
+
+ private:
+  void add() {
+    if (!parts_) parts_ = std::make_unique<Part[]>(MOST);
+    auto* worker = new Worker;
+    worker->thread = static_cast<int>(workers_.size()) + 1;
+    workers_.push_back(worker);
+    std::thread([worker] { worker->run(); }).detach();
+  }
+
+  std::mutex mutex_;
+  std::vector<Worker*> workers_;
+  std::unique_ptr<Part[]> parts_;
+};
+
+Pool* threads_of_process = new Pool;
+
+// A forked process has none of its parent's threads, and perhaps its lock.
+const int after_fork = pthread_atfork(nullptr, nullptr, [] { threads_of_process = new Pool; });
+
+void check(AOTITorchError error) {
+  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("a torch call failed");
+}
+
+void require(bool right, const char* message) {
+  if (!right) throw std::runtime_error(message);
+}
+
+struct Sizes {
+  int64_t dims;
+  int64_t *sizes, *strides;
+  explicit Sizes(AtenTensorHandle tensor) {
+    check(aoti_torch_get_dim(tensor, &dims));
+    check(aoti_torch_get_sizes(tensor, &sizes));
+    check(aoti_torch_get_strides(tensor, &strides));
+  }
+  // Where a row begins, all dimensions but the last counted through.
+  int64_t offset(int64_t row) const {
+    int64_t place = 0;
+    for (int64_t d = dims - 2; d >= 0; d--) {
+      place += row % sizes[d] * strides[d];
+      row /= sizes[d];
+    }
+    return place;
+  }
+};
+
+int64_t count(AtenTensorHandle tensor) {
+  int64_t numbers;
+  check(aoti_torch_get_numel(tensor, &numbers));
+  return numbers;
+}
+
+bool is(AtenTensorHandle tensor, int32_t dtype) {
+  int32_t found;
+  check(aoti_torch_get_dtype(tensor, &found));
+  return found == dtype;
+}
+
+bool dense(AtenTensorHandle tensor) {
+  bool found;
+  check(aoti_torch_is_contiguous(tensor, &found));
+  return found;
+}
+
+template <class T>
+T* data(AtenTensorHandle tensor) {
+  void* pointer;
+  check(aoti_torch_get_data_ptr(tensor, &pointer));
+  return static_cast<T*>(pointer);
+}
+
+AtenTensorHandle empty(const Sizes& like, int64_t outputs, int32_t dtype) {
+  std::vector<int64_t> sizes(like.sizes, like.sizes + like.dims), strides(like.dims, 1);
+  sizes.back() = outputs;
+  for (int64_t d = like.dims - 2; d >= 0; d--) strides[d] = strides[d + 1] * sizes[d + 1];
+  AtenTensorHandle made;
+  check(aoti_torch_empty_strided(like.dims, sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return made;
+}
+
+void round_rows(AtenTensorHandle states, const Sizes& sizes, Product& p) {
+  static thread_local std::vector<int8_t> rounded;
+  static thread_local std::vector<float> steps;
+  static thread_local std::vector<int32_t> corrections;
+  rounded.resize(p.count * p.inputs);
+  steps.resize(p.count);
+  corrections.resize(p.count);
+  const char* from = data<const char>(states);
+  const int64_t width = p.half ? 2 : 4;
+  for (int64_t m = 0; m < p.count; m++)
+    round_row(from + sizes.offset(m) * width, p.half, p.inputs, &rounded[m * p.inputs], &steps[m], &corrections[m]);
+  p.rows = rounded.data();
+  p.steps = steps.data();
+  p.corrections = corrections.data();
+}
+
+void share_out(const Product& p, int64_t threads) {
+  const int64_t units = (p.outputs + UNIT - 1) / UNIT;
+  // A unit is bound by reading it or by multiplying it.
+  const int64_t cycles = p.inputs * UNIT * std::max<int64_t>(2, p.count) / VECTOR;
+  const int64_t most = std::min<int64_t>({threads, units, Pool::MOST, units * cycles / (ALONE / 2)});
+  const int64_t at_a_time = (std::max<int64_t>(1, SHARE / std::max<int64_t>(1, cycles)) + 1) / 2 * 2;
+  if (most < 2 || !threads_of_process->run(p, units, at_a_time, static_cast<int>(most))) multiply(p, 0, units);
+}
+
+AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale,
+                             AtenTensorHandle bias, int64_t outputs, int64_t threads) {
+  const Sizes sizes(states), packed(weight);
+  int32_t dtype;
+  check(aoti_torch_get_dtype(states, &dtype));
+  Product p{};
+  p.half = dtype == aoti_torch_dtype_bfloat16();
+  require(p.half || dtype == aoti_torch_dtype_float32(), "int8_linear takes bfloat16 or float32");
+  require(sizes.dims >= 1 && packed.dims == 4, "int8_linear takes states [..., inputs] and a packed weight");
+  require(packed.sizes[2] == UNIT && packed.sizes[3] == 4, "int8_linear takes a packed weight");
+  p.inputs = sizes.sizes[sizes.dims - 1];
+  p.outputs = outputs;
+  require(p.inputs % 32 == 0 && packed.sizes[1] * 4 == p.inputs, "int8_linear: the states do not fit the weight");
+  require(packed.sizes[0] == (outputs + UNIT - 1) / UNIT, "int8_linear: the outputs do not fit the weight");
+  require(is(weight, aoti_torch_dtype_uint8()) && dense(weight), "int8_linear takes a packed weight");
+  require(is(scale, aoti_torch_dtype_float32()) && dense(scale) && count(scale) == packed.sizes[0] * UNIT,
+          "int8_linear takes a float32 scale of whole units");
+  require(!bias || (is(bias, dtype) && dense(bias) && count(bias) == outputs),
+          "int8_linear takes a bias of the states' type, one number an output");
+  require(p.inputs == 0 || sizes.strides[sizes.dims - 1] == 1, "int8_linear: the last dimension must be dense");
+  p.count = 1;
+  for (int64_t d = 0; d < sizes.dims - 1; d++) p.count *= sizes.sizes[d];
+  AtenTensorHandle result = empty(sizes, outputs, dtype);
+  if (p.count == 0) return result;
+  p.weight = data<const uint8_t>(weight);
+  p.scale = data<const float>(scale);
+  p.bias = bias ? data<const void>(bias) : nullptr;
+  p.result = data<void>(result);
+  round_rows(states, sizes, p);
+  share_out(p, threads);
+  return result;
+}
+
+using torch::stable::Tensor;
+
+Tensor boxed(const Tensor& states, const Tensor& weight, const Tensor& scale, std::optional<Tensor> bias,
+             int64_t outputs, int64_t threads) {
+  return Tensor(int8_linear(states.get(), weight.get(), scale.get(), bias ? bias->get() : nullptr, outputs, threads));
+}
+
+}  // namespace
+
+// What a compiled graph calls, without the dispatcher.
+extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_int8_linear(
+    AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias, int64_t outputs,
+    int64_t threads, AtenTensorHandle* result) {
+  try {
+    *result = int8_linear(states, weight, scale, bias ? *bias : nullptr, outputs, threads);
+    return AOTI_TORCH_SUCCESS;
+  } catch (...) {
+    return AOTI_TORCH_FAILURE;
+  }
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {
+  m.def("bild_int8_linear(Tensor states, Tensor weight, Tensor scale, Tensor? bias, int outputs, int threads) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bild, CPU, m) { m.impl("bild_int8_linear", TORCH_BOX(&boxed)); }

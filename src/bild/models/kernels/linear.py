@@ -1,0 +1,101 @@
+"""A linear layer on int8 weights and int8 tokens: how weights are packed, what it computes, and the operator."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bild.models.kernels import building
+
+NAME = "bild_int8_linear"
+UNIT = 32
+"""Outputs that are packed together."""
+MULTIPLE = 32
+"""Input widths it takes."""
+WIDEST = 1 << 16
+"""Inputs up to which sums cannot leave int32: 255 · 127 · 65,536 < 2³¹."""
+SHIFT = 128
+"""What is added to weights: the instruction multiplies unsigned by signed numbers."""
+DTYPES = (torch.float32, torch.bfloat16)
+
+_GRAPH_CALL = (
+    f"AOTITorchError aoti_torch_cpu_{NAME}(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, "
+    "AtenTensorHandle* bias, int64_t outputs, int64_t threads, AtenTensorHandle* result)"
+)
+
+
+def fits(inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernel takes a layer of this width and number format on this device."""
+    return device.type == "cpu" and dtype in DTYPES and inputs % MULTIPLE == 0 and 0 < inputs <= WIDEST
+
+
+@cache
+def operator() -> Any:
+    """``torch.ops.bild.bild_int8_linear.default``, None on machines where it cannot be had."""
+    if not building.is_loaded():
+        return None
+    torch.library.register_fake(f"bild::{NAME}", _shape)
+    return torch.ops.bild.bild_int8_linear.default
+
+
+def graph_calls() -> dict[Any, list[str]]:
+    """How compiled graphs call the operator: by its name in the library, past torch's dispatcher."""
+    return {} if operator() is None else {operator(): [_GRAPH_CALL]}
+
+
+def _shape(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, outputs: int, threads: int) -> Tensor:
+    return states.new_empty((*states.shape[:-1], outputs))
+
+
+def int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """As :func:`plain_int8_linear`, on packed weights and all of torch's threads.
+
+    Args:
+        states: ``[…, in]``, bfloat16 or float32, its last dimension dense.
+        weight: of :func:`pack`.
+        scale: of :func:`pad_scale`.
+        bias: ``[out]`` in the states' dtype.
+        outputs: how many there are before padding.
+    """
+    product: Tensor = operator()(states, weight, scale, bias, outputs, torch.get_num_threads())
+    return product
+
+
+def plain_int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The reference: rows rounded to int8 on a scale of their own, multiplied exactly, scaled back.
+
+    Args:
+        states: ``[…, in]``; a row that is not finite yields NaN.
+        weight: int8 ``[out, in]``.
+        scale: of each output ``[out]``.
+        bias: ``[out]``.
+    """
+    wide = states.float()
+    step = (wide.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    rounded = (wide / step).round().clamp(-127, 127)
+    exact = (rounded.double() @ weight.double().t()).float()
+    product = (exact * step * scale.float()).to(states.dtype)
+    return product if bias is None else product + bias
+
+
+def pack(weight: Tensor) -> Tensor:
+    """An int8 weight ``[out, in]`` as the kernel reads it: uint8 ``[⌈out / 32⌉, in / 4, 32, 4]``."""
+    padded = functional.pad(weight.to(torch.int16), (0, 0, 0, -weight.shape[0] % UNIT)) + SHIFT
+    units = padded.to(torch.uint8).view(-1, UNIT, weight.shape[1] // 4, 4)
+    return units.transpose(1, 2).contiguous()
+
+
+def unpack(packed: Tensor, outputs: int) -> Tensor:
+    """The int8 weight ``[out, in]`` that was packed."""
+    units, quarters = packed.shape[:2]
+    rows = packed.transpose(1, 2).reshape(units * UNIT, 4 * quarters)[:outputs]
+    return (rows.to(torch.int16) - SHIFT).to(torch.int8)
+
+
+def pad_scale(scale: Tensor) -> Tensor:
+    """Scales ``[out]`` in float32, padded to whole units."""
+    return functional.pad(scale.float(), (0, -scale.shape[0] % UNIT))

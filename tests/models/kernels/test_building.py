@@ -1,0 +1,130 @@
+"""Compiling the kernels: once, whole or not at all, and never a request lost for want of a compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._inductor import cpp_builder
+
+from bild.models import int8
+from bild.models.int8 import Int8Linear
+from bild.models.kernels import building, linear
+
+needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """The cache of a machine that has never compiled the kernels, and is taken to have the instructions."""
+    monkeypatch.setenv("BILD_CACHE", str(tmp_path))
+    monkeypatch.setattr(building, "is_supported", lambda: True)
+    monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: False)
+    for each in (building.is_loaded, linear.operator):
+        each.cache_clear()
+    yield tmp_path
+    for each in (building.is_loaded, linear.operator):
+        each.cache_clear()
+
+
+def compiler(monkeypatch, found) -> None:
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", found)
+
+
+def layer_multiplies() -> bool:
+    """Whether a measured layer is one of torch's and right."""
+    weight = torch.randn(40, 64)
+    replaced, states = Int8Linear(weight, None, own_kernel="measured"), torch.randn(3, 64)
+    right = (replaced(states) - states @ weight.T).norm() < 0.03 * (states @ weight.T).norm()
+    return not replaced.is_packed and bool(right)
+
+
+def test_without_a_compiler_torchs_kernel_stays_and_one_line_says_so(fresh, monkeypatch, caplog):
+    def none() -> str:
+        raise RuntimeError("no C++ compiler")
+
+    compiler(monkeypatch, none)
+    assert layer_multiplies() and layer_multiplies()
+    assert [each.getMessage() for each in caplog.records] == [
+        "int8 runs on torch's own kernels: bild's cannot be compiled here (RuntimeError: no C++ compiler)"
+    ]
+    assert linear.graph_calls() == {}
+
+
+def test_a_compiler_that_fails_or_makes_nothing_leaves_nothing_behind(fresh, monkeypatch):
+    for program in ("/bin/false", "/bin/true"):
+        building.is_loaded.cache_clear()
+        linear.operator.cache_clear()
+        compiler(monkeypatch, lambda program=program: program)
+        assert layer_multiplies()
+        assert list((fresh / "kernels").iterdir()) == []
+
+
+def test_a_damaged_library_is_passed_over_where_none_can_be_compiled(fresh, monkeypatch):
+    building.library_file().parent.mkdir()
+    building.library_file().write_bytes(b"\x7fELF nothing")
+    compiler(monkeypatch, lambda: "/bin/false")
+    assert layer_multiplies()
+
+
+def test_a_folder_that_cannot_be_written_means_torchs_kernel(fresh, monkeypatch):
+    (fresh / "file").write_text("")
+    monkeypatch.setenv("BILD_CACHE", str(fresh / "file"))
+    assert layer_multiplies()
+
+
+def test_a_processor_without_the_instructions_never_asks_for_a_compiler(fresh, monkeypatch):
+    monkeypatch.setattr(building, "is_supported", lambda: False)
+    compiler(monkeypatch, lambda: pytest.fail("asked"))
+    assert layer_multiplies()
+
+
+@pytest.mark.parametrize("changed", ["source", "flags", "torch"])
+def test_another_source_flag_or_torch_is_another_file(changed, fresh, tmp_path, monkeypatch):
+    building.digest.cache_clear()
+    before = building.library_file()
+    building.digest.cache_clear()
+    source = tmp_path / "other.cpp"
+    source.write_text("// nothing")
+    what = {"source": (building, "SOURCE", source), "flags": (building, "FLAGS", ("-O1",))}
+    monkeypatch.setattr(*what.get(changed, (torch, "__version__", "2.99.0")))
+    assert building.library_file() != before
+    building.digest.cache_clear()
+
+
+@needs_kernel
+def test_the_second_process_compiles_nothing_and_a_third_a_damaged_file(tmp_path):
+    program = (
+        "import torch, torch._inductor.cpp_builder as builder; from bild.models.kernels import building;"
+        "ask = builder.get_cpp_compiler; asked = [];"
+        "builder.get_cpp_compiler = lambda: asked.append(1) or ask();"
+        "print(building.is_loaded(), len(asked))"
+    )
+    environment = {**os.environ, "BILD_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    outputs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    (library,) = (tmp_path / "kernels").iterdir()
+    library.write_bytes(library.read_bytes()[:1000])
+    outputs.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True))
+    assert [each.stdout.split() for each in outputs] == [["True", "1"], ["True", "0"], ["True", "1"]]
+    assert [file.suffix for file in (tmp_path / "kernels").iterdir()] == [".so"]
+
+
+@needs_kernel
+def test_a_forked_process_works_though_it_has_no_threads():
+    program = (
+        "import os, torch; from torch import nn; from bild.models.int8 import Int8Linear;"
+        "layer = Int8Linear(torch.randn(1024, 1024), None, own_kernel=True); states = torch.randn(8, 1024);"
+        "torch.set_num_threads(2); expected = layer(states); child = os.fork();"
+        "torch.equal(layer(states), expected) and child == 0 and os._exit(7);"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "7"
+
+
+def test_the_source_is_part_of_the_package():
+    assert building.SOURCE.is_file()
