@@ -197,6 +197,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     # Its attention adds the mask to the scores, where others choose by it.
     "umt5": _t5(1, 16) | {"attn_implementation": "eager"},
     "pegasus": _bart(2, 16),
+    "pegasus_x": _bart(2, 16) | {"block_size": 2, "num_global_tokens": 2},
     "m2m_100": _bart(2, 16) | {"encoder_layers": 1},
     "opt": _BERT | {"word_embed_proj_dim": 16, "ffn_dim": 32},
     "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2},

@@ -88,6 +88,14 @@ def test_as_transformers_applies_it(plain, name, place):
     assert (wanted == usual) == same
 
 
+def test_source_penalties_of_a_decoder_look_at_its_prompt():
+    decoder = pair(eos_token_id=None)
+    for option in ({"encoder_repetition_penalty": 4.0}, {"encoder_no_repeat_ngram_size": 1}):
+        wanted = transformers_text(decoder, max_new_tokens=LONGEST, **option)
+        assert decoder.generate(PROMPT, "exact", max_new_tokens=LONGEST, **option)[0].token_ids == wanted
+        assert wanted != transformers_text(decoder, max_new_tokens=LONGEST)
+
+
 def test_source_penalties_of_an_encoder_decoder(bundled):
     text = "Ein Hund läuft im Park."
     plain = bundled.generate(text, "large")[0].token_ids
@@ -181,6 +189,9 @@ def test_a_call_outweighs_the_checkpoint_and_the_default_is_256():
         ({"stop_strings": ""}, "stop_strings are ''; allowed are texts of at least one letter"),
         ({"stop_strings": ["a", ""]}, r"stop_strings are \['a', ''\]"),
         ({"stop_strings": [5]}, r"stop_strings are \[5\]"),
+        ({"stop_strings": 5}, "stop_strings are 5; allowed are texts"),
+        ({"eos_token_id": "x"}, "eos_token_id names 'x'; allowed are whole numbers"),
+        ({"eos_token_id": [1, 2.5]}, "eos_token_id names 2.5"),
         ({"sequence_bias": [[["x"], 1.0]]}, "sequence_bias names token id 'x'; allowed are whole numbers, 0 to 39"),
         ({"sequence_bias": [5]}, r"sequence_bias is \[5\]; allowed are pairs"),
         ({"bad_words_ids": [[5, 99]]}, "bad_words_ids names token id 99"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -117,3 +118,13 @@ def test_warp_is_the_chain_of_transformers():
     warped = GenerationOptions(temperature=0.5, top_k=2).warp()(logits)
     assert warped.tolist() == [[-torch.inf, -torch.inf, 4.0, 6.0]]
     assert GenerationOptions(temperature=1.0, top_k=0, top_p=1.0).warp() is None
+
+
+ENDS = [5, [5, 6], (6, 5), np.int64(5), np.array([5, 6]), torch.tensor(5), torch.tensor([6, 5])]
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_end_tokens_as_any_library_has_them(ends):
+    asked = GenerationOptions(eos_token_id=ends)
+    assert asked.eos_token_ids in ({5}, {5, 6}) and (5 in asked.eos_token_ids)
+    asked.check_ids(10)

@@ -126,8 +126,8 @@ def test_eager_attention_in_a_batch(name):
         torch.testing.assert_close(row[-1], forward(model.network, source, prompt)[-1], rtol=0, atol=1e-4)
 
 
-ONE_BY_ONE = ("bloom", "falcon", "roberta")
-"""Their positions follow from a mask or from the token ids of a row."""
+ONE_BY_ONE = ("bloom", "falcon", "roberta", "pegasus_x")
+"""Their positions follow from a mask, from the token ids of a row, or from a formula without a table."""
 REFUSED = ("openai-gpt", "xlnet", "fsmt", "prophetnet")
 
 
@@ -156,3 +156,22 @@ def test_any_other_architecture_is_refused_or_right(name):
             torch.testing.assert_close(row[-1], forward(network, source, written)[-1], rtol=0, atol=1e-3)
             del written[-1:]
         scorer.truncate([len(written) for written in tokens])
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_scores_that_are_not_numbers_are_named(number):
+    network = build("llama")
+    with torch.no_grad():
+        network.lm_head.weight[9].fill_(number)
+    with pytest.raises(
+        LoadError, match=r"the scores of LlamaForCausalLM are not numbers \(NaN or infinite\) in float64;"
+    ):
+        EagerModel(network)
+
+
+def test_a_token_that_a_network_forbids_itself_is_no_disagreement():
+    """Some checkpoints hold −∞ in the bias of tokens that are never to be written."""
+    network = build("bart")
+    network.final_logits_bias[0, 9] = -torch.inf
+    logits = EagerModel(network).start([[5, 6]]).extend([[2, 7, 8]])[0, -1]
+    assert logits[9] == -torch.inf and logits.argmax() != 9

@@ -120,6 +120,15 @@ def test_it_cannot_be_cut():
         SplitModel(network(), 1)
 
 
+LONG = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 64,
+    "long_factor": [2.0] * 64,
+    "rope_theta": 1e4,
+}
+
+
 @pytest.mark.parametrize(
     ("rope", "stated", "reach"),
     [
@@ -128,6 +137,8 @@ def test_it_cannot_be_cut():
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}, 128, 128),
         ({"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, 32, 64),
         ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, 32, 32),
+        (LONG | {"factor": 4.0}, 32, 128),
+        (LONG, 128, 128),
     ],
 )
 def test_how_far_scaled_frequencies_reach(rope, stated, reach):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,7 +50,7 @@ def processors_of(
         asked: options of the call.
         prompt_length: decoder tokens before the first new one.
         max_new_tokens: longest continuation of this row.
-        source: encoder input ids, None for a decoder-only model.
+        source: what the penalties of the source look at: encoder input ids, the prompt of a decoder-only model.
         device: where the scores are.
     """
     eos = sorted(asked.eos_token_ids)
@@ -131,4 +131,7 @@ def as_ids(value: int | Sequence[int] | None) -> list[int]:
     """One token id, several or none as a list."""
     if value is None:
         return []
-    return [value] if isinstance(value, int) else list(value)
+    # NumPy's and torch's numbers and lists are read like Python's.
+    plain: Any = value.tolist() if hasattr(value, "tolist") else value
+    ids: list[Any] = list(plain) if isinstance(plain, Iterable) and not isinstance(plain, str) else [plain]
+    return ids

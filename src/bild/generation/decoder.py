@@ -258,8 +258,8 @@ class BigLittleDecoder:
         resolved = self.resolve_policy(policy, lossless=lossless)
         self._drafting(drafter, resolved)
         prompter, asked = self.asked(options)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}; allowed is 1 or more, a whole number")
         # What is there already is looked through before anything is decoded; an iterator as it comes.
         lazy = isinstance(inputs, Iterator)
         items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]
@@ -382,6 +382,8 @@ class BigLittleDecoder:
         Raises:
             InputError: an unknown name or option, or ``lossless`` with a policy that is not.
         """
+        if not isinstance(policy, Policy | str | None):
+            raise InputError(f"policy is {policy!r}; give a Policy or the name of a preset")
         try:
             resolved = policy if isinstance(policy, Policy) else self.policy.parse("bild" if policy is None else policy)
         except ValueError as error:

@@ -60,7 +60,7 @@ def prepare(
         eos_token_ids=asked.eos_token_ids,
         source=copyable(source, large),
         stop=_stop(asked, tokenizer, len(prompt)),
-        process=asked.processor(len(prompt), longest, source or None, large.device),
+        process=asked.processor(len(prompt), longest, ids, large.device),
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
     )
     return Job(source, request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
@@ -149,6 +149,10 @@ class GenerationOptions:
             "bad_words_ids": [id for word in self.bad_words_ids or () for id in word],
             "sequence_bias": [id for tokens, _ in biases_of(self.sequence_bias) for id in tokens],
         }
+        for id in as_ids(self.eos_token_id):
+            # An end token that the vocabulary lacks is never written, as -1 in some checkpoints.
+            if not isinstance(id, Integral):
+                raise InputError(f"eos_token_id names {id!r}; allowed are whole numbers")
         for name, ids in named.items():
             for id in ids:
                 if not isinstance(id, Integral) or not 0 <= int(id) < size:
@@ -176,9 +180,10 @@ class GenerationOptions:
 
     @property
     def _stop_strings(self) -> list[str]:
-        if self.stop_strings is None:
+        given: Any = self.stop_strings
+        if given is None:
             return []
-        return [self.stop_strings] if isinstance(self.stop_strings, str) else list(self.stop_strings)
+        return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -192,7 +197,7 @@ class GenerationOptions:
         Args:
             prompt_length: decoder tokens before the first new one.
             max_new_tokens: longest continuation of this row.
-            source: encoder input ids, None for a decoder-only model.
+            source: what the penalties of the source look at: encoder input ids, the prompt of a decoder-only model.
             device: where the scores are.
 
         Raises:

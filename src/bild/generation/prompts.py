@@ -93,7 +93,7 @@ class Prompter:
         if not ids:
             raise InputError("the input holds no tokens; give at least one")
         for id in ids:
-            if not isinstance(id, Integral):
+            if not isinstance(id, Integral) or isinstance(id, bool):
                 raise InputError(f"cannot decode {described(id)} among token ids; {ALLOWED}")
             if not 0 <= int(id) < size:
                 raise InputError(f"token id {id} is outside the vocabulary; allowed is 0 to {size - 1}")

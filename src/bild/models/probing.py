@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
@@ -81,6 +83,11 @@ class Reference:
         return int(self.own.get_seq_length())
 
 
+def are_numbers(logits: Tensor) -> bool:
+    """Whether logits can be compared; −∞ forbids a token and is a number here."""
+    return not bool((logits.isnan() | (logits == math.inf)).any())
+
+
 def disagree(one: Tensor, other: Tensor, share: float = SHARE) -> bool:
     """Whether two computations of the same logits differ by more than ``share`` of their spread."""
     return not difference(one, other) <= share
@@ -89,5 +96,8 @@ def disagree(one: Tensor, other: Tensor, share: float = SHARE) -> bool:
 def difference(one: Tensor, other: Tensor) -> float:
     """How far two computations of the same logits are apart, as a share of their spread; NaN where either has one."""
     one, other = one.float(), other.float()
+    # Tokens that a network forbids itself (−∞) in both are alike.
+    forbidden = (one == -math.inf) & (other == -math.inf)
+    one, other = one.masked_fill(forbidden, 0), other.masked_fill(forbidden, 0)
     spread = (one - one.mean(-1, keepdim=True)).norm()
     return float(((one - other).norm() - 1e-3).clamp(min=0) / spread.clamp(min=1e-6))

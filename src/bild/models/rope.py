@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-STRETCHING = ("linear", "yarn", "llama3")
-"""Kinds that reach ``factor`` times as far as the model was trained to, with frequencies that never change."""
+STRETCHING = ("linear", "yarn", "llama3", "longrope")
+"""Kinds that reach ``factor`` times as far as the model was trained to; the configuration alone says how."""
 
 
 def parameters_of(config: PreTrainedConfig) -> list[dict[str, Any]]:

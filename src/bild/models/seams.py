@@ -189,8 +189,8 @@ def counts_from_padding(module: nn.Module) -> bool:
 
 
 def position_table(module: Any) -> tuple[Tensor, int]:
-    """The embeddings of all positions, and the row of the first."""
-    table: Tensor = module.weights if hasattr(module, "weights") else module.weight
+    """The embeddings of all positions, and the row of the first; empty where each is computed when it is asked for."""
+    table: Tensor = getattr(module, "weights", getattr(module, "weight", torch.empty(0)))
     if counts_from_padding(module):
         return table, module.padding_idx + 1
     return table, getattr(module, "offset", 0)

@@ -162,6 +162,12 @@ class EagerModel:
             raise LoadError(
                 f"{name} cannot read several tokens on top of a cache ({type(error).__name__}); it cannot verify drafts"
             ) from error
+        if not probing.are_numbers(whole):
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise LoadError(
+                f"the scores of {name} are not numbers (NaN or infinite) in {dtype}; its weights are damaged, or it "
+                "needs a wider dtype, such as float32"
+            )
         if reference.length != len(tokens) or disagree(whole, pieces):
             raise LoadError(
                 f"{name} scores tokens differently when it reads several on top of a cache; it cannot verify drafts"

@@ -30,7 +30,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device is {str(device)!r}, which this machine does not have ({one_line(error)})") from None
     return resolved
 
@@ -48,7 +48,7 @@ def resolve_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None
     Raises:
         InputError: an unknown name.
     """
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype in ("auto", INT8):
         if device is not None and device.type == "cuda":
