@@ -53,7 +53,8 @@ def test_every_drafter_is_kept_and_rolled_back_and_signs_its_tokens(name):
     writers = {writer for commit in commits for writer in commit.writers}
     own = {
         "source": {"ngram"}, "first": {"ngram", "small"}, "first of three": {"ngram", "small", "random"},
-        "ucb": {"ngram", "small"}, "exp3": {"ngram", "small", "random"}, "halving": {"ngram", "small"}, "exp3 of two": {"ngram", "small"},
+        "ucb": {"ngram", "small"}, "exp3": {"ngram", "small", "random"}, "halving": {"ngram", "small"},
+        "exp3 of two": {"ngram", "small"},
         "nested": {"ngram", "small"},
     }  # fmt: skip
     assert writers == {"large"} | own.get(name, {name})
