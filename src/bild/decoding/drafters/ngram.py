@@ -70,7 +70,8 @@ class NGram(Certain):
     def _find(self, row: Row) -> tuple[Sequence[int], int] | None:
         """The text in which the row's last tokens stand, and where they end there."""
         indices: dict[str, Index] = row.memory.setdefault(self, {})
-        texts = {place: row.tokens if place == "text" else row.request.source for place in PLACES[self.look_in]}
+        texts: dict[str, Sequence[int]] = {"source": row.request.source, "text": row.tokens}
+        texts = {place: texts[place] for place in PLACES[self.look_in] if texts[place]}
         for place, text in texts.items():
             index = indices.setdefault(place, Index(self.shortest, self.longest, self.which))
             index.extend(text, row.committed if place == "text" else len(text))
