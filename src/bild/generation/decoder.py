@@ -24,7 +24,6 @@ from bild.generation.result import Result
 from bild.generation.stream import Stream
 from bild.models import (
     INT8,
-    EagerModel,
     Int8Linear,
     Model,
     check_exit,
@@ -181,7 +180,7 @@ class BigLittleDecoder:
             small = self._save(self._small, Path(folder) / "small")
         Pair(large, small, self.policy, drafter=str(self.drafter)).save(folder)
 
-    def _save(self, model: EagerModel, place: Path) -> str:
+    def _save(self, model: Model, place: Path) -> str:
         model.network.save_pretrained(place)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(place)
