@@ -139,7 +139,8 @@ def choose_pair(
     # Looked at first: a wrong name should not wait for a checkpoint.
     alone = drafter is not None and not needs_small(drafter)
     if pair is None and large is not None and (small is not None or alone):
-        named = str(drafter) if isinstance(drafter, str | Recipe) else "ngram" if small is None else "small"
+        # A function has no name; whoever gave it hands it on.
+        named = str(drafter) if isinstance(drafter, str | Recipe) else "ngram" if alone else "small"
         return Pair(os.fspath(large), None if small is None else os.fspath(small), drafter=named)
     if pair is None and (large is not None or small is not None):
         missing = "small" if small is None else "large"
