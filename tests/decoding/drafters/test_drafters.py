@@ -65,7 +65,7 @@ def test_every_drafter_is_kept_and_rolled_back_and_signs_its_tokens(name):
     assert sum(commit.accepted for commit in commits) > 8
     writers = {writer for commit in commits for writer in commit.writers}
     own = {
-        "source": {"ngram"}, "first": {"ngram", "small"}, "first of three": {"ngram", "small", "random"},
+        "source": {"ngram"}, "first": {"ngram", "small"}, "first of three": {"ngram", "small"},
         "ucb": {"ngram", "small"}, "exp3": {"ngram", "small", "random"}, "halving": {"ngram", "small"},
         "exp3 of two": {"ngram", "small"},
         "nested": {"ngram", "small"},
