@@ -261,6 +261,26 @@ def test_compare_in_json(run, bundled):
     assert shown["speedup"] == pytest.approx(shown["large"]["stats"]["total_s"] / shown["stats"]["total_s"])
 
 
+def test_a_drafter_by_name_with_the_large_model_alone(run_for_real, bundled):
+    text = "Herr Wolfgang Schmidthuber aus Unterschleißheim lacht."
+    drafter = "ngram:shortest=1:look_in=source"
+    arguments = [
+        "--large",
+        pair.bundled_pair() / "large",
+        "--dtype",
+        "float32",
+        "--runtime",
+        "eager",
+        "--policy",
+        "exact",
+    ]
+    code, out, err = run_for_real("generate", text, *arguments, "--drafter", drafter, "--trace", "--stats")
+    (result,) = bundled.generate(text, "exact", drafter=drafter)
+    assert (code, out) == (0, translations(bundled, text, "large")[0] + "\n")
+    written = result.stats.num_tokens_by_writer["ngram"]
+    assert err.count("{") == written > 0 and " by ngram · " in err
+
+
 def test_a_rolled_back_draft_is_shown_struck_through(bundled):
     from bild.cli import render
 
@@ -282,6 +302,9 @@ def test_a_rolled_back_draft_is_shown_struck_through(bundled):
         (["generate", "x", "--policy", "fast"], "policy is 'fast'; allowed are bild, exact, speculative_sampling, "),
         (["generate", "x", "--fallback-threshold", "-0.1"], "fallback_threshold is -0.1; allowed is 0 to 1"),
         (["generate", "x", "--rollback-threshold", "-1"], "rollback_threshold is -1.0; allowed is 0 or more"),
+        (["generate", "x", "--drafter", "n-gram"], "drafter 'n-gram' is unknown; write small, ngram, "),
+        (["generate", "x", "--drafter", "ngram:window=0"], "window is 0; allowed is 1 or more"),
+        (["generate", "x", "--large", "a", "--drafter", "first:ngram,small"], "small is missing; name both"),
         (["generate", "x", "--max-draft-tokens", "0"], "max_draft_tokens is 0"),
         (
             ["generate", "x", "--policy", "large", "--verify-end", "yes"],

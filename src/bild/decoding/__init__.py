@@ -14,6 +14,7 @@ from bild.decoding.choice import Choice, Greedy, Sampling
 from bild.decoding.draft import Draft, HandOverReason, Work, Writer
 from bild.decoding.drafters import (
     Bandit,
+    Certain,
     Drafter,
     First,
     Kit,
@@ -43,6 +44,7 @@ __all__ = [
     "AdaptiveDistance",
     "Bandit",
     "Batch",
+    "Certain",
     "Choice",
     "Commit",
     "Draft",

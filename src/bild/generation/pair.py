@@ -136,19 +136,23 @@ def choose_pair(
         InputError: one checkpoint without the other, or a drafter that does not exist.
         LoadError: no pair there.
     """
-    if pair is None and large is not None and small is not None:
-        return Pair(os.fspath(large), os.fspath(small))
-    if pair is None and large is not None and drafter is not None and not needs_small(drafter):
-        return Pair(os.fspath(large), None, drafter=str(drafter) if isinstance(drafter, str | Recipe) else "ngram")
+    # Looked at first: a wrong name should not wait for a checkpoint.
+    alone = drafter is not None and not needs_small(drafter)
+    if pair is None and large is not None and (small is not None or alone):
+        # A function has no name; whoever gave it hands it on.
+        named = str(drafter) if isinstance(drafter, str | Recipe) else "ngram" if alone else "small"
+        return Pair(os.fspath(large), None if small is None else os.fspath(small), drafter=named)
     if pair is None and (large is not None or small is not None):
         missing = "small" if small is None else "large"
         raise InputError(f"{missing} is missing; name both checkpoints, or a pair")
     loaded = Pair.load(bundled_pair() if pair is None else pair)
-    if large is None and small is None:
-        return loaded
-    # Thresholds tuned for other checkpoints say nothing about these.
-    cheap = loaded.small if small is None else os.fspath(small)
-    return Pair(os.fspath(large or loaded.large), cheap, drafter=loaded.drafter)
+    if large is not None or small is not None:
+        # Thresholds tuned for other checkpoints say nothing about these.
+        cheap = loaded.small if small is None else os.fspath(small)
+        loaded = Pair(os.fspath(large or loaded.large), cheap, drafter=loaded.drafter)
+    if drafter is not None:
+        check_small(drafter, loaded.small is not None)
+    return loaded
 
 
 def _relative_to(folder: Path, name: str) -> str:

@@ -56,7 +56,7 @@ MAKERS: dict[str, Callable[[int], Drafter]] = {
     "source": lambda count: NGram(look_in="source", which="first", longest=2, shortest=1, window=3),
     "replay": lambda count: Replay({row: [1, 2, 3, 1, 2, 0, 1, 2] * 3 for row in range(64)}),
     "first": lambda count: First([NGram(shortest=2, longest=3), small(count)]),
-    "first of three": lambda count: First([small(count), Random(), NGram(shortest=1)]),
+    "first of three": lambda count: First([NGram(shortest=3), small(count), Random()]),
     "ucb": lambda count: Bandit([NGram(shortest=1), small(count)]),
     "exp3": lambda count: Bandit([NGram(shortest=1), small(count), Random()], rule="exp3"),
     "exp3 of two": lambda count: Bandit([NGram(shortest=1), small(count)], rule="exp3"),

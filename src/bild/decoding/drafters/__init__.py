@@ -1,6 +1,7 @@
 """Who proposes tokens: a file a drafter."""
 
 from bild.decoding.drafters.bandit import Bandit
+from bild.decoding.drafters.certain import Certain
 from bild.decoding.drafters.drafter import Drafter
 from bild.decoding.drafters.first import First
 from bild.decoding.drafters.model import ModelDrafter
@@ -10,6 +11,7 @@ from bild.decoding.drafters.replay import Replay
 
 __all__ = [
     "Bandit",
+    "Certain",
     "Drafter",
     "First",
     "Kit",

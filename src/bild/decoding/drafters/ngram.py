@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bild.decoding.draft import ENDS, Draft
+from bild.decoding.drafters.certain import Certain
 from bild.decoding.drafters.lookup import Index, Which
 from bild.decoding.rows import Row
 
@@ -16,7 +16,7 @@ WHICH = ("latest", "first")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NGram:
+class NGram(Certain):
     """Proposes what followed the last tokens of a row where they stood before; needs no model.
 
     The longest n-gram that is found counts; of equally long ones that in the source, from which the text may be a
@@ -56,49 +56,22 @@ class NGram:
         if self.which not in WHICH:
             raise ValueError(f"which is {self.which!r}; allowed are {', '.join(WHICH)}")
 
-    def draft(self, rows: Sequence[Row], room: Sequence[int]) -> list[Draft]:
-        return [self._of(row, free) for row, free in zip(rows, room, strict=True)]
-
-    def read(self, rows: Sequence[Row], limit: int) -> bool:
-        return True
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        """Only committed tokens are remembered, and those with the row."""
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """As :meth:`truncate`."""
-
-    def join(self, other: NGram) -> None:
-        """As :meth:`truncate`."""
-
-    def _of(self, row: Row, room: int) -> Draft:
-        draft = Draft(writer=self.name, certain=True)
-        if room <= 0:
-            return draft
-        draft.reason = "nothing"
+    def propose(self, row: Row) -> Iterator[int]:
         found = self._find(row)
         if found is None:
-            return draft
+            return
         text, at = found
-        room = room if self.window is None else min(room, self.window)
+        end = None if self.window is None else at + self.window
         # Of the row's own text the draft is part as it grows.
-        while at < len(text) and (self.vocab_size is None or text[at] < self.vocab_size):
-            row.tokens.append(text[at])
-            draft.tokens.append(text[at])
-            draft.reason = "window"
+        while at < len(text) and at != end and (self.vocab_size is None or text[at] < self.vocab_size):
+            yield text[at]
             at += 1
-            finish = row.ended()
-            if finish is not None:
-                draft.reason = ENDS[finish]
-                break
-            if len(draft.tokens) >= room:
-                break
-        return draft
 
     def _find(self, row: Row) -> tuple[Sequence[int], int] | None:
         """The text in which the row's last tokens stand, and where they end there."""
         indices: dict[str, Index] = row.memory.setdefault(self, {})
-        texts = {place: row.tokens if place == "text" else row.request.source for place in PLACES[self.look_in]}
+        texts: dict[str, Sequence[int]] = {"source": row.request.source, "text": row.tokens}
+        texts = {place: texts[place] for place in PLACES[self.look_in] if texts[place]}
         for place, text in texts.items():
             index = indices.setdefault(place, Index(self.shortest, self.longest, self.which))
             index.extend(text, row.committed if place == "text" else len(text))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
-from bild.decoding.draft import ENDS, Draft
+from bild.decoding.drafters.certain import Certain
 from bild.decoding.rows import Row
 
 ANCHOR = 3
@@ -27,7 +28,7 @@ class Place:
     """Where each n-gram of the text ends, ascending."""
 
 
-class Replay:
+class Replay(Certain):
     """Proposes the text given for each row, as long as what is committed follows it.
 
     Args:
@@ -42,37 +43,13 @@ class Replay:
         self.texts = texts if isinstance(texts, Mapping) else dict(enumerate(texts))
         self.realign = realign
 
-    def draft(self, rows: Sequence[Row], room: Sequence[int]) -> list[Draft]:
-        return [self._of(row, free) for row, free in zip(rows, room, strict=True)]
-
-    def read(self, rows: Sequence[Row], limit: int) -> bool:
-        return True
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        """Only committed tokens are compared, and the row remembers them."""
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """As :meth:`truncate`."""
-
-    def join(self, other: Replay) -> None:
-        self.texts = {**self.texts, **other.texts}
-
-    def _of(self, row: Row, room: int) -> Draft:
-        draft = Draft(writer=self.name, certain=True)
-        if room <= 0:
-            return draft
-        draft.reason = "nothing"
+    def propose(self, row: Row) -> Sequence[int]:
         text = self.texts.get(row.index, ())
         at = self._follow(row, text)
-        for token in () if at is None else text[at : at + room]:
-            row.tokens.append(token)
-            draft.tokens.append(token)
-            draft.reason = "window"
-            finish = row.ended()
-            if finish is not None:
-                draft.reason = ENDS[finish]
-                break
-        return draft
+        return () if at is None else text[at:]
+
+    def join(self, other: Self) -> None:
+        self.texts = {**self.texts, **other.texts}
 
     def _follow(self, row: Row, text: Sequence[int]) -> int | None:
         """Compare what was committed since, and where the row is in its text now."""
