@@ -27,8 +27,8 @@ def ours(states, weight, scale, bias):
 def test_packing_loses_nothing_and_puts_four_inputs_of_32_outputs_together(outputs):
     weight = torch.randint(-127, 128, (outputs, 64), dtype=torch.int8)
     packed = pack(weight)
-    assert packed.shape == (-(-outputs // 32), 16, 32, 4) and packed.dtype == torch.uint8
-    assert packed[0, 3, 0].tolist() == (weight[0, 12:16].int() + 128).tolist()
+    assert packed.shape == (-(-outputs // 32), 16, 32, 4) and packed.dtype == torch.int8
+    assert packed.view(torch.uint8)[0, 3, 0].tolist() == (weight[0, 12:16].int() + 128).tolist()
     assert torch.equal(unpack(packed, outputs), weight)
 
 

@@ -390,7 +390,7 @@ AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   p.outputs = outputs;
   require(p.inputs % 32 == 0 && packed.sizes[1] * 4 == p.inputs, "int8_linear: the states do not fit the weight");
   require(packed.sizes[0] == (outputs + UNIT - 1) / UNIT, "int8_linear: the outputs do not fit the weight");
-  require(is(weight, aoti_torch_dtype_uint8()) && dense(weight), "int8_linear takes a packed weight");
+  require(is(weight, aoti_torch_dtype_int8()) && dense(weight), "int8_linear takes a packed weight");
   require(is(scale, aoti_torch_dtype_float32()) && dense(scale) && count(scale) == packed.sizes[0] * UNIT,
           "int8_linear takes a float32 scale of whole units");
   require(!bias || (is(bias, dtype) && dense(bias) && count(bias) == outputs),

@@ -83,16 +83,19 @@ def plain_int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tenso
 
 
 def pack(weight: Tensor) -> Tensor:
-    """An int8 weight ``[out, in]`` as the kernel reads it: uint8 ``[⌈out / 32⌉, in / 4, 32, 4]``."""
+    """An int8 weight ``[out, in]`` as the kernel reads it: ``[⌈out / 32⌉, in / 4, 32, 4]``, bytes without a sign.
+
+    They are called int8, because transformers' T5 brings states into the dtype of a weight that is anything else.
+    """
     padded = functional.pad(weight.to(torch.int16), (0, 0, 0, -weight.shape[0] % UNIT)) + SHIFT
     units = padded.to(torch.uint8).view(-1, UNIT, weight.shape[1] // 4, 4)
-    return units.transpose(1, 2).contiguous()
+    return units.transpose(1, 2).contiguous().view(torch.int8)
 
 
 def unpack(packed: Tensor, outputs: int) -> Tensor:
     """The int8 weight ``[out, in]`` that was packed."""
     units, quarters = packed.shape[:2]
-    rows = packed.transpose(1, 2).reshape(units * UNIT, 4 * quarters)[:outputs]
+    rows = packed.view(torch.uint8).transpose(1, 2).reshape(units * UNIT, 4 * quarters)[:outputs]
     return (rows.to(torch.int16) - SHIFT).to(torch.int8)
 
 
