@@ -49,8 +49,9 @@ class Int8Linear(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """``states @ (weight · scale)ᵀ + bias``, ``[…, in] -> […, out]``."""
         if self.is_packed and states.device.type == "cpu":
-            # The scale is in float32 unless somebody has converted the network since.
-            return kernels.int8_linear(states, self.weight, self.scale.float(), self.bias, self.out_features)
+            # In float32 unless somebody has converted the network since; that it need not be converted is not exported.
+            scale = self.scale if self.scale.dtype == torch.float32 else self.scale.float()
+            return kernels.int8_linear(states, self.weight, scale, self.bias, self.out_features)
         weight, scale = self._unpacked(states.dtype) if self.is_packed else (self.weight, self.scale)
         product = _todays(states.device)(states.reshape(-1, self.in_features), weight, scale)
         product = product.view(*states.shape[:-1], self.out_features)

@@ -27,8 +27,8 @@ def ours(states, weight, scale, bias):
 def test_packing_loses_nothing_and_puts_four_inputs_of_32_outputs_together(outputs):
     weight = torch.randint(-127, 128, (outputs, 64), dtype=torch.int8)
     packed = pack(weight)
-    assert packed.shape == (-(-outputs // 32), 16, 32, 4) and packed.dtype == torch.uint8
-    assert packed[0, 3, 0].tolist() == (weight[0, 12:16].int() + 128).tolist()
+    assert packed.shape == (-(-outputs // 32) * 32, 64) and packed.dtype == torch.int8
+    assert packed.view(torch.uint8).view(-1, 16, 32, 4)[0, 3, 0].tolist() == (weight[0, 12:16].int() + 128).tolist()
     assert torch.equal(unpack(packed, outputs), weight)
 
 
@@ -170,11 +170,19 @@ def test_a_bias_of_another_size_or_format_is_refused(bias):
         ours(torch.zeros(1, 64), weight, scale, bias)
 
 
-def test_only_whole_vectors_on_the_cpu_fit():
+def test_only_whole_units_on_the_cpu_fit():
     cpu = torch.device("cpu")
-    assert fits(32, torch.bfloat16, cpu) and fits(1 << 16, torch.float32, cpu)
-    assert not fits(48, torch.bfloat16, cpu) and not fits((1 << 16) + 32, torch.float32, cpu)
-    assert not fits(32, torch.float16, cpu) and not fits(32, torch.bfloat16, torch.device("cuda"))
+    assert fits(32, 32, torch.bfloat16, cpu) and fits(8000, 1 << 16, torch.float32, cpu)
+    assert not fits(32, 48, torch.bfloat16, cpu) and not fits(32, (1 << 16) + 32, torch.float32, cpu)
+    assert not fits(40, 32, torch.bfloat16, cpu)
+    assert not fits(32, 32, torch.float16, cpu) and not fits(32, 32, torch.bfloat16, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_layers_weight_has_the_shape_and_the_dtype_transformers_asks_for(own):
+    # Packed as bytes of another shape, T5 turned its states into bytes and its head had 250 tokens.
+    weight = Int8Linear(torch.randn(96, 64), None, own_kernel=own).weight
+    assert weight.shape == (96, 64) and weight.dtype == torch.int8
 
 
 @needs_kernel

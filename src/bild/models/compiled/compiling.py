@@ -45,7 +45,7 @@ SOURCES = (
         "early_exit/split.py",
     ),
     *("int8.py", "passes.py", "rope.py", "seams.py"),
-    *("kernels/int8_linear.cpp", "kernels/linear.py", "kernels/building.py"),
+    *("kernels/int8_linear.cpp", "kernels/linear.py", "kernels/building.py", "kernels/joining.py"),
 )
 """Files that decide what is compiled."""
 
@@ -183,6 +183,7 @@ def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file
         stack.enter_context(torch.no_grad())
         program = torch.export.export(module, tuple(inputs), dynamic_shapes=dynamic_shapes, strict=False)
         _drop_unread(program.graph)
+        kernels.join_products(program.graph)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
         unfinished = str(Path(folder) / "graph.pt2")

@@ -378,20 +378,19 @@ void share_out(const Product& p, int64_t threads) {
 
 AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale,
                              AtenTensorHandle bias, int64_t outputs, int64_t threads) {
-  const Sizes sizes(states), packed(weight);
+  const Sizes sizes(states);
   int32_t dtype;
   check(aoti_torch_get_dtype(states, &dtype));
   Product p{};
   p.half = dtype == aoti_torch_dtype_bfloat16();
   require(p.half || dtype == aoti_torch_dtype_float32(), "int8_linear takes bfloat16 or float32");
-  require(sizes.dims >= 1 && packed.dims == 4, "int8_linear takes states [..., inputs] and a packed weight");
-  require(packed.sizes[2] == UNIT && packed.sizes[3] == 4, "int8_linear takes a packed weight");
+  require(sizes.dims >= 1, "int8_linear takes states [..., inputs]");
   p.inputs = sizes.sizes[sizes.dims - 1];
   p.outputs = outputs;
-  require(p.inputs % 32 == 0 && packed.sizes[1] * 4 == p.inputs, "int8_linear: the states do not fit the weight");
-  require(packed.sizes[0] == (outputs + UNIT - 1) / UNIT, "int8_linear: the outputs do not fit the weight");
-  require(is(weight, aoti_torch_dtype_uint8()) && dense(weight), "int8_linear takes a packed weight");
-  require(is(scale, aoti_torch_dtype_float32()) && dense(scale) && count(scale) == packed.sizes[0] * UNIT,
+  const int64_t padded = (outputs + UNIT - 1) / UNIT * UNIT;
+  require(p.inputs % 32 == 0 && count(weight) == padded * p.inputs, "int8_linear: states and outputs do not fit the weight");
+  require(is(weight, aoti_torch_dtype_int8()) && dense(weight), "int8_linear takes a packed weight");
+  require(is(scale, aoti_torch_dtype_float32()) && dense(scale) && count(scale) == padded,
           "int8_linear takes a float32 scale of whole units");
   require(!bias || (is(bias, dtype) && dense(bias) && count(bias) == outputs),
           "int8_linear takes a bias of the states' type, one number an output");

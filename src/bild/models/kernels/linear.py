@@ -28,9 +28,10 @@ _GRAPH_CALL = (
 )
 
 
-def fits(inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernel takes a layer of this width and number format on this device."""
-    return device.type == "cpu" and dtype in DTYPES and inputs % MULTIPLE == 0 and 0 < inputs <= WIDEST
+def fits(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a layer of this shape and number format can be kept packed on this device."""
+    whole = inputs % MULTIPLE == 0 and outputs % UNIT == 0
+    return device.type == "cpu" and dtype in DTYPES and whole and 0 < inputs <= WIDEST
 
 
 @cache
@@ -83,17 +84,21 @@ def plain_int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tenso
 
 
 def pack(weight: Tensor) -> Tensor:
-    """An int8 weight ``[out, in]`` as the kernel reads it: uint8 ``[⌈out / 32⌉, in / 4, 32, 4]``."""
+    """An int8 weight ``[out, in]`` in the kernel's order, ``[⌈out / 32⌉, in / 4, 32, 4]`` bytes without a sign.
+
+    What is returned is called int8 ``[out, in]`` all the same, padded to whole units: transformers asks the weight of a
+    layer for its dtype, and of a head for its shape.
+    """
     padded = functional.pad(weight.to(torch.int16), (0, 0, 0, -weight.shape[0] % UNIT)) + SHIFT
-    units = padded.to(torch.uint8).view(-1, UNIT, weight.shape[1] // 4, 4)
-    return units.transpose(1, 2).contiguous()
+    units = padded.to(torch.uint8).view(-1, UNIT, weight.shape[1] // 4, 4).transpose(1, 2)
+    return units.contiguous().view(torch.int8).view(padded.shape)
 
 
 def unpack(packed: Tensor, outputs: int) -> Tensor:
     """The int8 weight ``[out, in]`` that was packed."""
-    units, quarters = packed.shape[:2]
-    rows = packed.transpose(1, 2).reshape(units * UNIT, 4 * quarters)[:outputs]
-    return (rows.to(torch.int16) - SHIFT).to(torch.int8)
+    inputs = packed.shape[1]
+    units = packed.view(torch.uint8).view(-1, inputs // 4, UNIT, 4).transpose(1, 2)
+    return (units.reshape(-1, inputs)[:outputs].to(torch.int16) - SHIFT).to(torch.int8)
 
 
 def pad_scale(scale: Tensor) -> Tensor:

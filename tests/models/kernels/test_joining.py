@@ -1,0 +1,56 @@
+"""Products of the same states made one: which, and that no number changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bild.models.int8 import Int8Linear
+from bild.models.kernels import building, join_products
+from bild.models.kernels.linear import operator
+
+pytestmark = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
+
+
+class Attention(nn.Module):
+    """Products of two different states, of these widths."""
+
+    def __init__(self, first: list[int], second: list[int], bias: bool = True) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.ModuleList([_layer(outputs, bias) for outputs in each]) for each in (first, second)
+        )
+
+    def forward(self, states: torch.Tensor):
+        twice = states * 2
+        return [*[layer(states) for layer in self.first], *[layer(twice) for layer in self.second]]
+
+
+def _layer(outputs: int, bias: bool) -> Int8Linear:
+    linear = nn.Linear(64, outputs, bias=bias).requires_grad_(False)
+    return Int8Linear(linear.weight, linear.bias, own_kernel=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("first", "second", "fewer"),
+    [
+        ([64, 32, 32], [96, 64], 3),
+        ([64], [32], 0),
+        # Not whole units, and more than three.
+        ([40, 64], [32, 32, 32, 32], 0),
+        ([40, 64, 96], [32], 1),
+    ],
+)
+def test_products_of_the_same_states_are_made_one_and_keep_their_numbers(first, second, fewer, bias):
+    module, states = Attention(first, second, bias), torch.randn(2, 3, 64)
+    program = torch.export.export(module, (states,), strict=False)
+    count = sum(node.target is operator() for node in program.graph.nodes)
+    expected = module(states)
+    assert join_products(program.graph) == fewer
+    program.graph.lint()
+    assert sum(node.target is operator() for node in program.graph.nodes) == count - fewer
+    for found, right in zip(program.module()(states), expected, strict=True):
+        assert torch.equal(found, right)
