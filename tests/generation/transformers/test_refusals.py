@@ -69,7 +69,7 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("llama", None, {"stop_strings": ["x"]}, "stop_strings need a tokenizer"),
     ("llama", None, {"policy": "fast"}, "policy is 'fast'; allowed are bild, exact"),
     ("llama", None, {"runtime": "warp"}, "runtime is 'warp'; allowed are auto, eager, static"),
-    ("llama", None, {"small": None}, "small is a NoneType; give a loaded model, a folder or a hub name"),
+    ("llama", None, {"small": None}, "small is missing; give the cheap model, or a drafter that needs none"),
     (
         "llama",
         None,
