@@ -51,7 +51,7 @@ def is_faster(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
         scale: of each output, in the dtype of the layer's states.
         today: the other one, of states ``[rows, in]``, a weight and its scale.
     """
-    if not fits(*weight.shape, scale.dtype, weight.device) or operator() is None:
+    if not fits(weight.shape[0], weight.shape[1], scale.dtype, weight.device) or operator() is None:
         return False
     name, kept = _name(weight, scale), _kept()
     if not isinstance(kept.get(name), dict):

@@ -22,7 +22,7 @@ def join_products(graph: Graph) -> int:
     Returns:
         How many products there are less.
     """
-    groups: dict[Any, list[Node]] = {}
+    groups: dict[Any, list[Any]] = {}
     for node in graph.nodes:
         if operator() is not None and node.target is operator() and _can_be_joined(node):
             groups.setdefault((node.args[0], node.args[3] is None, node.args[5]), []).append(node)
@@ -32,13 +32,13 @@ def join_products(graph: Graph) -> int:
     return sum(len(group) - 1 for group in joined)
 
 
-def _can_be_joined(node: Node) -> bool:
+def _can_be_joined(node: Any) -> bool:
     # Whole units, so that packed weights can stand behind each other; constants, so that they are packed but once.
     weights = [each for each in node.args[1:4] if each is not None]
     return node.args[4] % UNIT == 0 and all(isinstance(each, Node) and each.op == "placeholder" for each in weights)
 
 
-def _join(graph: Graph, group: list[Node]) -> None:
+def _join(graph: Graph, group: list[Any]) -> None:
     """The first of the group makes all products; they are in its order, behind each other."""
     states, *_, threads = group[0].args
     outputs = [node.args[4] for node in group]
