@@ -27,8 +27,8 @@ from tests.reproduction.pairs import LONGEST, inputs, load, load_named
 
 PRICES = CostModel((1e-3, 1e-3, 5e-4, 2e-3, 1e-4))
 """Seconds: of networks as small as these, every pass costs the same, and noise would choose the policies."""
-WARM_UP = 4
-"""Calls: one text by four methods."""
+WARM_UP = 20
+"""Calls: five texts by four methods."""
 FIGURES = [name for name in ITEMS if name.startswith("figure")]
 
 

@@ -54,7 +54,7 @@ def test_the_published_folder(published, name):
     expected = plain(name, stop_strings=[word], tokenizer=tokenizer, streamer=theirs)
     assert torch.equal(output.sequences, expected) and streamer.calls == theirs.calls
     assert Stats.total(result.stats for result in output.bild_results).num_rollbacks > 0
-    with pytest.raises(InputError, match="small is a NoneType"):
+    with pytest.raises(InputError, match="small is missing"):
         plain(name, custom_generate=published, trust_remote_code=True)
 
 

@@ -97,3 +97,23 @@ def test_on_this_machine_the_measurement_is_a_real_one(choices):
     is_faster(weight, scale, torch.ops.aten._weight_int8pack_mm)
     (kept,) = json.loads(choices.read_text()).values()
     assert all(0 < microseconds < 1e5 for pair in kept["us"] for microseconds in pair)
+
+
+@needs_kernel
+def test_a_choice_that_cannot_be_kept_is_still_made(layer, tmp_path, monkeypatch):
+    """The kernels may have been loaded from another folder, and the present one may not be writable."""
+    monkeypatch.setattr(choosing, "choices_file", lambda: tmp_path / "new" / "choices.json")
+    at_these_times(monkeypatch, (1, 2), (1, 2), (1, 2), (1, 2), (1, 2), (1, 2))
+    assert is_faster(*layer, right)
+    assert (tmp_path / "new" / "choices.json").is_file()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(choosing, "choices_file", lambda: tmp_path / "file" / "choices.json")
+    assert is_faster(*layer, right)
+
+
+@needs_kernel
+def test_kernels_that_are_there_are_not_loaded_again_from_another_folder(tmp_path, monkeypatch):
+    assert building.is_loaded()
+    monkeypatch.setenv("BILD_CACHE", str(tmp_path))
+    assert building.is_loaded.__wrapped__()
+    assert not list(tmp_path.iterdir())

@@ -46,12 +46,19 @@ def is_loaded() -> bool:
     """Whether the kernels can be called; compiles and loads them the first time, and says why where it cannot."""
     if not is_supported():
         return False
+    if _is_registered():
+        # A second copy from another place would end the process: an operator has one definition.
+        return True
     try:
         _load(library_file())
     except Exception as error:  # no compiler, no room, no right to write: a slower way, and no lost text
         logger.warning("int8 runs on torch's own kernels: bild's cannot be compiled here (%s)", one_line(error))
         return False
     return True
+
+
+def _is_registered() -> bool:
+    return any(name.startswith("bild::bild_int8_linear") for name in torch._C._dispatch_get_all_op_names())
 
 
 def _load(file: Path) -> None:

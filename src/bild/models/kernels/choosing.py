@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -124,8 +125,10 @@ def _kept() -> dict[str, Any]:
 
 def _keep(choices: dict[str, Any]) -> None:
     file = choices_file()
-    # Two processes at once may lose an entry, which is then measured again.
-    with tempfile.TemporaryDirectory(prefix="tmp", dir=file.parent) as folder:
-        unfinished = Path(folder) / file.name
-        unfinished.write_text(json.dumps(choices, indent=1), encoding="utf-8")
-        os.replace(unfinished, file)
+    # Two processes at once may lose an entry, which is then measured again; so it is where nothing can be written.
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="tmp", dir=file.parent) as folder:
+            unfinished = Path(folder) / file.name
+            unfinished.write_text(json.dumps(choices, indent=1), encoding="utf-8")
+            os.replace(unfinished, file)
