@@ -209,7 +209,7 @@ def test_a_row_that_ends_makes_room_for_the_next(bundled, sentences):
             yield text
 
     results, ahead = [], []
-    for result in bundled.generate_each(texts(), "exact", batch_size=3):
+    for result in bundled.generate_each(texts(), "large", batch_size=3):
         results.append(result.text)
         ahead.append(len(taken) - len(results))
     assert results == [result.text for result in bundled.generate(sentences[:12], "exact")]

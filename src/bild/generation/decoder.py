@@ -247,8 +247,8 @@ class BigLittleDecoder:
             inputs: see :meth:`generate`. An iterator is asked for its next text when there is room for it, so it
                 may be endless.
             policy: see :meth:`generate`.
-            batch_size: rows decoded together, 1…, default 1: lowest latency for each. A row that ends makes room
-                for the next text. A row's text does not depend on its neighbours (up to rounding, which in 16 bits
+            batch_size: rows decoded together, 1…, default 1: lowest latency for each. Where one model decodes alone,
+                rows that end make room for the next texts. A row's text does not depend on its neighbours (up to rounding, which in 16 bits
                 can turn a near tie).
             attention_mask: of inputs that are token ids (list, array or tensor), 0 or false where they are padding.
             lossless: insist on the large model's own text; an error with a policy that does not give it.
