@@ -248,8 +248,8 @@ class BigLittleDecoder:
                 may be endless.
             policy: see :meth:`generate`.
             batch_size: rows decoded together, 1…, default 1: lowest latency for each. Where one model decodes alone,
-                rows that end make room for the next texts. A row's text does not depend on its neighbours (up to rounding, which in 16 bits
-                can turn a near tie).
+                rows that end make room for the next texts. A row's text does not depend on its neighbours (up to
+                rounding, which in 16 bits can turn a near tie).
             attention_mask: of inputs that are token ids (list, array or tensor), 0 or false where they are padding.
             lossless: insist on the large model's own text; an error with a policy that does not give it.
             drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
