@@ -23,6 +23,8 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
     monkeypatch.setattr(building, "is_supported", lambda: True)
     monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: False)
+    # Another test of this process may have loaded them.
+    monkeypatch.setattr(building, "_is_registered", lambda: False)
     for each in (building.is_loaded, linear.operator):
         each.cache_clear()
     yield tmp_path
