@@ -69,13 +69,33 @@ def read(scorer: Scorer, rows: Sequence[Row], counts: Sequence[int]) -> Scores:
     return Scores(*scorer.summarize(unread, last=max(counts)))
 
 
-def read_prompts(scorer: Scorer, rows: Sequence[Row], limit: int) -> bool:
-    """Read at most ``limit`` prompt tokens of each row, all but the last; True when no row has more.
+class Reader:
+    """One side of the loop: what drafting and verifying do alike with the model they read with.
 
-    The last one is read when what follows it is asked for.
+    Args:
+        scorer: the model.
     """
-    ends = [min(length + limit, row.prompt_length - 1) for row, length in zip(rows, scorer.lengths, strict=True)]
-    unread = [row.tokens[length:end] for row, length, end in zip(rows, scorer.lengths, ends, strict=True)]
-    if any(unread):
-        scorer.extend(unread)
-    return all(length >= row.prompt_length - 1 for row, length in zip(rows, scorer.lengths, strict=True))
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def read(self, rows: Sequence[Row], limit: int) -> bool:
+        """Read at most ``limit`` prompt tokens of each row, all but the last; True when no row has more.
+
+        The last one is read when what follows it is asked for.
+        """
+        scorer = self.scorer
+        ends = [min(length + limit, row.prompt_length - 1) for row, length in zip(rows, scorer.lengths, strict=True)]
+        unread = [row.tokens[length:end] for row, length, end in zip(rows, scorer.lengths, ends, strict=True)]
+        if any(unread):
+            scorer.extend(unread)
+        return all(length >= row.prompt_length - 1 for row, length in zip(rows, scorer.lengths, strict=True))
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        self.scorer.truncate(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.scorer.keep(rows)
+
+    def join(self, other: Self) -> None:
+        self.scorer.join(other.scorer)

@@ -13,7 +13,7 @@ from bild.decoding.acceptance import Reading
 from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.rows import Row, Rules
-from bild.decoding.scorer import Scorer, read, read_prompts
+from bild.decoding.scorer import Reader, Scorer, read
 from bild.decoding.transfer import to_host
 from bild.decoding.verdict import Verdict
 from bild.errors import ScoreError
@@ -46,7 +46,7 @@ class Verifier(Protocol):
         """Go on with another verifier's rows behind these; it is used up."""
 
 
-class LocalVerifier:
+class LocalVerifier(Reader):
     """A model on this machine: one pass reads the drafts of all rows.
 
     Args:
@@ -56,7 +56,8 @@ class LocalVerifier:
     """
 
     def __init__(self, scorer: Scorer, name: Writer = "large", level: int = 0) -> None:
-        self.scorer, self.name, self.level = scorer, name, level
+        super().__init__(scorer)
+        self.name, self.level = name, level
 
     def verify(self, rows: Sequence[Row], drafts: Sequence[Draft | None]) -> list[Verdict | None]:
         counts = [0 if draft is None else len(draft.tokens) + 1 for draft in drafts]
@@ -123,18 +124,6 @@ class LocalVerifier:
                 f"the {self.name} model's scores are not numbers (NaN or infinite) in row {row.index} after "
                 f"{written} new tokens; load it in a wider dtype, such as float32"
             )
-
-    def read(self, rows: Sequence[Row], limit: int) -> bool:
-        return read_prompts(self.scorer, rows, limit)
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        self.scorer.truncate(lengths)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.scorer.keep(rows)
-
-    def join(self, other: LocalVerifier) -> None:
-        self.scorer.join(other.scorer)
 
 
 def alike(one: Rules, other: Rules) -> bool:

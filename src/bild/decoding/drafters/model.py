@@ -10,11 +10,11 @@ from bild.decoding.draft import ENDS, Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.hand_over import HandOver
 from bild.decoding.rows import Row, Rules
-from bild.decoding.scorer import Scorer, read, read_prompts
+from bild.decoding.scorer import Reader, Scorer, read
 from bild.decoding.transfer import to_host
 
 
-class ModelDrafter:
+class ModelDrafter(Reader):
     """Writes with the small model until it is unsure, its room is used, or the text ends.
 
     Each row's rules say when it is unsure and how it picks a token.
@@ -28,7 +28,8 @@ class ModelDrafter:
     """
 
     def __init__(self, scorer: Scorer, name: Writer = "small", level: int = 0) -> None:
-        self.scorer, self.name, self.level = scorer, name, level
+        super().__init__(scorer)
+        self.name, self.level = name, level
 
     def draft(self, rows: Sequence[Row], room: Sequence[int]) -> list[Draft]:
         drafts = [Draft(writer=self.name) for _ in rows]
@@ -40,18 +41,6 @@ class ModelDrafter:
         for draft, count, first, last in zip(drafts, steps, before, self.scorer.lengths, strict=True):
             draft.work = {self.name: Work(count, last - first)} if count else {}
         return drafts
-
-    def read(self, rows: Sequence[Row], limit: int) -> bool:
-        return read_prompts(self.scorer, rows, limit)
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        self.scorer.truncate(lengths)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.scorer.keep(rows)
-
-    def join(self, other: ModelDrafter) -> None:
-        self.scorer.join(other.scorer)
 
     def _step(
         self,

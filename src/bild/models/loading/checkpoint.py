@@ -109,7 +109,7 @@ def load_network(
         subfolder: of a folder or repository, likewise.
         trust_remote_code: whether code that comes with the checkpoint may run.
         config: in place of the checkpoint's own, see :func:`load_config`.
-        trainable: whether the weights will change; if not, what depends on them alone is computed once.
+        trainable: whether the weights will change, which quantised ones cannot.
 
     Raises:
         LoadError: nothing there, a model that does not write text from text, quantised weights this machine cannot
