@@ -45,6 +45,14 @@ def must_compile(network: PreTrainedModel) -> CompiledModel:
     return model
 
 
+def recorded(network: PreTrainedModel) -> CompiledModel:
+    """As a GPU runs a network; elsewhere nothing can be recorded, and each pass runs by itself."""
+    with patch("bild.models.compiled.model.is_recorded", lambda _: True):
+        model = CompiledModel(network)
+    assert model.is_compiled
+    return model
+
+
 @cache
 def static_model(name: str) -> CompiledModel:
     """One static model an architecture; nobody may change it."""

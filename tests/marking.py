@@ -73,7 +73,7 @@ class Graphs:
         compile_once, start = once(compiling._compile), CompiledModel.start
 
         def started(model: CompiledModel, *args: Any, **kwargs: Any) -> Any:
-            run = self.guarded(start) if model.is_compiled else start
+            run = self.guarded(start) if model.is_compiled and not model.graphs.is_recorded else start
             return run(model, *args, **kwargs)
 
         with ExitStack() as stack:

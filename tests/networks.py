@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Sequence
 from functools import cache
 from random import Random
@@ -41,6 +42,8 @@ from transformers.pytorch_utils import Conv1D
 
 VOCAB_SIZE = 40
 POSITIONS = 64
+DEVICE = os.environ.get("BILD_TEST_DEVICE", "cpu")
+"""Where networks are built: a GPU, to run the contract suite there."""
 PAD = START = 0
 EOS = 1
 
@@ -65,7 +68,7 @@ def build(
     tokens = {"vocab_size": vocab_size, "pad_token_id": PAD, "bos_token_id": START, "eos_token_id": EOS}
     network = kind(config(**(tokens | sizes | overrides)))
     _spread(network, torch.Generator().manual_seed(seed))
-    return network.to(dtype).eval()
+    return network.to(DEVICE, dtype).eval()
 
 
 def build_other(model_type: str) -> PreTrainedModel:
@@ -91,16 +94,16 @@ def perturbed(network: PreTrainedModel, amount: float, seed: int = 0) -> PreTrai
     with torch.no_grad():
         for parameter in noisy.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter += (amount * parameter.std(correction=0) * noise).to(parameter.dtype)
+            parameter += (amount * parameter.std(correction=0).cpu() * noise).to(parameter)
     return noisy
 
 
 def forward(network: PreTrainedModel, source: Sequence[int], tokens: Sequence[int]) -> Tensor:
     """Next-token logits ``[T, V]`` after each token, computed without any cache."""
-    ids = torch.tensor([list(tokens)])
+    ids = torch.tensor([list(tokens)], device=network.device)
     with torch.inference_mode():
         if network.config.is_encoder_decoder:
-            inputs = {"input_ids": torch.tensor([list(source)]), "decoder_input_ids": ids}
+            inputs = {"input_ids": torch.tensor([list(source)], device=network.device), "decoder_input_ids": ids}
         else:
             inputs = {"input_ids": ids}
         return network(**inputs, use_cache=False).logits[0]

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bild.models import EagerModel
-from tests.compiled import compile_anew, network_of, static_model
+from tests.compiled import compile_anew, network_of, recorded, static_model
 from tests.early_exits import exit_pair
 from tests.networks import VOCAB_SIZE, forward, random_source, shared
 
@@ -20,9 +20,20 @@ def _eager_model(name: str) -> EagerModel:
     return EagerModel(shared(name))
 
 
+@cache
+def _recorded_model(name: str) -> EagerModel:
+    return recorded(shared(name))
+
+
+MODELS = {"eager": _eager_model, "static": static_model, "recorded": _recorded_model}
+
+
 @dataclass(frozen=True)
 class Kind:
-    """An architecture and what runs it: eager in float64, where rounding hides nothing, static in float32."""
+    """An architecture and what runs it: eager and recorded in float64, where rounding hides nothing, static in float32.
+
+    Recorded is what a GPU runs; elsewhere all of it but the recording itself.
+    """
 
     name: str
     runtime: str
@@ -32,20 +43,24 @@ class Kind:
 
     @property
     def network(self) -> PreTrainedModel:
-        return shared(self.name) if self.runtime == "eager" else network_of(self.name)
+        return network_of(self.name) if self.runtime == "static" else shared(self.name)
 
     @property
     def model(self) -> EagerModel:
         """One a run; nobody may change it."""
-        return _eager_model(self.name) if self.runtime == "eager" else static_model(self.name)
+        return MODELS[self.runtime](self.name)
 
     def load(self) -> EagerModel:
         """Another one, to be changed."""
-        return EagerModel(self.network) if self.runtime == "eager" else compile_anew(self.name)
+        return (
+            {"eager": EagerModel, "recorded": recorded}[self.runtime](self.network)
+            if self.runtime != "static"
+            else compile_anew(self.name)
+        )
 
     @property
     def tolerance(self) -> dict[str, float]:
-        return {"rtol": 0.0, "atol": 1e-9 if self.runtime == "eager" else 1e-4}
+        return {"rtol": 0.0, "atol": 1e-4 if self.runtime == "static" else 1e-9}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tests.models.rows import ExitKind, Kind, Ragged, SingleRow
 from tests.networks import ARCHITECTURES, BATCHING, POSITIONS, VOCAB_SIZE, forward, random_source, random_tokens
 
 SEEDS = range(3)
-RUNTIMES = ("eager", "static")
+RUNTIMES = ("eager", "recorded", "static")
 EXITS = [(name, "eager") for name in EXITING] + [(name, "static") for name in STATIC]
 
 

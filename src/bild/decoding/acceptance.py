@@ -15,6 +15,7 @@ from bild.decoding.distances import METRICS, MetricName
 from bild.decoding.hand_over import entropy
 from bild.decoding.history import History, Use, uniforms
 from bild.decoding.scores import Scores
+from bild.decoding.transfer import to_device
 
 
 class Reading(NamedTuple):
@@ -64,7 +65,7 @@ class Reading(NamedTuple):
         numbers = uniforms(self.rows, self.counts, self.logits.shape[1], use, self.level)
         device = self.logits.device
         # Apple's GPUs have no float64.
-        return (numbers.float() if device.type == "mps" else numbers).to(device)
+        return to_device(numbers.float() if device.type == "mps" else numbers, device)
 
 
 class Judgement(NamedTuple):

@@ -25,6 +25,7 @@ from bild.decoding.acceptance import Reading, WithinDistance
 from bild.decoding.draft import Draft
 from bild.decoding.hand_over import LowConfidence
 from bild.decoding.history import History
+from bild.decoding.transfer import to_device
 from bild.decoding.verdict import Verdict
 
 DEFAULT_PRIOR = 4.0
@@ -128,7 +129,7 @@ class AdaptiveDistance(Adaptive, WithinDistance):
 
     def limit(self, reading: Reading) -> Tensor:
         limits = [[self.boundary(row).middle] for row in reading.rows]
-        return torch.tensor(limits, device=reading.logits.device)
+        return to_device(torch.tensor(limits), reading.logits.device)
 
     def learn(self, row: History, draft: Draft, verdict: Verdict) -> None:
         """Take a round into account."""

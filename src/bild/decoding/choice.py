@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bild.decoding.history import History, Use, uniforms
 from bild.decoding.scores import Scores
+from bild.decoding.transfer import to_device
 
 
 class Choice(Protocol):
@@ -86,5 +87,5 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
     precise = torch.float32 if weights.device.type == "mps" else torch.float64
     cumulative = weights.to(precise).cumsum(-1)
     # Scaled by the total, so weights need not sum to 1; "> u" never lands on a token of zero weight.
-    threshold = uniform.to(precise).to(weights.device).unsqueeze(-1) * cumulative[..., -1:]
+    threshold = to_device(uniform.to(precise), weights.device).unsqueeze(-1) * cumulative[..., -1:]
     return (cumulative > threshold).to(torch.uint8).argmax(-1)

@@ -13,6 +13,8 @@ from torch import Tensor
 from bild.decoding.history import History
 from bild.decoding.scores import Scores
 
+LooksAt = Literal["nothing", "probability", "logits"]
+"""Nothing, the probability of the likeliest token, or more than that."""
 ALWAYS_HAND_OVER = 2.0
 """Largest fallback threshold; a confidence never exceeds 1, so anything above 1 hands over every token."""
 
@@ -31,6 +33,10 @@ class HandOver(Protocol):
     @property
     def keeps_doubtful(self) -> bool:
         """Whether the token that made the small model hand over stays in the draft."""
+
+    @property
+    def looks_at(self) -> LooksAt:
+        """What :meth:`confidence` is measured on; a model can write several tokens in one call unless it is logits."""
 
     def confidence(self, scores: Scores) -> Tensor | None:
         """Confidence ``[B, K]`` in the next token, NaN where the scores are; None if this rule needs none."""
@@ -113,6 +119,10 @@ class LowConfidence:
             raise ValueError(f"measure is {self.measure!r}; allowed are {', '.join(MEASURES)}")
         _check_window(self.window)
 
+    @property
+    def looks_at(self) -> LooksAt:
+        return "probability" if self.measure == "max_probability" else "logits"
+
     def confidence(self, scores: Scores) -> Tensor:
         if self.measure == "max_probability":
             return scores.summary.probability
@@ -143,6 +153,10 @@ class FixedWindow:
     @property
     def keeps_doubtful(self) -> bool:
         return False
+
+    @property
+    def looks_at(self) -> LooksAt:
+        return "nothing"
 
     def confidence(self, scores: Scores) -> None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 from torch import Tensor
 
@@ -51,6 +51,36 @@ class Scorer(Protocol):
         """
 
 
+class Rolling(Scorer, Protocol):
+    """A scorer that can write several of its likeliest tokens without returning to the host in between."""
+
+    @property
+    def rolls(self) -> bool:
+        """Whether it can, for the rows it has now."""
+
+    def roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
+        """Read new tokens, then go on with the likeliest token; all that is written but the last is read, too.
+
+        Args:
+            tokens: as for :meth:`extend`; a row that gets none stays as it is.
+            steps: tokens to write, 1…
+
+        Returns:
+            What each row wrote, and the probability of each token; of rows that got none, without meaning.
+        """
+
+
+def rolling(scorer: Scorer) -> Rolling | None:
+    """The scorer, if it can write several tokens in one call now."""
+    return cast(Rolling, scorer) if getattr(scorer, "rolls", False) else None
+
+
+def unread(scorer: Scorer, rows: Sequence[Row], wanted: Sequence[int]) -> list[list[int]]:
+    """What a model has not read of each row; nothing of a row that is not wanted."""
+    lengths = scorer.lengths
+    return [row.tokens[lengths[b] :] if count else [] for b, (row, count) in enumerate(zip(rows, wanted, strict=True))]
+
+
 def read(scorer: Scorer, rows: Sequence[Row], counts: Sequence[int]) -> Scores:
     """Let a model read what it has not, and score the last ``counts[b]`` positions of each row.
 
@@ -62,11 +92,7 @@ def read(scorer: Scorer, rows: Sequence[Row], counts: Sequence[int]) -> Scores:
     Returns:
         The model's own scores ``[B, max(counts), V]``, right-aligned; each row's processor is still to be applied.
     """
-    lengths = scorer.lengths
-    unread = [
-        row.tokens[lengths[b] :] if count else [] for b, (row, count) in enumerate(zip(rows, counts, strict=True))
-    ]
-    return Scores(*scorer.summarize(unread, last=max(counts)))
+    return Scores(*scorer.summarize(unread(scorer, rows, counts), last=max(counts)))
 
 
 class Reader:
@@ -86,9 +112,9 @@ class Reader:
         """
         scorer = self.scorer
         ends = [min(length + limit, row.prompt_length - 1) for row, length in zip(rows, scorer.lengths, strict=True)]
-        unread = [row.tokens[length:end] for row, length, end in zip(rows, scorer.lengths, ends, strict=True)]
-        if any(unread):
-            scorer.extend(unread)
+        prompts = [row.tokens[length:end] for row, length, end in zip(rows, scorer.lengths, ends, strict=True)]
+        if any(prompts):
+            scorer.extend(prompts)
         return all(length >= row.prompt_length - 1 for row, length in zip(rows, scorer.lengths, strict=True))
 
     def truncate(self, lengths: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""From the device to the host."""
+"""Between the host and the device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host there, without waiting for what the device still has to do.
+
+    Of memory that is not pinned, CUDA takes a copy before the call returns.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def to_host(*tensors: Tensor) -> list[Any]:

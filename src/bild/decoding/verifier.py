@@ -14,7 +14,7 @@ from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.rows import Row, Rules
 from bild.decoding.scorer import Reader, Scorer, read
-from bild.decoding.transfer import to_host
+from bild.decoding.transfer import to_device, to_host
 from bild.decoding.verdict import Verdict
 from bild.errors import ScoreError
 
@@ -68,7 +68,7 @@ class LocalVerifier(Reader):
         # Made before the pass: a copy to a GPU that is asked for behind it would wait for it.
         drafted = _drafted(drafts, counts)
         scores = read(self.scorer, rows, counts)
-        drafted = drafted.to(scores.logits.device)
+        drafted = to_device(drafted, scores.logits.device)
         work = [Work(1, after - length) for after, length in zip(self.scorer.lengths, before, strict=True)]
         for group in groups(rows, alike):
             if not any(group.of(counts)):
@@ -154,7 +154,7 @@ def _distributions(drafts: Sequence[Draft | None], like: Tensor) -> Tensor:
             continue
         place = stacked[b, -1 - len(draft.tokens) : -1]
         if draft.certain:
-            tokens = torch.tensor(draft.tokens, device=like.device)[:, None]
+            tokens = to_device(torch.tensor(draft.tokens), like.device)[:, None]
             place.fill_(-math.inf).scatter_(-1, tokens, 0.0)
         elif len(draft.logits) == len(draft.tokens):
             place.copy_(torch.stack(draft.logits))

@@ -49,15 +49,17 @@ class RowCache:
 
     Args:
         shapes: of each tensor.
-        rows: live rows, and how many there is room for.
+        rows: live rows.
         columns: room of each row.
+        capacity: rows there is room for, at least ``rows``; None: no more.
     """
 
-    def __init__(self, shapes: Sequence[Shape], rows: int, columns: int) -> None:
+    def __init__(self, shapes: Sequence[Shape], rows: int, columns: int, capacity: int | None = None) -> None:
         self.shapes = list(shapes)
         self.rows, self.columns = rows, columns
         self._used = 0
-        self._hold(_zeros(self.shapes, rows, columns))
+        self._placed: list[Tensor] | None = None
+        self._hold(_zeros(self.shapes, rows if capacity is None else capacity, columns))
 
     @classmethod
     def holding(cls, tensors: Sequence[Tensor]) -> RowCache:
@@ -73,6 +75,14 @@ class RowCache:
     def tensors(self) -> list[Tensor]:
         """Of the live rows ``[B, …, columns, D]``; nobody may change the list."""
         return self._live
+
+    def places(self, rows: int) -> list[Tensor]:
+        """Of the live rows and free places behind them, ``rows`` in all and at most the capacity."""
+        if rows == self.rows:
+            return self._live
+        if self._placed is None or self._placed[0].shape[0] != rows:
+            self._placed = [tensor[:rows] for tensor in self._held]
+        return self._placed
 
     @property
     def capacity(self) -> int:
@@ -100,7 +110,7 @@ class RowCache:
         """
         first = next((place for place, row in enumerate(rows) if row != place), len(rows))
         if len(rows) > self.capacity:
-            self._resize(_next_power(len(rows)), self.columns)
+            self._resize(next_power(len(rows)), self.columns)
         if first < len(rows):
             self._fill(first, self._held, rows[first:], max(lengths[first:]))
         self._live_rows(len(rows))
@@ -120,7 +130,7 @@ class RowCache:
         before, rows, needed = self.rows, self.rows + other.rows, max([0, *lengths])
         wide = max(self.columns, room_for(needed) if columns is None else columns)
         if rows > self.capacity or wide > self.columns:
-            self._resize(max(self.capacity, _next_power(rows)), wide)
+            self._resize(max(self.capacity, next_power(rows)), wide)
         self.rows = rows
         self._fill(before, other.tensors, range(other.rows), needed)
         self._used = max(self._used, needed)
@@ -156,21 +166,23 @@ class RowCache:
         self._hold(larger)
 
     def _hold(self, tensors: list[Tensor]) -> None:
-        self._held = tensors
+        self._held: list[Tensor] = tensors
         self._live_rows(self.rows)
 
     def _live_rows(self, rows: int) -> None:
         self.rows = rows
+        self._placed = None
         # Of the same strides as a tensor of so many rows, which is all that a compiled graph knows.
-        self._live = self._held if rows == self.capacity else [tensor[:rows] for tensor in self._held]
+        self._live: list[Tensor] = self._held if rows == self.capacity else [tensor[:rows] for tensor in self._held]
 
 
 def room_for(columns: int) -> int:
     """Columns to reserve for so many: the next power of two, so that a long text is moved a few times only."""
-    return max(COLUMNS, _next_power(columns))
+    return max(COLUMNS, next_power(columns))
 
 
-def _next_power(number: int) -> int:
+def next_power(number: int) -> int:
+    """The lowest power of two that is not below a number."""
     return 1 << (number - 1).bit_length() if number > 1 else 1
 
 

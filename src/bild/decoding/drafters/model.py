@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from bild.decoding.choice import Greedy
 from bild.decoding.draft import ENDS, Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
-from bild.decoding.hand_over import HandOver
+from bild.decoding.hand_over import HandOver, LooksAt
 from bild.decoding.rows import Row, Rules
-from bild.decoding.scorer import Reader, Scorer, read
+from bild.decoding.scorer import Reader, Rolling, Scorer, read, rolling, unread
 from bild.decoding.transfer import to_host
+
+AT_ONCE = 4
+"""Tokens that are written before it is looked whether the model hands over, where it can write without: those behind
+the hand-over are lost, but looking makes a GPU wait for longer than a step of a small model takes."""
 
 
 class ModelDrafter(Reader):
@@ -35,9 +40,14 @@ class ModelDrafter(Reader):
         drafts = [Draft(writer=self.name) for _ in rows]
         steps, before = [0] * len(rows), self.scorer.lengths
         together = groups(rows, alike)
+        scorer = rolling(self.scorer) if all(map(_may_roll, together)) else None
         while any(writing := [int(free > 0 and each.reason is None) for free, each in zip(room, drafts, strict=True)]):
-            self._step(rows, room, drafts, writing, together)
-            steps = [count + more for count, more in zip(steps, writing, strict=True)]
+            if scorer is not None:
+                passes = _roll(scorer, rows, room, drafts, writing)
+            else:
+                passes = 1
+                self._step(rows, room, drafts, writing, together)
+            steps = [count + passes * more for count, more in zip(steps, writing, strict=True)]
         for draft, count, first, last in zip(drafts, steps, before, self.scorer.lengths, strict=True):
             draft.work = {self.name: Work(count, last - first)} if count else {}
         return drafts
@@ -69,6 +79,30 @@ class ModelDrafter(Reader):
                     _write(rows[b], drafts[b], token, numbers[at][0], rule, measured, logits, room[b])
 
 
+def _roll(
+    scorer: Rolling, rows: Sequence[Row], room: Sequence[int], drafts: Sequence[Draft], writing: Sequence[int]
+) -> int:
+    """Some more tokens of every row that writes, of which those behind its hand-over are forgotten.
+
+    Returns:
+        How many passes the model made.
+    """
+    left = [free - len(draft.tokens) for free, draft, more in zip(room, drafts, writing, strict=True) if more]
+    steps = min(max(left), AT_ONCE)
+    written, probabilities = scorer.roll(unread(scorer, rows, writing), steps)
+    for b, row in enumerate(rows):
+        if writing[b]:
+            rule, draft, free = row.rules.hand_over, drafts[b], room[b]
+            measured = looks_at(rule) == "probability"
+            for token, probability in zip(written[b], probabilities[b], strict=True):
+                _write(row, draft, token, probability, rule, measured, None, free)
+                if draft.reason is not None:
+                    break
+    # As token by token: what a row wrote last is not read yet, unless another token was looked at and dropped.
+    scorer.truncate([len(row.tokens) - (draft.doubtful is None) for row, draft in zip(rows, drafts, strict=True)])
+    return steps
+
+
 def _write(
     row: Row,
     draft: Draft,
@@ -98,6 +132,19 @@ def _write(
         draft.reason = "unsure"
     elif len(draft.tokens) >= room:
         draft.reason = "window"
+
+
+def looks_at(rule: HandOver) -> LooksAt:
+    """What a rule looks at; one that does not say is given logits."""
+    found: LooksAt = getattr(rule, "looks_at", "logits")
+    return found
+
+
+def _may_roll(group: Group) -> bool:
+    """Whether tokens of its rows can be picked without looking at more than the likeliest and its probability."""
+    rules = group.rules
+    plain = type(rules.choice) is Greedy and not group.processes and not rules.acceptance.needs_draft_logits
+    return plain and looks_at(rules.hand_over) != "logits"
 
 
 def alike(one: Rules, other: Rules) -> bool:

@@ -90,10 +90,9 @@ def _digest_of_weights(network: nn.Module) -> bytes:
 
 def _circumstances(network: Any) -> list[object]:
     """What a compiled graph depends on besides the weights."""
-    device = next(network.parameters()).device
     files = [Path(__file__).parents[1] / name for name in SOURCES]
     sources = [file.read_text(encoding="utf-8") for file in files]
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    hardware = torch.backends.cpu.get_cpu_capability()
     amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     attention = getattr(network.config, "_attn_implementation", None)
     return [
@@ -102,9 +101,7 @@ def _circumstances(network: Any) -> list[object]:
         str(hardware),
         amx,
         attention,
-        str(device),
-        # A GPU's graph does not depend on the host's threads.
-        torch.get_num_threads() if device.type == "cpu" else None,
+        torch.get_num_threads(),
         sources,
     ]
 
@@ -132,10 +129,10 @@ def compiled(
     Raises:
         Exception: whatever torch raises when it cannot compile or load.
     """
-    file, device = file_of(name), _device_of(inputs)
+    file = file_of(name)
     if file.exists():
         try:
-            return _load(file, device)
+            return _load(file)
         except Exception as error:  # whatever a damaged file makes of the loader
             logger.info("%s cannot be read and is compiled anew (%s)", file, one_line(error))
     if not has_compiler():
@@ -145,7 +142,7 @@ def compiled(
     _compile(module, inputs, dynamic_shapes, file)
     logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
     graph_files.make_room(file.parent, keep=file)
-    return _load(file, device)
+    return _load(file)
 
 
 def has_compiler() -> bool:
@@ -159,16 +156,8 @@ def has_compiler() -> bool:
     return True
 
 
-def _device_of(inputs: Sequence[Any]) -> torch.device:
-    return next(each.device for each in inputs if isinstance(each, Tensor))
-
-
-def _load(file: Path, device: torch.device) -> Callable[[list[Tensor]], list[Tensor]]:
-    # Without a number the graph would be put onto the first GPU.
-    index = -1 if device.index is None else device.index
-    run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(
-        str(file), device_index=index if device.type == "cuda" else -1
-    ).loader.run
+def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(file)).loader.run
     graph_files.used(file)
     return run
 
@@ -181,7 +170,13 @@ def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(torch.no_grad())
-        program = torch.export.export(module, tuple(inputs), dynamic_shapes=dynamic_shapes, strict=False)
+        program = torch.export.export(
+            module,
+            tuple(inputs),
+            dynamic_shapes=dynamic_shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
         _drop_unread(program.graph)
         kernels.join_products(program.graph)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from threading import Lock
 from typing import Any
 
@@ -18,11 +18,13 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from bild.decoding import Scorer
+from bild.decoding.transfer import to_device
 from bild.errors import one_line
-from bild.models.cache import COLUMNS, RowCache, Shape
+from bild.models.cache import COLUMNS, RowCache, Shape, next_power
 from bild.models.compiled import compiling
 from bild.models.compiled.graph_files import file_of
 from bild.models.compiled.graphs import Encode, Read
+from bild.models.compiled.recording import Function, Recorded
 from bild.models.compiled.scorer import CompiledScorer
 from bild.models.eager.model import EagerModel
 from bild.models.eager.scorer import EagerScorer
@@ -48,6 +50,8 @@ Graph = Callable[[list[Tensor]], list[Tensor]]
 
 def graph_name(network: PreTrainedModel) -> str:
     """What the compiled graphs of these weights are called on this machine, before ``-encode`` and ``-read``."""
+    if is_recorded(network.device):
+        return type(network).__name__
     return f"{type(network).__name__}-{compiling.fingerprint(network)}"
 
 
@@ -59,6 +63,11 @@ def is_prepared(network: PreTrainedModel, graph: str = "read") -> bool:
     return file_of(f"{graph_name(network)}-{graph}").exists()
 
 
+def is_recorded(device: torch.device) -> bool:
+    """Whether passes there are recorded rather than compiled: launching is what takes the time of a step on a GPU."""
+    return device.type == "cuda"
+
+
 @lru_cache(maxsize=LONGEST_COMPILED)
 def _counting(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device)
@@ -67,43 +76,102 @@ def _counting(count: int, device: torch.device) -> Tensor:
 class Graphs:
     """The passes of a network as its weights were when they were compiled.
 
+    On a GPU they are recorded and replayed (:mod:`bild.models.compiled.recording`), by rows, new tokens and columns in
+    powers of two, so that a few recordings serve all; padding costs nothing there.
+
     Args:
         uncompiled: reads as the first graph does.
         read: arguments and result as those of :class:`~bild.models.compiled.graphs.Read`, in one list.
         encode: likewise of :class:`~bild.models.compiled.graphs.Encode`.
         device: where tokens are put.
+        is_recorded: whether passes are recorded, on a GPU.
     """
 
-    def __init__(self, uncompiled: Read, read: Graph, encode: Graph, device: torch.device) -> None:
+    def __init__(
+        self, uncompiled: Read, read: Graph, encode: Graph, device: torch.device, is_recorded: bool = False
+    ) -> None:
         self.uncompiled, self.run_read, self.run_encode, self.device = uncompiled, read, encode, device
+        self.rounds_up = self.is_recorded = is_recorded
+        """Whether passes come in powers of two."""
+        self._recorded: dict[str, Recorded] = {}
+
+    @property
+    def recordings(self) -> dict[str, int]:
+        """How many calls of each pass were recorded."""
+        return {name: each.recordings for name, each in self._recorded.items()}
+
+    def rounded(self, count: int) -> int:
+        """So many rows or new tokens, or as many as a pass has instead."""
+        return next_power(count) if self.rounds_up and count <= LONGEST_COMPILED else count
 
     def read(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Sequence[Tensor]:
         """One pass of :class:`~bild.models.compiled.graphs.Read`, compiled where that pays.
 
         Args:
-            rows: ``[B, 2 + T]``, as there.
+            rows: ``[B, 2 + T]``, as there; on the host.
             last: how many positions to score, 1…T.
             storage: keys, then values, of every decoder layer.
             source: keys, then values, of the source in every decoder layer, then its mask; or nothing.
         """
         if rows.shape[1] - 2 <= LONGEST_COMPILED:
-            return self.run_read([rows, _counting(last, self.device), *storage, *source])
-        scores: Sequence[Tensor] = self.uncompiled(*arguments(rows, last, storage, source))
+            inputs = [rows, _counting(last, self.device), *storage, *source]
+            if self.is_recorded:
+                return self._as_recorded("read", self.run_read, inputs, (0, len(inputs) - 1) if source else (0,))
+            return self.run_read(inputs)
+        scores: Sequence[Tensor] = self.uncompiled(*arguments(to_device(rows, self.device), last, storage, source))
         return scores
+
+    def roll(self, rows: Tensor, steps: int, storage: list[Tensor], source: list[Tensor]) -> Tensor:
+        """Read, then go on with the likeliest token, over and over, without returning to the host in between.
+
+        Args:
+            rows: as for :meth:`read`; a row without new tokens stays as it is.
+            steps: tokens to write, 1…
+            storage: as for :meth:`read`, with room for the new tokens and all that are written but the last.
+            source: as for :meth:`read`.
+
+        Returns:
+            The tokens written and their probabilities ``[2, B, steps]``, in float32.
+        """
+        inputs = [rows, _counting(1, self.device), *storage, *source]
+        if not self.is_recorded:
+            return self._rolling(steps, inputs)[0]
+        copied = (0, len(inputs) - 1) if source else (0,)
+        return self._as_recorded(f"roll {steps}", partial(self._rolling, steps), inputs, copied)[0]
+
+    def _rolling(self, steps: int, inputs: list[Tensor]) -> list[Tensor]:
+        rows, *rest = inputs
+        written = []
+        for step in range(steps):
+            _, likeliest, probability, *_ = self.run_read([rows, *rest])
+            written.append(torch.stack([likeliest[:, -1].float(), probability[:, -1].float()]))
+            if step + 1 < steps:
+                lengths, counts = rows[:, :1], rows[:, 1:2]
+                rows = torch.cat([lengths + counts, counts.clamp(max=1), likeliest[:, -1:]], 1)
+        return [torch.stack(written, -1)]
+
+    def _as_recorded(
+        self, name: str, function: Function, tensors: list[Tensor], copied: Sequence[int]
+    ) -> Sequence[Tensor]:
+        return self._recorded.setdefault(name, Recorded(function))(tensors, copied)
 
     def encode_sources(self, sources: Sequence[Sequence[int]]) -> list[Tensor]:
         """Keys, then values, of the sources in every decoder layer, each ``[N, H, S, D]``."""
         width = max(len(source) for source in sources)
-        ids = torch.tensor([pad(source, width) for source in sources], device=self.device)
-        lengths = torch.tensor([len(source) for source in sources], device=self.device)
-        mask = (torch.arange(width, device=self.device) < lengths[:, None])[:, None, None]
-        return self.run_encode([ids, mask])
+        ids = torch.tensor([pad(source, width) for source in sources])
+        lengths = torch.tensor([len(source) for source in sources])
+        mask = (torch.arange(width) < lengths[:, None])[:, None, None]
+        return self.run_encode([to_device(ids, self.device), to_device(mask, self.device)])
 
 
 def arguments(rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Any:
     """As :class:`~bild.models.compiled.graphs.Read` takes them."""
+    return _nested(rows, _counting(last, rows.device), storage, source)
+
+
+def _nested(rows: Tensor, last: Tensor, storage: list[Tensor], source: list[Tensor]) -> Any:
     mask = source[-1] if source else None
-    return (rows, _counting(last, rows.device), *halves(storage), *halves(source[:-1]), mask)
+    return (rows, last, *halves(storage), *halves(source[:-1]), mask)
 
 
 class CompiledModel(EagerModel):
@@ -135,6 +203,11 @@ class CompiledModel(EagerModel):
     def is_compiled(self) -> bool:
         """Whether passes run compiled."""
         return self._compiled
+
+    @property
+    def writes_alone(self) -> bool:
+        """Whether one of its graphs tells the next token, and only tokens of the shared vocabulary."""
+        return self.vocab_size == self._head_size
 
     @property
     def storage(self) -> list[Shape]:
@@ -184,6 +257,9 @@ class CompiledModel(EagerModel):
     def _compile_encode(self, modules: PreTrainedModel, name: str, progress: Callable[[str], None]) -> Graph:
         if not self.is_encoder_decoder:
             return _nothing
+        if is_recorded(self.device):
+            # Once a text; some encoders make the host wait, which cannot be recorded.
+            return torch.no_grad()(lambda inputs: Encode(modules)(*inputs))
         varying = (self._varying({1: "S"}), self._varying({3: "S"}))
         return compiling.compiled(Encode(modules), self._example_ids(), varying, name=name, progress=progress)
 
@@ -194,11 +270,22 @@ class CompiledModel(EagerModel):
         varying += tuple([self._varying({2: "L"})] * (len(self.storage) // 2) for _ in range(2))
         varying += tuple([self._varying({2: "S"})] * (len(source) // 2) for _ in range(2))
         varying += (self._varying({3: "S"}) if source else None,)
+        reader = self._reader()
+        if is_recorded(self.device):
+            return Graphs(reader, self._uncompiled_read(reader), encode, self.device, is_recorded=True)
         storage = RowCache(self.storage, self._example_rows, columns).tensors
         example = arguments(self._integers(self._example_rows, 2 + tokens), tokens + 1, storage, source)
-        reader = self._reader()
         read = compiling.compiled(reader, example, varying, name=name, progress=progress)
         return Graphs(reader, read, encode, self.device)
+
+    def _uncompiled_read(self, reader: Read) -> Graph:
+        stored = len(self.storage)
+
+        def read(inputs: list[Tensor]) -> list[Tensor]:
+            rows, last, *rest = inputs
+            return list(reader(*_nested(rows, last, rest[:stored], rest[stored:])))
+
+        return read
 
     @property
     def _example_rows(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bild.decoding.scores import Summary
+from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import Sources
@@ -26,7 +27,7 @@ class CompiledScorer:
     def __init__(self, model: CompiledModel, sources: Sequence[Sequence[int]]) -> None:
         self.model, self._graphs = model, model.graphs
         self._lengths = [0] * len(sources)
-        self._cache = RowCache(self._shapes(model), len(sources), COLUMNS)
+        self._cache = RowCache(self._shapes(model), len(sources), COLUMNS, self._graphs.rounded(len(sources)))
         self.sources = self._look_up(sources) if model.is_encoder_decoder else None
 
     @property
@@ -64,7 +65,7 @@ class CompiledScorer:
 
     def _look_up(self, sources: Sequence[Sequence[int]]) -> Sources | None:
         """The sources of the rows."""
-        return Sources(sources, self._graphs.encode_sources, self.model.device)
+        return Sources(sources, self._graphs.encode_sources, self.model.device, self._graphs.rounds_up)
 
     def _keep_sources(self, rows: Sequence[int]) -> None:
         if self.sources is not None:
@@ -83,42 +84,78 @@ class CompiledScorer:
         """Tokens that each row has room for."""
         return self._cache.columns
 
-    @property
-    def stored(self) -> list[Tensor]:
-        """Keys, then values, of every layer ``[B, H, L, D]``."""
-        return self._cache.tensors
-
     @inferring
     def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Sequence[Tensor]:
         """Logits, and the fields of their summary unless ids were cut off; hidden states where nothing is scored."""
-        model, lengths = self.model, self._lengths
-        counts = [len(row) for row in tokens]
-        width = max(counts)
-        self._reserve(max(lengths) + width)
-        rows = numbers_of(tokens, lengths, width)
+        model, counts = self.model, [len(row) for row in tokens]
+        rows = self._numbers(tokens)
         scores = self._read(rows, last) if model.batches or len(rows) == 1 else self._one_by_one(rows, last)
-        self._lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
+        self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
         if not last or scores[0].shape[-1] == model.vocab_size:
             return scores
         return (scores[0][..., : model.vocab_size],)
+
+    @property
+    def rolls(self) -> bool:
+        """Whether several tokens can be written without returning to the host in between."""
+        model = self.model
+        return self._graphs.rounds_up and model.writes_alone and (model.batches or len(self._lengths) == 1)
+
+    @inferring
+    def roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
+        """Read new tokens, then go on with the likeliest token; all that is written but the last is read, too.
+
+        Args:
+            tokens: as for :meth:`extend`; a row that gets none stays as it is.
+            steps: tokens to write, 1…
+
+        Returns:
+            What each row wrote, and the probability of each token; of rows that got none, without meaning.
+        """
+        rows = self._numbers(tokens, steps - 1)
+        new, storage, source = self._inputs(rows)
+        written, probabilities = self._graphs.roll(new, steps, storage, source)[:, : len(tokens)].tolist()
+        counts = [len(row) + steps - 1 if len(row) else 0 for row in tokens]
+        self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
+        return [[int(token) for token in row] for row in written], probabilities
+
+    def _numbers(self, tokens: Sequence[Sequence[int]], more: int = 0) -> list[list[int]]:
+        """See :func:`~bild.models.passes.numbers_of`; with room for what is read, and for more."""
+        width = self._graphs.rounded(max(len(row) for row in tokens))
+        self._reserve(max(self._lengths) + width + more)
+        return numbers_of(tokens, self._lengths, width)
 
     def _reserve(self, columns: int) -> None:
         self._cache.reserve(columns)
 
     def _read(self, rows: list[list[int]], last: int, row: int | None = None) -> Sequence[Tensor]:
         """One pass, of all rows or of one."""
-        # By way of numpy in half the time.
-        new = torch.from_numpy(np.array(rows, dtype=np.int64)).to(self.model.device)
+        new, storage, source = self._inputs(rows, row)
+        wide = min(self._graphs.rounded(last), new.shape[1] - 2) if last else last
+        scores = self._graphs.read(new, wide, storage, source)
+        if wide == last and new.shape[0] == len(rows):
+            return scores
+        return [each[: len(rows), wide - last :] for each in scores]
+
+    def _inputs(self, rows: list[list[int]], row: int | None = None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Numbers, storage and source of a pass, padded to as many rows as it has."""
+        count = self._graphs.rounded(len(rows))
         needed = [b for b, numbers in enumerate(rows) if numbers[1]] if row is None else [row]
-        source = [] if self.sources is None else self.sources.tensors(needed)
-        storage = self._tensors()
+        padded = [*rows, *[[0] * len(rows[0])] * (count - len(rows))]
+        # By way of numpy in half the time.
+        new = torch.from_numpy(np.array(padded, dtype=np.int64))
+        if not self._graphs.is_recorded:
+            new = to_device(new, self.model.device)
+        every = count if row is None else len(self._lengths)
+        source = [] if self.sources is None else self.sources.tensors(needed, every)
+        storage = self.placed(every)
         if row is not None:
             storage, source = ([tensor[row : row + 1] for tensor in tensors] for tensors in (storage, source))
-        return self._graphs.read(new, last, storage, source)
+        return new, storage, source
 
-    def _tensors(self) -> list[Tensor]:
-        """Keys, then values, of every layer, as the graph takes them."""
-        return self.stored
+    def placed(self, rows: int) -> list[Tensor]:
+        """Keys, then values, of every layer ``[rows, H, L, D]`` as the graph takes them, free places included."""
+        return self._cache.places(rows)
 
     def _one_by_one(self, rows: list[list[int]], last: int) -> Sequence[Tensor]:
         """Rows that cannot share a pass, each in its own."""

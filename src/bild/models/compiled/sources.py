@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bild.models.cache import RowCache
+from bild.decoding.transfer import to_device
+from bild.models.cache import RowCache, Shape, next_power, room_for
 
 Encoder = Callable[[Sequence[Sequence[int]]], list[Tensor]]
 """Keys, then values, of some sources in every decoder layer, each ``[N, H, S, D]``."""
@@ -20,30 +21,35 @@ class Sources:
         tokens: encoder input ids of each row.
         encode: makes them.
         device: where the mask is put.
+        rounds_up: whether rows and columns come in powers of two.
     """
 
-    def __init__(self, tokens: Sequence[Sequence[int]], encode: Encoder, device: torch.device) -> None:
-        self.tokens, self._encode, self._device = list(tokens), encode, device
+    def __init__(
+        self, tokens: Sequence[Sequence[int]], encode: Encoder, device: torch.device, rounds_up: bool = False
+    ) -> None:
+        self.tokens, self._encode, self._device, self._rounds_up = list(tokens), encode, device, rounds_up
         self._encoded = [False] * len(self.tokens)
         self._cache: RowCache | None = None
         self._ready: list[Tensor] | None = None
 
-    def tensors(self, needed: Sequence[int]) -> list[Tensor]:
+    def tensors(self, needed: Sequence[int], rows: int) -> list[Tensor]:
         """Keys, then values, then the mask ``[B, 1, 1, S]``.
 
         Args:
             needed: rows that read something in this pass; only theirs are encoded.
+            rows: how many the pass has, padding included.
         """
         missing = [b for b in needed if not self._encoded[b]]
         if missing:
             self._add(missing)
-        if self._ready is None:
+        if self._ready is None or self._ready[-1].shape[0] != rows:
             assert self._cache is not None
             # A row that is not encoded yet reads nothing; what its padding sees is zero, and not nothing at all.
             counts = [len(row) if done else 1 for row, done in zip(self.tokens, self._encoded, strict=True)]
-            lengths = torch.tensor(counts, device=self._device)
+            counts += [1] * (rows - len(counts))
+            lengths = to_device(torch.tensor(counts), self._device)
             column = torch.arange(self._cache.columns, device=self._device)
-            self._ready = [*self._cache.tensors, (column < lengths[:, None])[:, None, None]]
+            self._ready = [*self._cache.places(rows), (column < lengths[:, None])[:, None, None]]
         return self._ready
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -52,7 +58,7 @@ class Sources:
         self._encoded = [self._encoded[b] for b in rows]
         self._ready = None
         if self._cache is not None:
-            self._cache.keep(rows, self._read, max(map(len, self.tokens)))
+            self._cache.keep(rows, self._read, self._room())
 
     def join(self, other: Sources) -> None:
         """As :meth:`RowCache.join`."""
@@ -63,11 +69,18 @@ class Sources:
         shapes = next((cache.shapes for cache in (self._cache, other._cache) if cache is not None), None)
         if shapes is None:
             return
-        longest = max(map(len, self.tokens))
+        longest = self._room()
         if self._cache is None:
-            self._cache = RowCache(shapes, before, longest)
+            self._cache = self._new(shapes, before)
         joining = RowCache(shapes, len(other.tokens), 1) if other._cache is None else other._cache
         self._cache.join(joining, other._read, longest)
+
+    def _room(self) -> int:
+        longest = max(map(len, self.tokens))
+        return room_for(longest) if self._rounds_up else longest
+
+    def _new(self, shapes: Sequence[Shape], rows: int) -> RowCache:
+        return RowCache(shapes, rows, self._room(), next_power(rows) if self._rounds_up else None)
 
     @property
     def _read(self) -> list[int]:
@@ -76,11 +89,11 @@ class Sources:
     def _add(self, rows: Sequence[int]) -> None:
         tensors = self._encode([self.tokens[b] for b in rows])
         whole = RowCache.holding(tensors)
-        if len(rows) == len(self.tokens):
+        if len(rows) == len(self.tokens) and not self._rounds_up:
             self._cache = whole
         else:
             if self._cache is None:
-                self._cache = RowCache(whole.shapes, len(self.tokens), max(map(len, self.tokens)))
+                self._cache = self._new(whole.shapes, len(self.tokens))
             self._cache.write(rows, tensors)
         for b in rows:
             self._encoded[b] = True

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
 from bild.decoding.scores import Summary
+from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.eager.cache import cache_over
 from bild.models.eager.sources import Encoded, Sources
@@ -136,7 +137,7 @@ class EagerScorer:
             rows, mask, positions, now = self._together(tokens, row), None, None, Pass(wanted=last)
             past = cache_over(tensors, begin, None)
         else:
-            numbers = torch.tensor(numbers_of(tokens, lengths, width), device=self.model.device)
+            numbers = to_device(torch.tensor(numbers_of(tokens, lengths, width)), self.model.device)
             new = placed(numbers, torch.arange(last, device=self.model.device))
             rows, positions = self._apart(new, row), new.positions
             mask = masks(self.network, positions, begin + width)
@@ -159,7 +160,7 @@ class EagerScorer:
 
     def _together(self, tokens: Sequence[Sequence[int]], row: int | None) -> Tensor:
         """What the network reads of rows of one length: ids ``[B, T]``, or hidden states ``[B, T, D]``."""
-        return torch.tensor([pad(row, len(tokens[0])) for row in tokens], device=self.model.device)
+        return to_device(torch.tensor([pad(row, len(tokens[0])) for row in tokens]), self.model.device)
 
     def _apart(self, new: Placed, row: int | None) -> Tensor:
         """Likewise, of rows of several lengths."""

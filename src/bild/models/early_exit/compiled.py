@@ -16,7 +16,7 @@ from bild.decoding import Scorer
 from bild.models.cache import Shape
 from bild.models.compiled import compiling
 from bild.models.compiled.graphs import Read
-from bild.models.compiled.model import EXAMPLE, CompiledModel, Graph, Graphs, graph_name, halves
+from bild.models.compiled.model import EXAMPLE, CompiledModel, Graph, Graphs, graph_name, halves, is_recorded
 from bild.models.compiled.scorer import CompiledScorer
 from bild.models.compiled.sources import Sources
 from bild.models.early_exit.eager import ExitModel, SplitModel
@@ -36,7 +36,7 @@ class PartGraphs(Graphs):
     """
 
     def __init__(self, graphs: Graphs, own: slice, score: Graph) -> None:
-        super().__init__(graphs.uncompiled, graphs.run_read, graphs.run_encode, graphs.device)
+        super().__init__(graphs.uncompiled, graphs.run_read, graphs.run_encode, graphs.device, graphs.is_recorded)
         self.own, self.score = own, score
 
     def read(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Sequence[Tensor]:
@@ -80,6 +80,11 @@ class CompiledPart(CompiledModel):
         middle = len(self.shapes) // 2
         keys, values = self.shapes[:middle], self.shapes[middle:]
         return [*keys[self.own], small.half, *values[self.own], small.half]
+
+    @property
+    def writes_alone(self) -> bool:
+        """Whether one of its graphs tells the next token: no, the head is another."""
+        return False
 
     def start(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> Scorer:
         """Begin a batch; see :meth:`~bild.models.protocol.Model.start`."""
@@ -138,6 +143,8 @@ class CompiledExitModel(CompiledPart):
         layers, width = self.eager.parts.total, self.config.get_text_config(decoder=True).hidden_size
         states = self._integers(self._example_rows, EXAMPLE[1] + 1, width).to(self.dtype)
         module = Score(own_modules(cut(self.eager.whole, layers, layers)))
+        if is_recorded(self.device):
+            return lambda inputs: module(*inputs)
         return compiling.compiled(module, (states,), (self._varying({1: "K"}),), name=name, progress=progress)
 
 
@@ -216,7 +223,7 @@ class CompiledUpper(CompiledScorer):
         self._lower.widen(self.columns)
         self.widen(self._lower.columns)
 
-    def _tensors(self) -> list[Tensor]:
-        below, own = self._lower.stored, self.stored
+    def placed(self, rows: int) -> list[Tensor]:
+        below, own = self._lower.placed(rows), super().placed(rows)
         middle = len(own) // 2
         return [*own[:middle], below[len(below) // 2 - 1], *own[middle:], below[-1]]

@@ -80,13 +80,16 @@ def check_outlines(large: Outline, small: Outline, *, device: torch.device, int8
     """Whether two checkpoints make a pair.
 
     Raises:
-        InputError: int8 asked of weights that are quantised already.
+        InputError: int8 asked of weights that are quantised already, or on a GPU.
         LoadError: two kinds of model, or not enough memory for both.
         VocabularyError: different vocabularies.
     """
     check_kinds(large.config, small.config)
     outlines = [large] if small is large else [large, small]
     quantised = [each for each in outlines if method_of(each.config) is not None]
+    if int8 and device.type == "cuda":
+        # Measured on an H200: torch's kernel takes 10 to 200 times as long as bfloat16, docs/performance.md.
+        raise InputError(f"dtype is int8, which is slower than bfloat16 on {device}; use dtype bfloat16, or auto")
     if int8 and quantised:
         method = method_of(quantised[0].config)
         raise InputError(f"dtype is int8, but the weights of {quantised[0].name} are quantised already ({method})")
