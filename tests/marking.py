@@ -86,20 +86,20 @@ class Graphs:
 def once(compile_graph: Callable[..., None]) -> Callable[..., None]:
     """Two workers that need the same graph at the same time compile it once."""
 
-    def call(module: Any, inputs: Any, dynamic_shapes: Any, file: Path) -> None:
+    def call(module: Any, inputs: Any, dynamic_shapes: Any, file: Path, options: Any) -> None:
         before = _age(file)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = file.with_suffix(".lock").open("w")
         except OSError:  # the folder is what is tested
-            compile_graph(module, inputs, dynamic_shapes, file)
+            compile_graph(module, inputs, dynamic_shapes, file, options)
             return
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 # A damaged graph is there before as well, and is compiled anew.
                 if _age(file) == before:
-                    compile_graph(module, inputs, dynamic_shapes, file)
+                    compile_graph(module, inputs, dynamic_shapes, file, options)
             finally:
                 file.with_suffix(".lock").unlink(missing_ok=True)
 

@@ -12,7 +12,8 @@ from torch._inductor import cpp_builder
 
 from bild.models import int8
 from bild.models.int8 import Int8Linear
-from bild.models.kernels import building, linear
+from bild.models.kernels import building, graph_calls
+from bild.models.kernels.operators import operator
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
 
@@ -25,10 +26,10 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: False)
     # Another test of this process may have loaded them.
     monkeypatch.setattr(building, "_is_registered", lambda: False)
-    for each in (building.is_loaded, linear.operator):
+    for each in (building.is_loaded, operator):
         each.cache_clear()
     yield tmp_path
-    for each in (building.is_loaded, linear.operator):
+    for each in (building.is_loaded, operator):
         each.cache_clear()
 
 
@@ -53,13 +54,13 @@ def test_without_a_compiler_torchs_kernel_stays_and_one_line_says_so(fresh, monk
     assert [each.getMessage() for each in caplog.records] == [
         "int8 runs on torch's own kernels: bild's cannot be compiled here (RuntimeError: no C++ compiler)"
     ]
-    assert linear.graph_calls() == {}
+    assert graph_calls() == {}
 
 
 def test_a_compiler_that_fails_or_makes_nothing_leaves_nothing_behind(fresh, monkeypatch):
     for program in ("/bin/false", "/bin/true"):
         building.is_loaded.cache_clear()
-        linear.operator.cache_clear()
+        operator.cache_clear()
         compiler(monkeypatch, lambda program=program: program)
         assert layer_multiplies()
         assert list((fresh / "kernels").iterdir()) == []
@@ -91,7 +92,7 @@ def test_another_source_flag_or_torch_is_another_file(changed, fresh, tmp_path, 
     building.digest.cache_clear()
     source = tmp_path / "other.cpp"
     source.write_text("// nothing")
-    what = {"source": (building, "SOURCE", source), "flags": (building, "FLAGS", ("-O1",))}
+    what = {"source": (building, "SOURCES", [source]), "flags": (building, "FLAGS", ("-O1",))}
     monkeypatch.setattr(*what.get(changed, (torch, "__version__", "2.99.0")))
     assert building.library_file() != before
     building.digest.cache_clear()

@@ -8,7 +8,7 @@ from torch import nn
 
 from bild.models.int8 import Int8Linear
 from bild.models.kernels import building, join_products
-from bild.models.kernels.linear import operator
+from bild.models.kernels.operators import LINEAR, operator
 
 pytestmark = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
 
@@ -47,10 +47,10 @@ def _layer(outputs: int, bias: bool) -> Int8Linear:
 def test_products_of_the_same_states_are_made_one_and_keep_their_numbers(first, second, fewer, bias):
     module, states = Attention(first, second, bias), torch.randn(2, 3, 64)
     program = torch.export.export(module, (states,), strict=False)
-    count = sum(node.target is operator() for node in program.graph.nodes)
+    count = sum(node.target is operator(LINEAR) for node in program.graph.nodes)
     expected = module(states)
     assert join_products(program.graph) == fewer
     program.graph.lint()
-    assert sum(node.target is operator() for node in program.graph.nodes) == count - fewer
+    assert sum(node.target is operator(LINEAR) for node in program.graph.nodes) == count - fewer
     for found, right in zip(program.module()(states), expected, strict=True):
         assert torch.equal(found, right)

@@ -32,7 +32,7 @@ from bild.models.compiled.graph_files import file_of
 logger = logging.getLogger("bild")
 
 # Inductor's own GEMM template beats oneDNN two to three times at a few rows: no call overhead, weights
-# packed for AMX or AVX512. Where it has no kernel (float64, older CPUs) the second set of options is used.
+# packed for AMX or AVX512. At the many rows of a source oneDNN is the faster one. Where the template has no kernel (float64, older CPUs) the second set of options is used.
 # A loop of fewer numbers than a chunk is done before a second thread has woken up: 4 % of a step.
 LIBRARY = {"freezing": True, "cpp.min_chunk_size": 4096}
 TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
@@ -45,7 +45,9 @@ SOURCES = (
         "early_exit/split.py",
     ),
     *("int8.py", "passes.py", "rope.py", "seams.py"),
-    *("kernels/int8_linear.cpp", "kernels/linear.py", "kernels/building.py", "kernels/joining.py"),
+    *(f"kernels/{name}.cpp" for name in ("attention", "int8_linear", "threads")),
+    *(f"kernels/{name}.py" for name in ("attention", "building", "joining", "linear", "operators")),
+    "kernels/common.h",
 )
 """Files that decide what is compiled."""
 
@@ -113,6 +115,7 @@ def compiled(
     *,
     name: str,
     progress: Callable[[str], None],
+    many_rows: bool = False,
 ) -> Callable[[list[Tensor]], list[Tensor]]:
     """A compiled module, from disk if it is there.
 
@@ -122,6 +125,7 @@ def compiled(
         dynamic_shapes: as ``torch.export.export`` takes them.
         name: of the file; says everything the result depends on.
         progress: told what is being compiled before it starts.
+        many_rows: whether its products mostly have more rows than a few.
 
     Returns:
         A function of all tensors among the arguments, in order, to a list of tensors.
@@ -139,7 +143,7 @@ def compiled(
         raise RuntimeError("there is no C++ compiler on this machine; install g++, or name one in CXX")
     progress(name)
     start = time.perf_counter()
-    _compile(module, inputs, dynamic_shapes, file)
+    _compile(module, inputs, dynamic_shapes, file, LIBRARY if many_rows else TEMPLATES)
     logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
     graph_files.make_room(file.parent, keep=file)
     return _load(file)
@@ -162,7 +166,9 @@ def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     return run
 
 
-def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file: Path) -> None:
+def _compile(
+    module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file: Path, options: dict[str, Any]
+) -> None:
     global compilations
     compilations += 1
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -179,11 +185,12 @@ def _compile(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file
         )
         _drop_unread(program.graph)
         kernels.join_products(program.graph)
+        kernels.replace_attention(program.graph)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
         unfinished = str(Path(folder) / "graph.pt2")
         try:
-            _package(program, unfinished, TEMPLATES)
+            _package(program, unfinished, options)
         except torch._inductor.exc.InductorError:
             _package(program, unfinished, LIBRARY)
         os.replace(unfinished, file)

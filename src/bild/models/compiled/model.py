@@ -261,7 +261,8 @@ class CompiledModel(EagerModel):
             # Once a text; some encoders make the host wait, which cannot be recorded.
             return torch.no_grad()(lambda inputs: Encode(modules)(*inputs))
         varying = (self._varying({1: "S"}), self._varying({3: "S"}))
-        return compiling.compiled(Encode(modules), self._example_ids(), varying, name=name, progress=progress)
+        ids = self._example_ids()
+        return compiling.compiled(Encode(modules), ids, varying, name=name, progress=progress, many_rows=True)
 
     @torch.no_grad()
     def _compile_read(self, name: str, source: list[Tensor], encode: Graph, progress: Callable[[str], None]) -> Graphs:

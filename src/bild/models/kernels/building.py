@@ -23,13 +23,14 @@ from bild.errors import one_line
 
 logger = logging.getLogger("bild")
 
-SOURCE = Path(__file__).with_name("int8_linear.cpp")
+SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "int8_linear", "threads")]
+HEADER = Path(__file__).with_name("common.h")
 FLAGS = (
     *("-O3", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"),
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
 )
 LONGEST_S = 120.0
-"""Seconds after which a compiler is taken for stuck; it needs five."""
+"""Seconds after which a compiler is taken for stuck; it needs ten."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -78,13 +79,14 @@ def _is_whole(file: Path) -> bool:
 
 def library_file() -> Path:
     """Where the compiled kernels are kept."""
-    return cache_folder() / "kernels" / f"int8_linear-{digest()}.so"
+    return cache_folder() / "kernels" / f"kernels-{digest()}.so"
 
 
 @cache
 def digest() -> str:
     """A name for the kernels as they are compiled here."""
-    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), torch.__version__)
+    sources = [file.read_text(encoding="utf-8") for file in (HEADER, *SOURCES)]
+    parts = (*sources, " ".join(FLAGS), torch.__version__)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -97,7 +99,7 @@ def _compile(file: Path) -> None:
     # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
     with tempfile.TemporaryDirectory(prefix="tmp", dir=file.parent) as folder:
         unfinished = Path(folder) / file.name
-        places = [f"-I{root / 'include'}", str(SOURCE), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+        places = [f"-I{root / 'include'}", *map(str, SOURCES), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
         command = [get_cpp_compiler(), *FLAGS, *places, "-o", str(unfinished)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST_S, check=False)
         if done.returncode:

@@ -24,7 +24,8 @@ from torch import Tensor
 from bild.cache import cache_folder
 from bild.machine import processor
 from bild.models.kernels import building
-from bild.models.kernels.linear import fits, int8_linear, operator, pack, pad_scale, plain_int8_linear
+from bild.models.kernels.linear import fits, int8_linear, pack, pad_scale, plain_int8_linear
+from bild.models.kernels.operators import LINEAR, operator
 
 logger = logging.getLogger("bild")
 
@@ -52,7 +53,7 @@ def is_faster(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
         scale: of each output, in the dtype of the layer's states.
         today: the other one, of states ``[rows, in]``, a weight and its scale.
     """
-    if not fits(weight.shape[0], weight.shape[1], scale.dtype, weight.device) or operator() is None:
+    if not fits(weight.shape[0], weight.shape[1], scale.dtype, weight.device) or operator(LINEAR) is None:
         return False
     name, kept = _name(weight, scale), _kept()
     if not isinstance(kept.get(name), dict):

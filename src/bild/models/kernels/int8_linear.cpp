@@ -4,43 +4,21 @@
 // (max |row| / 127), multiplies, and scales back; sums are exact, in int32. Weights are packed by linear.py:
 // [outputs / 32][inputs / 4][32][4], unsigned (128 added), which sums of the rounded rows take out again.
 // A row that is not finite yields NaN, and no other row notices.
-//
-// Outputs are shared out among the threads in units of 32. A thread that has done its own share takes what others
-// have not begun, so that nobody waits for a thread that the system has put aside. Workers spin for some microseconds
-// after a product, then yield, then sleep; where the layer is small or somebody else uses them, the caller works alone.
+// Outputs are shared out among threads in units of 32.
 
-#include <immintrin.h>
-
-#include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
-#include <memory>
-#include <mutex>
 #include <optional>
-#include <stdexcept>
-#include <thread>
-#include <vector>
 
-#include <pthread.h>
-#include <sched.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
+#include "common.h"
 
+namespace bild {
 namespace {
 
 constexpr int64_t UNIT = 32;           // outputs packed together
-constexpr int64_t VECTOR = 64;         // bytes
 constexpr int64_t MOST_ROWS = 12;      // rows times two vectors of sums fill the registers
 constexpr int64_t FOUR_VECTORS = 6;    // rows up to which four vectors of sums do
 constexpr int64_t AHEAD = 2048;        // bytes fetched before they are needed
-constexpr int64_t ALONE = 24000;       // cycles of work up to which one thread is faster than two that meet
-constexpr int64_t SHARE = 6000;        // cycles of work taken at a time
-constexpr int SPINS = 1500;            // pauses, some 40 cycles each, before a worker yields
-constexpr int YIELDS = 200;            // before it sleeps
 
 struct Product {
   const uint8_t* weight;
@@ -53,32 +31,6 @@ struct Product {
   int64_t count, inputs, outputs;
   bool half;  // bfloat16, else float32
 };
-
-inline __m512 widen(const uint16_t* from, __mmask16 which) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(which, from)), 16));
-}
-
-inline __m512 read(const void* from, int64_t index, bool half, __mmask16 which) {
-  return half ? widen(static_cast<const uint16_t*>(from) + index, which)
-              : _mm512_maskz_loadu_ps(which, static_cast<const float*>(from) + index);
-}
-
-// To the nearest bfloat16, ties to even; NaN stays NaN.
-inline __m256i narrow(__m512 value) {
-  const __m512i bits = _mm512_castps_si512(value);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 none = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), none, _mm512_set1_epi32(0x7fc0));
-  return _mm512_cvtepi32_epi16(kept);
-}
-
-inline void write(void* to, int64_t index, bool half, __m512 value, __mmask16 which) {
-  if (half)
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + index, which, narrow(value));
-  else
-    _mm512_mask_storeu_ps(static_cast<float*>(to) + index, which, value);
-}
 
 // One row as int8; inputs are a multiple of 32.
 void round_row(const void* row, bool half, int64_t inputs, int8_t* rounded, float* step, int32_t* correction) {
@@ -177,171 +129,6 @@ void multiply(const Product& p, int64_t unit, int64_t end) {
   }
 }
 
-// One thread's part of the units; others take from it when they have done theirs.
-struct alignas(VECTOR) Part {
-  std::atomic<int64_t> next{0};
-  int64_t end = 0;
-};
-
-struct Job {
-  Product product;
-  int64_t at_a_time;
-  int threads;
-  Part* parts;
-
-  void work(int thread) {
-    for (int offset = 0; offset < threads; offset++) {
-      Part& part = parts[(thread + offset) % threads];
-      while (true) {
-        const int64_t begin = part.next.fetch_add(at_a_time, std::memory_order_relaxed);
-        if (begin >= part.end) break;
-        multiply(product, begin, std::min(part.end, begin + at_a_time));
-      }
-    }
-  }
-};
-
-enum State : int { IDLE, ASLEEP, POSTED, RUNNING };
-
-struct alignas(VECTOR) Worker {
-  std::atomic<int> state{IDLE};
-  Job* job = nullptr;
-  int thread = 0;
-
-  void run() {
-    while (true) {
-      await();
-      int posted = POSTED;
-      // The caller takes back what it has done itself meanwhile.
-      if (!state.compare_exchange_strong(posted, RUNNING, std::memory_order_acquire)) continue;
-      job->work(thread);
-      state.store(IDLE, std::memory_order_release);
-    }
-  }
-
-  void await() {
-    for (int turn = 0; state.load(std::memory_order_relaxed) != POSTED; turn++) {
-      if (turn < SPINS) {
-        _mm_pause();
-      } else if (turn < SPINS + YIELDS) {
-        sched_yield();
-      } else {
-        int idle = IDLE;
-        if (state.compare_exchange_strong(idle, ASLEEP)) state.wait(ASLEEP);
-        turn = 0;
-      }
-    }
-  }
-
-  void post(Job& now) {
-    job = &now;
-    if (state.exchange(POSTED, std::memory_order_acq_rel) == ASLEEP) state.notify_one();
-  }
-
-  void finish() {
-    int posted = POSTED;
-    if (state.compare_exchange_strong(posted, IDLE, std::memory_order_acq_rel)) return;
-    for (int turn = 0; state.load(std::memory_order_acquire) == RUNNING; turn++) {
-      if (turn < SPINS)
-        _mm_pause();
-      else
-        sched_yield();
-    }
-  }
-};
-
-// Threads of this process, made when first needed and never ended: a process that ends does not wait for them.
-class Pool {
- public:
-  // False where another caller uses the threads.
-  bool run(const Product& product, int64_t units, int64_t at_a_time, int threads) {
-    std::unique_lock<std::mutex> alone(mutex_, std::try_to_lock);
-    if (!alone) return false;
-    while (static_cast<int>(workers_.size()) < threads - 1) add();
-    Job job{product, at_a_time, threads, parts_.get()};
-    for (int t = 0; t < threads; t++) {
-      parts_[t].next.store(units * t / threads, std::memory_order_relaxed);
-      parts_[t].end = units * (t + 1) / threads;
-    }
-    for (int t = 1; t < threads; t++) workers_[t - 1]->post(job);
-    job.work(0);
-    for (int t = 1; t < threads; t++) workers_[t - 1]->finish();
-    return true;
-  }
-
-  static constexpr int MOST = 256;
-
- private:
-  void add() {
-    if (!parts_) parts_ = std::make_unique<Part[]>(MOST);
-    auto* worker = new Worker;
-    worker->thread = static_cast<int>(workers_.size()) + 1;
-    workers_.push_back(worker);
-    std::thread([worker] { worker->run(); }).detach();
-  }
-
-  std::mutex mutex_;
-  std::vector<Worker*> workers_;
-  std::unique_ptr<Part[]> parts_;
-};
-
-Pool* threads_of_process = new Pool;
-
-// A forked process has none of its parent's threads, and perhaps its lock.
-const int after_fork = pthread_atfork(nullptr, nullptr, [] { threads_of_process = new Pool; });
-
-void check(AOTITorchError error) {
-  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("a torch call failed");
-}
-
-void require(bool right, const char* message) {
-  if (!right) throw std::runtime_error(message);
-}
-
-struct Sizes {
-  int64_t dims;
-  int64_t *sizes, *strides;
-  explicit Sizes(AtenTensorHandle tensor) {
-    check(aoti_torch_get_dim(tensor, &dims));
-    check(aoti_torch_get_sizes(tensor, &sizes));
-    check(aoti_torch_get_strides(tensor, &strides));
-  }
-  // Where a row begins, all dimensions but the last counted through.
-  int64_t offset(int64_t row) const {
-    int64_t place = 0;
-    for (int64_t d = dims - 2; d >= 0; d--) {
-      place += row % sizes[d] * strides[d];
-      row /= sizes[d];
-    }
-    return place;
-  }
-};
-
-int64_t count(AtenTensorHandle tensor) {
-  int64_t numbers;
-  check(aoti_torch_get_numel(tensor, &numbers));
-  return numbers;
-}
-
-bool is(AtenTensorHandle tensor, int32_t dtype) {
-  int32_t found;
-  check(aoti_torch_get_dtype(tensor, &found));
-  return found == dtype;
-}
-
-bool dense(AtenTensorHandle tensor) {
-  bool found;
-  check(aoti_torch_is_contiguous(tensor, &found));
-  return found;
-}
-
-template <class T>
-T* data(AtenTensorHandle tensor) {
-  void* pointer;
-  check(aoti_torch_get_data_ptr(tensor, &pointer));
-  return static_cast<T*>(pointer);
-}
-
 AtenTensorHandle empty(const Sizes& like, int64_t outputs, int32_t dtype) {
   std::vector<int64_t> sizes(like.sizes, like.sizes + like.dims), strides(like.dims, 1);
   sizes.back() = outputs;
@@ -365,15 +152,6 @@ void round_rows(AtenTensorHandle states, const Sizes& sizes, Product& p) {
   p.rows = rounded.data();
   p.steps = steps.data();
   p.corrections = corrections.data();
-}
-
-void share_out(const Product& p, int64_t threads) {
-  const int64_t units = (p.outputs + UNIT - 1) / UNIT;
-  // A unit is bound by reading it or by multiplying it.
-  const int64_t cycles = p.inputs * UNIT * std::max<int64_t>(2, p.count) / VECTOR;
-  const int64_t most = std::min<int64_t>({threads, units, Pool::MOST, units * cycles / (ALONE / 2)});
-  const int64_t at_a_time = (std::max<int64_t>(1, SHARE / std::max<int64_t>(1, cycles)) + 1) / 2 * 2;
-  if (most < 2 || !threads_of_process->run(p, units, at_a_time, static_cast<int>(most))) multiply(p, 0, units);
 }
 
 AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale,
@@ -404,7 +182,10 @@ AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   p.bias = bias ? data<const void>(bias) : nullptr;
   p.result = data<void>(result);
   round_rows(states, sizes, p);
-  share_out(p, threads);
+  const int64_t units = (p.outputs + UNIT - 1) / UNIT;
+  // A unit is bound by reading it or by multiplying it.
+  const int64_t cycles = p.inputs * UNIT * std::max<int64_t>(2, p.count) / VECTOR;
+  share_out(units, cycles, threads, [&p](int64_t begin, int64_t end) { multiply(p, begin, end); });
   return result;
 }
 
@@ -416,13 +197,14 @@ Tensor boxed(const Tensor& states, const Tensor& weight, const Tensor& scale, st
 }
 
 }  // namespace
+}  // namespace bild
 
 // What a compiled graph calls, without the dispatcher.
 extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_int8_linear(
     AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias, int64_t outputs,
     int64_t threads, AtenTensorHandle* result) {
   try {
-    *result = int8_linear(states, weight, scale, bias ? *bias : nullptr, outputs, threads);
+    *result = bild::int8_linear(states, weight, scale, bias ? *bias : nullptr, outputs, threads);
     return AOTI_TORCH_SUCCESS;
   } catch (...) {
     return AOTI_TORCH_FAILURE;
@@ -433,4 +215,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {
   m.def("bild_int8_linear(Tensor states, Tensor weight, Tensor scale, Tensor? bias, int outputs, int threads) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bild, CPU, m) { m.impl("bild_int8_linear", TORCH_BOX(&boxed)); }
+STABLE_TORCH_LIBRARY_IMPL(bild, CPU, m) { m.impl("bild_int8_linear", TORCH_BOX(&bild::boxed)); }

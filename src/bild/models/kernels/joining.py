@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from bild.models.kernels.linear import UNIT, operator
+from bild.models.kernels.linear import UNIT
+from bild.models.kernels.operators import LINEAR, operator
 
 MOST = 3
 """Products made one. The keys and values of a source in all decoder layers are more, and leave the graph one by one."""
@@ -24,7 +25,7 @@ def join_products(graph: Graph) -> int:
     """
     groups: dict[Any, list[Any]] = {}
     for node in graph.nodes:
-        if operator() is not None and node.target is operator() and _can_be_joined(node):
+        if operator(LINEAR) is not None and node.target is operator(LINEAR) and _can_be_joined(node):
             groups.setdefault((node.args[0], node.args[3] is None, node.args[5]), []).append(node)
     joined = [group for group in groups.values() if 1 < len(group) <= MOST]
     for group in joined:
@@ -44,7 +45,7 @@ def _join(graph: Graph, group: list[Any]) -> None:
     outputs = [node.args[4] for node in group]
     with graph.inserting_before(group[0]):
         weights = [_behind_each_other(graph, [node.args[i] for node in group]) for i in (1, 2, 3)]
-        product = _call(graph, operator(), (states, *weights, sum(outputs), threads))
+        product = _call(graph, operator(LINEAR), (states, *weights, sum(outputs), threads))
         begin = 0
         for node, count in zip(group, outputs, strict=True):
             part = _call(graph, torch.ops.aten.slice.Tensor, (product, -1, begin, begin + count))

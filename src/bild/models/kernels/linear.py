@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bild.models.kernels import building
+from bild.models.kernels.operators import LINEAR, operator
 
-NAME = "bild_int8_linear"
 UNIT = 32
 """Outputs that are packed together."""
 MULTIPLE = 32
@@ -22,34 +18,11 @@ SHIFT = 128
 """What is added to weights: the instruction multiplies unsigned by signed numbers."""
 DTYPES = (torch.float32, torch.bfloat16)
 
-_GRAPH_CALL = (
-    f"AOTITorchError aoti_torch_cpu_{NAME}(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, "
-    "AtenTensorHandle* bias, int64_t outputs, int64_t threads, AtenTensorHandle* result)"
-)
-
 
 def fits(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a layer of this shape and number format can be kept packed on this device."""
     whole = inputs % MULTIPLE == 0 and outputs % UNIT == 0
     return device.type == "cpu" and dtype in DTYPES and whole and 0 < inputs <= WIDEST
-
-
-@cache
-def operator() -> Any:
-    """``torch.ops.bild.bild_int8_linear.default``, None on machines where it cannot be had."""
-    if not building.is_loaded():
-        return None
-    torch.library.register_fake(f"bild::{NAME}", _shape)
-    return torch.ops.bild.bild_int8_linear.default
-
-
-def graph_calls() -> dict[Any, list[str]]:
-    """How compiled graphs call the operator: by its name in the library, past torch's dispatcher."""
-    return {} if operator() is None else {operator(): [_GRAPH_CALL]}
-
-
-def _shape(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, outputs: int, threads: int) -> Tensor:
-    return states.new_empty((*states.shape[:-1], outputs))
 
 
 def int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
@@ -62,7 +35,7 @@ def int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
         bias: ``[out]`` in the states' dtype.
         outputs: how many there are before padding.
     """
-    product: Tensor = operator()(states, weight, scale, bias, outputs, torch.get_num_threads())
+    product: Tensor = operator(LINEAR)(states, weight, scale, bias, outputs, torch.get_num_threads())
     return product
 
 

@@ -1,0 +1,112 @@
+// What the kernels share: vectors of 16 numbers in bfloat16 or float32, threads, and torch's tensors.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include <pthread.h>
+#include <sched.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace bild {
+
+constexpr int64_t VECTOR = 64;          // bytes
+constexpr int64_t ALONE = 24000;        // cycles of work up to which one thread is faster than two that meet
+constexpr int64_t SHARE = 6000;         // cycles of work taken at a time
+
+inline __m512 widen(const uint16_t* from, __mmask16 which) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(which, from)), 16));
+}
+
+inline __m512 read(const void* from, int64_t index, bool half, __mmask16 which) {
+  return half ? widen(static_cast<const uint16_t*>(from) + index, which)
+              : _mm512_maskz_loadu_ps(which, static_cast<const float*>(from) + index);
+}
+
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+inline __m256i narrow(__m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 none = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), none, _mm512_set1_epi32(0x7fc0));
+  return _mm512_cvtepi32_epi16(kept);
+}
+
+inline void write(void* to, int64_t index, bool half, __m512 value, __mmask16 which) {
+  if (half)
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + index, which, narrow(value));
+  else
+    _mm512_mask_storeu_ps(static_cast<float*>(to) + index, which, value);
+}
+
+// Work of so many units, some from one to below another, by as many threads as it is worth.
+//   cycles: of one unit.
+void share_out(int64_t units, int64_t cycles, int64_t threads, const std::function<void(int64_t, int64_t)>& work);
+
+inline void check(AOTITorchError error) {
+  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("a torch call failed");
+}
+
+inline void require(bool right, const char* message) {
+  if (!right) throw std::runtime_error(message);
+}
+
+struct Sizes {
+  int64_t dims;
+  int64_t *sizes, *strides;
+  explicit Sizes(AtenTensorHandle tensor) {
+    check(aoti_torch_get_dim(tensor, &dims));
+    check(aoti_torch_get_sizes(tensor, &sizes));
+    check(aoti_torch_get_strides(tensor, &strides));
+  }
+  // Where a row begins, all dimensions but the last counted through.
+  int64_t offset(int64_t row) const {
+    int64_t place = 0;
+    for (int64_t d = dims - 2; d >= 0; d--) {
+      place += row % sizes[d] * strides[d];
+      row /= sizes[d];
+    }
+    return place;
+  }
+};
+
+inline int64_t count(AtenTensorHandle tensor) {
+  int64_t numbers;
+  check(aoti_torch_get_numel(tensor, &numbers));
+  return numbers;
+}
+
+inline bool is(AtenTensorHandle tensor, int32_t dtype) {
+  int32_t found;
+  check(aoti_torch_get_dtype(tensor, &found));
+  return found == dtype;
+}
+
+inline bool dense(AtenTensorHandle tensor) {
+  bool found;
+  check(aoti_torch_is_contiguous(tensor, &found));
+  return found;
+}
+
+template <class T>
+T* data(AtenTensorHandle tensor) {
+  void* pointer;
+  check(aoti_torch_get_data_ptr(tensor, &pointer));
+  return static_cast<T*>(pointer);
+}
+
+}  // namespace bild

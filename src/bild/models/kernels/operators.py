@@ -1,0 +1,54 @@
+"""The kernels as torch operators: how they are looked up, what shapes they return, how compiled graphs call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bild.models.kernels import building
+
+LINEAR, ATTENTION = "bild_int8_linear", "bild_attention"
+
+
+def _linear_shape(
+    states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, outputs: int, threads: int
+) -> Tensor:
+    return states.new_empty((*states.shape[:-1], outputs))
+
+
+def _attention_shape(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, threads: int
+) -> Tensor:
+    rows, heads, tokens, width = queries.shape
+    return queries.new_empty((rows, tokens, heads, width)).transpose(1, 2)
+
+
+_SHAPES: dict[str, Callable[..., Tensor]] = {LINEAR: _linear_shape, ATTENTION: _attention_shape}
+_CALLS = {
+    LINEAR: "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias, "
+    "int64_t outputs, int64_t threads",
+    ATTENTION: "AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* mask, "
+    "double scale, int64_t threads",
+}
+
+
+@cache
+def operator(name: str) -> Any:
+    """``torch.ops.bild.NAME.default``, None on machines where the kernels cannot be had."""
+    if not building.is_loaded():
+        return None
+    torch.library.register_fake(f"bild::{name}", _SHAPES[name])
+    return getattr(torch.ops.bild, name).default
+
+
+def graph_calls() -> dict[Any, list[str]]:
+    """How compiled graphs call the operators: by their names in the library, past torch's dispatcher."""
+    return {
+        operator(name): [f"AOTITorchError aoti_torch_cpu_{name}({arguments}, AtenTensorHandle* result)"]
+        for name, arguments in _CALLS.items()
+        if operator(name) is not None
+    }
