@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bild.decoding import AdaptiveConfidence, ExactMatch, ModelDrafter, Policy, Request, decode
-from bild.decoding.drafters import model as drafting
+from bild.models import CompiledScorer
 from bild.models.compiled import recording
 from bild.models.compiled.recording import Recorded, Recording
 from tests.compiled import recorded
@@ -35,7 +35,6 @@ def described(commits):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("at_once", [1, 3, 8])
 def test_tokens_written_without_a_look_are_those_written_one_by_one(name, policy, at_once, monkeypatch):
-    monkeypatch.setattr(drafting, "AT_ONCE", at_once)
     rng = Random(at_once)
     large = build(name, seed=1)
     models = [recorded(large), recorded(perturbed(large, 0.3))]
@@ -44,11 +43,15 @@ def test_tokens_written_without_a_look_are_those_written_one_by_one(name, policy
     texts = []
     for rolls in (False, True):
         for model in models:
-            model.graphs.rounds_up = rolls
+            model.graphs.rounds_up, model.graphs.at_once = rolls, at_once
         scorers = [model.start(sources) for model in models]
+        if not rolls:
+            monkeypatch.setattr(CompiledScorer, "rolls", False)
         assert scorers[1].rolls is rolls
         requests = [Request(prompt=prompt, eos_token_ids=frozenset([EOS]), max_new_tokens=25) for prompt in prompts]
-        texts.append(described(decode(requests, POLICIES[policy], large=scorers[0], drafter=ModelDrafter(scorers[1]))))
+        commits = decode(requests, POLICIES[policy], large=scorers[0], drafter=ModelDrafter(scorers[1]))
+        texts.append(described(commits))
+        monkeypatch.undo()
     assert texts[0] == texts[1]
     assert any(len(draft) > 1 for _, _, draft, *_ in texts[0]) or policy == "small"
 

@@ -118,6 +118,13 @@ class Batch:
             ValueError: a draft that breaks the drafter's contract; no row has lost or won a token then.
             ScoreError: a model whose scores are not numbers.
         """
+        # Alone: a model that nobody checks may write several tokens in one call.
+        if self.drafter is None and (written := self.large.write(self.rows)) is not None:
+            alone = [_commit_written(*each) for each in zip(self.rows, written, strict=True)]
+            self._drop_ended(alone)
+            yield from alone
+            return
+
         # Draft: each row's drafter writes until it is unsure, its room is used, or the text ends.
         drafts: list[Draft | None] = [*self._draft(window)]
 
@@ -261,6 +268,13 @@ def _commit(row: Row, draft: Draft | None, verdict: Verdict | None) -> Commit | 
         distances=verdict.distances,
         doubtful=draft.doubtful,
     )
+
+
+def _commit_written(row: Row, work: Mapping[Writer, Work]) -> Commit:
+    """Make final what the large model has written alone."""
+    tokens = row.tokens[row.committed :]
+    row.committed = len(row.tokens)
+    return Commit(row.index, tuple(tokens), tuple(work) * len(tokens), finish_reason=row.ended(), work=work)
 
 
 def _commit_unread(row: Row, draft: Draft | None) -> Commit | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, Self, cast
 
 from torch import Tensor
@@ -51,22 +51,27 @@ class Scorer(Protocol):
         """
 
 
+Take = Callable[[int, int, float], bool]
+"""Of a row, the token it has written and its probability: whether the row goes on."""
+
+
 class Rolling(Scorer, Protocol):
-    """A scorer that can write several of its likeliest tokens without returning to the host in between."""
+    """A scorer that can write several of its likeliest tokens in one call."""
 
     @property
     def rolls(self) -> bool:
         """Whether it can, for the rows it has now."""
 
-    def roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
-        """Read new tokens, then go on with the likeliest token; all that is written but the last is read, too.
+    def roll(self, tokens: Sequence[Sequence[int]], most: int, take: Take) -> list[int]:
+        """Read new tokens, then go on with the likeliest token; all that is taken but the last is read, too.
 
         Args:
             tokens: as for :meth:`extend`; a row that gets none stays as it is.
-            steps: tokens to write, 1…
+            most: tokens a row may write, 1…
+            take: told every token that is written, in order; says whether its row goes on.
 
         Returns:
-            What each row wrote, and the probability of each token; of rows that got none, without meaning.
+            Passes that served each row.
         """
 
 

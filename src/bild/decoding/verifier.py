@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from bild.decoding.acceptance import Reading
+from bild.decoding.choice import Greedy
 from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.rows import Row, Rules
-from bild.decoding.scorer import Reader, Scorer, read
+from bild.decoding.scorer import Reader, Scorer, read, rolling, unread
 from bild.decoding.transfer import to_device, to_host
 from bild.decoding.verdict import Verdict
 from bild.errors import ScoreError
+
+AT_ONCE = 8
+"""Tokens that a model which decodes alone writes in one round, where it can: a stream shows them as they come."""
 
 
 class Verifier(Protocol):
@@ -31,6 +35,13 @@ class Verifier(Protocol):
 
         Raises:
             ScoreError: scores that are not numbers.
+        """
+
+    def write(self, rows: Sequence[Row]) -> list[dict[Writer, Work]] | None:
+        """Write the next tokens of rows that nobody drafts for, some at a time, behind their tokens.
+
+        Returns:
+            What was done for each row, by who did it; None where it writes one token a round, by :meth:`verify`.
         """
 
     def read(self, rows: Sequence[Row], limit: int) -> bool:
@@ -85,6 +96,25 @@ class LocalVerifier(Reader):
             )
             self._judge(group, reading, rows, work, verdicts)
         return verdicts
+
+    def write(self, rows: Sequence[Row]) -> list[dict[Writer, Work]] | None:
+        scorer = rolling(self.scorer)
+        if scorer is None or not all(type(row.rules.choice) is Greedy and row.request.process is None for row in rows):
+            return None
+        # The first token of a text is not kept waiting.
+        room = [AT_ONCE if row.committed > row.prompt_length else 1 for row in rows]
+        before = self.scorer.lengths
+
+        def take(b: int, token: int, probability: float) -> bool:
+            row = rows[b]
+            self._check(row, [probability])
+            row.tokens.append(token)
+            return row.ended() is None and len(row.tokens) - row.committed < room[b]
+
+        passes = scorer.roll(unread(scorer, rows, [1] * len(rows)), max(room), take)
+        after = self.scorer.lengths
+        works = [Work(count, end - begin) for count, begin, end in zip(passes, before, after, strict=True)]
+        return [{self.name: work} for work in works]
 
     def _judge(
         self,

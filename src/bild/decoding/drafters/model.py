@@ -14,10 +14,6 @@ from bild.decoding.rows import Row, Rules
 from bild.decoding.scorer import Reader, Rolling, Scorer, read, rolling, unread
 from bild.decoding.transfer import to_host
 
-AT_ONCE = 4
-"""Tokens that are written before it is looked whether the model hands over, where it can write without: those behind
-the hand-over are lost, but looking makes a GPU wait for longer than a step of a small model takes."""
-
 
 class ModelDrafter(Reader):
     """Writes with the small model until it is unsure, its room is used, or the text ends.
@@ -41,13 +37,11 @@ class ModelDrafter(Reader):
         steps, before = [0] * len(rows), self.scorer.lengths
         together = groups(rows, alike)
         scorer = rolling(self.scorer) if all(map(_may_roll, together)) else None
+        if scorer is not None:
+            steps = _roll(scorer, rows, room, drafts, [int(free > 0) for free in room])
         while any(writing := [int(free > 0 and each.reason is None) for free, each in zip(room, drafts, strict=True)]):
-            if scorer is not None:
-                passes = _roll(scorer, rows, room, drafts, writing)
-            else:
-                passes = 1
-                self._step(rows, room, drafts, writing, together)
-            steps = [count + passes * more for count, more in zip(steps, writing, strict=True)]
+            self._step(rows, room, drafts, writing, together)
+            steps = [count + more for count, more in zip(steps, writing, strict=True)]
         for draft, count, first, last in zip(drafts, steps, before, self.scorer.lengths, strict=True):
             draft.work = {self.name: Work(count, last - first)} if count else {}
         return drafts
@@ -81,26 +75,16 @@ class ModelDrafter(Reader):
 
 def _roll(
     scorer: Rolling, rows: Sequence[Row], room: Sequence[int], drafts: Sequence[Draft], writing: Sequence[int]
-) -> int:
-    """Some more tokens of every row that writes, of which those behind its hand-over are forgotten.
+) -> list[int]:
+    """Let every row that writes do so until it hands over; passes that served each row."""
+    rules = [row.rules.hand_over for row in rows]
+    measured = [looks_at(rule) == "probability" for rule in rules]
 
-    Returns:
-        How many passes the model made.
-    """
-    left = [free - len(draft.tokens) for free, draft, more in zip(room, drafts, writing, strict=True) if more]
-    steps = min(max(left), AT_ONCE)
-    written, probabilities = scorer.roll(unread(scorer, rows, writing), steps)
-    for b, row in enumerate(rows):
-        if writing[b]:
-            rule, draft, free = row.rules.hand_over, drafts[b], room[b]
-            measured = looks_at(rule) == "probability"
-            for token, probability in zip(written[b], probabilities[b], strict=True):
-                _write(row, draft, token, probability, rule, measured, None, free)
-                if draft.reason is not None:
-                    break
-    # As token by token: what a row wrote last is not read yet, unless another token was looked at and dropped.
-    scorer.truncate([len(row.tokens) - (draft.doubtful is None) for row, draft in zip(rows, drafts, strict=True)])
-    return steps
+    def take(b: int, token: int, probability: float) -> bool:
+        _write(rows[b], drafts[b], token, probability, rules[b], measured[b], None, room[b])
+        return drafts[b].reason is None
+
+    return scorer.roll(unread(scorer, rows, writing), max(room), take)
 
 
 def _write(

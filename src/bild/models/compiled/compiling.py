@@ -32,7 +32,8 @@ from bild.models.compiled.graph_files import file_of
 logger = logging.getLogger("bild")
 
 # Inductor's own GEMM template beats oneDNN two to three times at a few rows: no call overhead, weights
-# packed for AMX or AVX512. At the many rows of a source oneDNN is the faster one. Where the template has no kernel (float64, older CPUs) the second set of options is used.
+# packed for AMX or AVX512. At the many rows of a source oneDNN is the faster one. Where the template has no kernel
+# (float64, older CPUs) the second set of options is used.
 # A loop of fewer numbers than a chunk is done before a second thread has woken up: 4 % of a step.
 LIBRARY = {"freezing": True, "cpp.min_chunk_size": 4096}
 TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}

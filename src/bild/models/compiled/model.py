@@ -38,6 +38,9 @@ LONGEST_COMPILED = 64
 EXAMPLE = (2, 3, COLUMNS, 16)
 """Rows, new tokens, columns and source tokens that the compiler tunes for; all vary when it runs. They are distinct,
 so that torch.export does not take two dimensions for one."""
+AT_ONCE = 4
+"""Tokens that a GPU writes before it is looked whether the model hands over: those behind the hand-over are lost, but
+looking makes it wait for longer than a step of a small model takes."""
 MANY = 1 << 20
 """More rows, tokens or columns than anybody will ask for."""
 NOISE = 4.0
@@ -93,6 +96,8 @@ class Graphs:
         self.uncompiled, self.run_read, self.run_encode, self.device = uncompiled, read, encode, device
         self.rounds_up = self.is_recorded = is_recorded
         """Whether passes come in powers of two."""
+        self.at_once = AT_ONCE if is_recorded else 1
+        """Tokens that are written before anybody looks at them."""
         self._recorded: dict[str, Recorded] = {}
 
     @property
@@ -121,7 +126,9 @@ class Graphs:
         scores: Sequence[Tensor] = self.uncompiled(*arguments(to_device(rows, self.device), last, storage, source))
         return scores
 
-    def roll(self, rows: Tensor, steps: int, storage: list[Tensor], source: list[Tensor]) -> Tensor:
+    def roll(
+        self, rows: Tensor, steps: int, storage: list[Tensor], source: list[Tensor]
+    ) -> tuple[list[list[int]], list[list[float]]]:
         """Read, then go on with the likeliest token, over and over, without returning to the host in between.
 
         Args:
@@ -131,13 +138,19 @@ class Graphs:
             source: as for :meth:`read`.
 
         Returns:
-            The tokens written and their probabilities ``[2, B, steps]``, in float32.
+            The tokens each row has written, and their probabilities.
         """
+        if steps == 1 and not self.is_recorded:
+            _, likeliest, probability, *_ = self.read(rows, 1, storage, source)
+            return likeliest.tolist(), probability.tolist()
         inputs = [rows, _counting(1, self.device), *storage, *source]
-        if not self.is_recorded:
-            return self._rolling(steps, inputs)[0]
-        copied = (0, len(inputs) - 1) if source else (0,)
-        return self._as_recorded(f"roll {steps}", partial(self._rolling, steps), inputs, copied)[0]
+        if self.is_recorded:
+            copied = (0, len(inputs) - 1) if source else (0,)
+            written = self._as_recorded(f"roll {steps}", partial(self._rolling, steps), inputs, copied)[0]
+        else:
+            written = self._rolling(steps, inputs)[0]
+        tokens, probabilities = written.tolist()
+        return [[int(token) for token in row] for row in tokens], probabilities
 
     def _rolling(self, steps: int, inputs: list[Tensor]) -> list[Tensor]:
         rows, *rest = inputs

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bild.decoding.scorer import Take
 from bild.decoding.scores import Summary
 from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
@@ -99,25 +100,29 @@ class CompiledScorer:
     def rolls(self) -> bool:
         """Whether several tokens can be written without returning to the host in between."""
         model = self.model
-        return self._graphs.rounds_up and model.writes_alone and (model.batches or len(self._lengths) == 1)
+        return model.writes_alone and (model.batches or len(self._lengths) == 1)
 
     @inferring
-    def roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
-        """Read new tokens, then go on with the likeliest token; all that is written but the last is read, too.
+    def roll(self, tokens: Sequence[Sequence[int]], most: int, take: Take) -> list[int]:
+        """Write several tokens in one call; see :class:`~bild.decoding.scorer.Rolling`."""
+        passes, new, at_once = [0] * len(tokens), list(tokens), self._graphs.at_once
+        while any(new) and most > 0:
+            written, probabilities = self._roll(new, min(most, at_once))
+            lengths = self._lengths
+            for b, row in enumerate(new):
+                if row:
+                    passes[b] += len(written[b])
+                    taken, goes_on = _taken(take, b, written[b], probabilities[b])
+                    lengths[b] += len(row) + taken - 1
+                    new[b] = written[b][-1:] if goes_on else []
+            most -= at_once
+        return passes
 
-        Args:
-            tokens: as for :meth:`extend`; a row that gets none stays as it is.
-            steps: tokens to write, 1…
-
-        Returns:
-            What each row wrote, and the probability of each token; of rows that got none, without meaning.
-        """
-        rows = self._numbers(tokens, steps - 1)
-        new, storage, source = self._inputs(rows)
-        written, probabilities = self._graphs.roll(new, steps, storage, source)[:, : len(tokens)].tolist()
-        counts = [len(row) + steps - 1 if len(row) else 0 for row in tokens]
-        self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
-        return [[int(token) for token in row] for row in written], probabilities
+    def _roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
+        """What each row writes in so many steps, and how probable each token is."""
+        new, storage, source = self._inputs(self._numbers(tokens, steps - 1))
+        written, probabilities = self._graphs.roll(new, steps, storage, source)
+        return written[: len(tokens)], probabilities[: len(tokens)]
 
     def _numbers(self, tokens: Sequence[Sequence[int]], more: int = 0) -> list[list[int]]:
         """See :func:`~bild.models.passes.numbers_of`; with room for what is read, and for more."""
@@ -162,3 +167,11 @@ class CompiledScorer:
         scored = {b: self._read([numbers], last, b) for b, numbers in enumerate(rows) if numbers[1]}
         nothing = [torch.zeros_like(field) for field in next(iter(scored.values()))]
         return [torch.cat([scored.get(b, nothing)[i] for b in range(len(rows))]) for i in range(len(nothing))]
+
+
+def _taken(take: Take, row: int, tokens: Sequence[int], probabilities: Sequence[float]) -> tuple[int, bool]:
+    """How many of the tokens are taken, and whether the row goes on."""
+    for count, (token, probability) in enumerate(zip(tokens, probabilities, strict=True), 1):
+        if not take(row, token, probability):
+            return count, False
+    return len(tokens), True

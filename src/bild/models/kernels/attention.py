@@ -24,7 +24,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
         queries: ``[B, H, T, D]``, bfloat16 or float32.
         keys: ``[B, K, L, D]``; H is a multiple of K.
         values: likewise.
-        mask: ``[B or 1, H or 1, T or 1, L]``: False, or below −10³⁰, where a query does not look; otherwise it is added.
+        mask: ``[B or 1, H or 1, T or 1, L]``: False, or below −10³⁰, where a query does not look; else it is added.
         scale: of the products.
     """
     product: Tensor = operator(ATTENTION)(queries, keys, values, mask, scale, torch.get_num_threads())
