@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ WATCHED = 32
 """Tensors whose numbers are looked at."""
 LOOKED_AT = 16
 """Numbers of each."""
+VERSION = attrgetter("_version")
 ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters")
 """What a layer with adapters (PEFT) remembers of which are in use."""
 
@@ -32,33 +35,47 @@ class Watch:
         modules = [module.__dict__ for module in network.modules()]
         parts = [own[name] for own in modules for name in ("_modules", "_parameters")]
         self._parts = [part for part in parts if part]
+        # Kept alive, so that nothing new can stand where something old stood.
+        self._held = self._hold()
         self._adapted = [own for own in modules if ADAPTER[0] in own]
         self._tensors = [*network.parameters(), *_kept(network)]
         self._modules = self._list()
         self._counting = [each for each in self._tensors if not each.is_inference()]
-        self._counts = self._count()
+        self._places, self._versions = self._place(), self._version()
         self._samples = list(_samples(self._tensors))
         self._looked = self._look()
 
     def sees_other_modules(self) -> bool:
         """Whether modules or tensors were exchanged, or an adapter was switched."""
-        return self._list() != self._modules
+        return not _are_same(self._hold(), self._held) or self._list() != self._modules
 
     def sees_change(self) -> bool:
         """Whether that is so, or numbers have changed."""
-        return self._count() != self._counts or self.sees_other_modules() or self._look() != self._looked
+        moved = self._place() != self._places or self._version() != self._versions
+        return moved or self.sees_other_modules() or self._look() != self._looked
 
     def _list(self) -> list[Any]:
         adapters = [repr([own.get(name) for name in ADAPTER]) for own in self._adapted]
-        held = [id(each) for part in self._parts for each in part.values()]
         first = self._tensors[0]
-        return [self._config._attn_implementation, first.device, first.dtype, *held, *adapters]
+        return [self._config._attn_implementation, first.device, first.dtype, *adapters]
 
-    def _count(self) -> list[int]:
-        return [*[each.data_ptr() for each in self._tensors], *[each._version for each in self._counting]]
+    # Without a loop in Python: of hundreds of tensors before every text, a loop is a tenth of a short text's time.
+
+    def _hold(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._parts)))
+
+    def _place(self) -> list[int]:
+        return list(map(Tensor.data_ptr, self._tensors))
+
+    def _version(self) -> list[int]:
+        return list(map(VERSION, self._counting))
 
     def _look(self) -> list[bytes]:
         return [sample.tobytes() for sample in self._samples]
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(is_, one, other))
 
 
 def _kept(network: PreTrainedModel) -> Iterator[Tensor]:

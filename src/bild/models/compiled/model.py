@@ -105,6 +105,11 @@ class Graphs:
         """How many calls of each pass were recorded."""
         return {name: each.recordings for name, each in self._recorded.items()}
 
+    @property
+    def one(self) -> Tensor:
+        """What asks for the scores of one position."""
+        return _counting(1, self.device)
+
     def rounded(self, count: int) -> int:
         """So many rows or new tokens, or as many as a pass has instead."""
         return next_power(count) if self.rounds_up and count <= LONGEST_COMPILED else count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import Sources
 from bild.models.eager.scorer import inferring
 from bild.models.passes import check_last, numbers_of
+
+FEWER = 0.75
+"""Share of the rows of a pass, from the first to the last that still writes, at which passes are made narrower."""
 
 if TYPE_CHECKING:
     from bild.models.compiled.model import CompiledModel
@@ -107,6 +110,9 @@ class CompiledScorer:
         """Write several tokens in one call; see :class:`~bild.decoding.scorer.Rolling`."""
         passes, new, at_once = [0] * len(tokens), list(tokens), self._graphs.at_once
         while any(new) and most > 0:
+            if at_once == 1 and max(map(len, new)) == 1 and self._has_encoded(new):
+                self._roll_on(new, most, take, passes)
+                break
             written, probabilities = self._roll(new, min(most, at_once))
             lengths = self._lengths
             for b, row in enumerate(new):
@@ -117,6 +123,46 @@ class CompiledScorer:
                     new[b] = written[b][-1:] if goes_on else []
             most -= at_once
         return passes
+
+    def _has_encoded(self, tokens: Sequence[Sequence[int]]) -> bool:
+        """Whether the sources of the rows that read something are there."""
+        return self.sources is None or self.sources.are_there([b for b, row in enumerate(tokens) if row])
+
+    def _roll_on(self, new: Sequence[Sequence[int]], most: int, take: Take, passes: list[int]) -> None:
+        """Write token after token behind rows that have read all but one: what comes before the pass is done once."""
+        lengths, rows = self._lengths, [b for b, row in enumerate(new) if row]
+        self._reserve(max(lengths) + most)
+        begin, end, inputs, numbers = self._part(rows)
+        for b in rows:
+            numbers[b - begin] = lengths[b], 1, new[b][0]
+        for _ in range(most):
+            _, likeliest, probability, *_ = self._graphs.run_read(inputs)
+            tokens, probabilities, going = likeliest.tolist(), probability.tolist(), []
+            for b in rows:
+                at = b - begin
+                token, lengths[b], passes[b] = tokens[at][0], lengths[b] + 1, passes[b] + 1
+                goes_on = take(b, token, probabilities[at][0])
+                # What a row that stops reads as padding is behind its text.
+                numbers[at] = lengths[b], int(goes_on), token
+                if goes_on:
+                    going.append(b)
+            if not going:
+                return
+            if going[-1] + 1 - going[0] <= FEWER * (end - begin):
+                kept = numbers
+                before, (begin, end, inputs, numbers) = begin, self._part(going)
+                numbers[:] = kept[begin - before : end - before]
+            rows = going
+
+    def _part(self, rows: Sequence[int]) -> tuple[int, int, list[Tensor], Any]:
+        """The places from the first to the last of these rows: arguments of a pass over them, and its numbers."""
+        begin, end, count = rows[0], rows[-1] + 1, len(self._lengths)
+        source = [] if self.sources is None else self.sources.tensors((), count)
+        tensors = [*self.placed(count), *source]
+        if end - begin < count:
+            tensors = [tensor[begin:end] for tensor in tensors]
+        numbers = torch.zeros(end - begin, 3, dtype=torch.long)
+        return begin, end, [numbers, self._graphs.one, *tensors], numbers.numpy()
 
     def _roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
         """What each row writes in so many steps, and how probable each token is."""

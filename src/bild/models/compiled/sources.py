@@ -32,6 +32,10 @@ class Sources:
         self._cache: RowCache | None = None
         self._ready: list[Tensor] | None = None
 
+    def are_there(self, rows: Sequence[int]) -> bool:
+        """Whether the sources of these rows are encoded."""
+        return all(self._encoded[b] for b in rows)
+
     def tensors(self, needed: Sequence[int], rows: int) -> list[Tensor]:
         """Keys, then values, then the mask ``[B, 1, 1, S]``.
 
