@@ -73,7 +73,7 @@ def _is_ours_faster(rounded: Tensor, scale: Tensor) -> bool:
     if _has_int8_tiles(rounded.device):
         return False
     today = _todays(rounded.device)
-    return kernels.is_faster(rounded, scale, today)
+    return kernels.is_faster_here(rounded, scale, today)
 
 
 def multiply_int8(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

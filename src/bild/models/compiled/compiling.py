@@ -46,8 +46,8 @@ SOURCES = (
         "early_exit/split.py",
     ),
     *("int8.py", "passes.py", "rope.py", "seams.py"),
-    *(f"kernels/{name}.cpp" for name in ("attention", "int8_linear", "threads")),
-    *(f"kernels/{name}.py" for name in ("attention", "building", "joining", "linear", "operators")),
+    *(f"kernels/{name}.cpp" for name in ("attention", "bf16_linear", "int8_linear", "threads")),
+    *(f"kernels/{name}.py" for name in ("attention", "bf16", "building", "joining", "linear", "operators")),
     "kernels/common.h",
 )
 """Files that decide what is compiled."""
@@ -162,6 +162,8 @@ def has_compiler() -> bool:
 
 
 def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    # Its calls of our kernels are looked up when it is loaded.
+    kernels.is_loaded()
     run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(file)).loader.run
     graph_files.used(file)
     return run
@@ -185,6 +187,7 @@ def _compile(
             prefer_deferred_runtime_asserts_over_guards=True,
         )
         _drop_unread(program.graph)
+        kernels.replace_linears(program.graph)
         kernels.join_products(program.graph)
         kernels.replace_attention(program.graph)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))

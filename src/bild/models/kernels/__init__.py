@@ -1,27 +1,30 @@
 """Kernels of our own, where torch has none that comes near what the processor can do.
 
-:mod:`.linear` is a linear layer on int8 weights and int8 tokens, :mod:`.attention` that of few queries over
-stored keys and values: packing, references, and in compiled graphs. :mod:`.building` compiles the C++ at first use
-and keeps it, :mod:`.operators` makes torch operators of it; :mod:`.choosing` measures where a kernel is the faster
-one, :mod:`.joining` makes products of the same states one. Where there is no
-compiler, or the processor lacks the instructions, what torch offers stays.
+:mod:`.linear` is a linear layer on int8 weights and int8 tokens, :mod:`.bf16` one on bfloat16, :mod:`.attention` that
+of few queries over stored keys and values: packing, references, and their places in compiled graphs. :mod:`.building`
+compiles the C++ at first use and keeps it, :mod:`.operators` makes torch operators of it; :mod:`.choosing` measures
+where a kernel is the faster one, :mod:`.joining` makes products of the same states one. Where there is no compiler, or
+the processor lacks the instructions, what torch offers stays.
 """
 
 from bild.models.kernels.attention import replace_attention
-from bild.models.kernels.choosing import is_faster
+from bild.models.kernels.bf16 import replace_linears
+from bild.models.kernels.building import is_loaded
 from bild.models.kernels.joining import join_products
-from bild.models.kernels.linear import fits, int8_linear, pack, pad_scale, plain_int8_linear, unpack
+from bild.models.kernels.linear import fits, int8_linear, is_faster_here, pack, pad_scale, plain_int8_linear, unpack
 from bild.models.kernels.operators import graph_calls
 
 __all__ = [
     "fits",
     "graph_calls",
     "int8_linear",
-    "is_faster",
+    "is_faster_here",
+    "is_loaded",
     "join_products",
     "pack",
     "pad_scale",
     "plain_int8_linear",
     "replace_attention",
+    "replace_linears",
     "unpack",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn import functional
 
-from bild.models.kernels.operators import ATTENTION, operator
+from bild.models.kernels.operators import ATTENTION, call, operator
 
 PART, WIDEST = 16, 256
 """Numbers of a head come in whole parts, up to the widest head."""
@@ -68,9 +68,7 @@ def _replace(graph: Graph, node: Node, target: Any) -> bool:
     keys, values = _unrepeated(given["key"]), _unrepeated(given["value"])
     arguments = (queries, keys, values, mask, float(scale), torch.get_num_threads())
     with graph.inserting_before(node):
-        ours = graph.call_function(target, arguments)
-    ours.meta["val"] = target(*torch.fx.node.map_arg(arguments, lambda each: each.meta["val"]))
-    node.replace_all_uses_with(ours)
+        node.replace_all_uses_with(call(graph, target, arguments))
     graph.erase_node(node)
     return True
 

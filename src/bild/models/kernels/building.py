@@ -23,13 +23,13 @@ from bild.errors import one_line
 
 logger = logging.getLogger("bild")
 
-SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "int8_linear", "threads")]
+SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "bf16_linear", "int8_linear", "threads")]
 HEADER = Path(__file__).with_name("common.h")
 FLAGS = (
     *("-O3", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"),
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
 )
-LONGEST_S = 120.0
+LONGEST_S = 300.0
 """Seconds after which a compiler is taken for stuck; it needs ten."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 

@@ -1,4 +1,4 @@
-"""Which int8 kernel a layer runs on: measured on this machine, for its shape, and kept on disk.
+"""Which kernel a layer runs on: measured on this machine, for its shape, and kept on disk.
 
 A kernel whose numbers differ from the reference is out before it is timed.
 """
@@ -24,8 +24,6 @@ from torch import Tensor
 from bild.cache import cache_folder
 from bild.machine import processor
 from bild.models.kernels import building
-from bild.models.kernels.linear import fits, int8_linear, pack, pad_scale, plain_int8_linear
-from bild.models.kernels.operators import LINEAR, operator
 
 logger = logging.getLogger("bild")
 
@@ -42,53 +40,43 @@ OFF = 0.03
 """Share of the reference's norm by which a kernel may differ: rounding tokens to int8 moves about 0.01."""
 
 Kernel = Callable[[Tensor], Tensor]
-Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def is_faster(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
+def is_faster(name: str, *, ours: Kernel, theirs: Kernel, plain: Kernel, inputs: int, dtype: torch.dtype) -> bool:
     """Whether our kernel beats another one on a layer of this shape; the same answer from one run to the next.
 
     Args:
-        weight: int8 ``[out, in]``.
-        scale: of each output, in the dtype of the layer's states.
-        today: the other one, of states ``[rows, in]``, a weight and its scale.
+        name: of the shape and number format.
+        ours: of states ``[rows, in]``.
+        theirs: likewise; a layer is measured up to :data:`LARGEST` outputs.
+        plain: what both must come near.
+        inputs: of the layer.
+        dtype: of the states.
     """
-    if not fits(weight.shape[0], weight.shape[1], scale.dtype, weight.device) or operator(LINEAR) is None:
-        return False
-    name, kept = _name(weight, scale), _kept()
+    name, kept = f"{name}, {torch.get_num_threads()} threads", _kept()
     if not isinstance(kept.get(name), dict):
-        kept[name] = _measure(weight[:LARGEST], scale[:LARGEST], today)
+        kept[name] = _measure([ours, theirs], plain, inputs, dtype)
         _keep(kept)
     return bool(kept[name].get("ours"))
 
 
-def _measure(weight: Tensor, scale: Tensor, today: Multiply) -> dict[str, Any]:
+@torch.no_grad()
+def _measure(kernels: list[Kernel], plain: Kernel, inputs: int, dtype: torch.dtype) -> dict[str, Any]:
     """Medians in µs by rows, and whether ours is chosen."""
-    packed, padded = pack(weight), pad_scale(scale)
-
-    def ours(states: Tensor) -> Tensor:
-        return int8_linear(states, packed, padded, None, weight.shape[0])
-
-    def theirs(states: Tensor) -> Tensor:
-        return today(states, weight, scale)
-
-    examples = [torch.randn(rows, weight.shape[1], dtype=scale.dtype) for rows in ROWS]
-    right = [_is_right(kernel, examples, weight, scale) for kernel in (ours, theirs)]
+    examples = [torch.randn(rows, inputs, dtype=dtype) for rows in ROWS]
+    right = [all(_is_right(kernel, plain, states) for states in examples) for kernel in kernels]
     if not all(right):
-        logger.warning("an int8 kernel gives wrong numbers on this machine: %s", "torch's" if right[0] else "bild's")
+        logger.warning("a kernel gives wrong numbers on this machine: %s", "torch's" if right[0] else "bild's")
         return {"ours": right[0]}
-    times = [_times([ours, theirs], states) for states in examples]
+    times = [_times(kernels, states) for states in examples]
     gain = math.prod(other / own for own, other in times)
     return {"ours": gain > 1, "rows": list(ROWS), "us": [[round(1e6 * each, 1) for each in pair] for pair in times]}
 
 
-def _is_right(kernel: Kernel, examples: list[Tensor], weight: Tensor, scale: Tensor) -> bool:
-    for states in examples:
-        expected = plain_int8_linear(states, weight, scale, None).float()
-        # Written so that NaN is wrong.
-        if not (kernel(states).float() - expected).norm() <= OFF * expected.norm():
-            return False
-    return True
+def _is_right(kernel: Kernel, plain: Kernel, states: Tensor) -> bool:
+    expected = plain(states).double()
+    # Written so that NaN is wrong.
+    return bool((kernel(states).double() - expected).norm() <= OFF * expected.norm())
 
 
 def _times(kernels: list[Kernel], states: Tensor) -> list[float]:
@@ -103,11 +91,6 @@ def _times(kernels: list[Kernel], states: Tensor) -> list[float]:
             kernel(states)
             times.append(time.perf_counter() - start)
     return [median(times) for times in found]
-
-
-def _name(weight: Tensor, scale: Tensor) -> str:
-    dtype = str(scale.dtype).removeprefix("torch.")
-    return f"{weight.shape[1]}->{weight.shape[0]} {dtype}, {torch.get_num_threads()} threads"
 
 
 def choices_file() -> Path:

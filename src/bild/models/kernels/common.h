@@ -109,4 +109,14 @@ T* data(AtenTensorHandle tensor) {
   return static_cast<T*>(pointer);
 }
 
+// A new tensor [..., outputs], its other dimensions like those of another.
+inline AtenTensorHandle empty(const Sizes& like, int64_t outputs, int32_t dtype) {
+  std::vector<int64_t> sizes(like.sizes, like.sizes + like.dims), strides(like.dims, 1);
+  sizes.back() = outputs;
+  for (int64_t d = like.dims - 2; d >= 0; d--) strides[d] = strides[d + 1] * sizes[d + 1];
+  AtenTensorHandle made;
+  check(aoti_torch_empty_strided(like.dims, sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return made;
+}
+
 }  // namespace bild

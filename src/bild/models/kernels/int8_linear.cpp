@@ -129,15 +129,6 @@ void multiply(const Product& p, int64_t unit, int64_t end) {
   }
 }
 
-AtenTensorHandle empty(const Sizes& like, int64_t outputs, int32_t dtype) {
-  std::vector<int64_t> sizes(like.sizes, like.sizes + like.dims), strides(like.dims, 1);
-  sizes.back() = outputs;
-  for (int64_t d = like.dims - 2; d >= 0; d--) strides[d] = strides[d + 1] * sizes[d + 1];
-  AtenTensorHandle made;
-  check(aoti_torch_empty_strided(like.dims, sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
-  return made;
-}
-
 void round_rows(AtenTensorHandle states, const Sizes& sizes, Product& p) {
   static thread_local std::vector<int8_t> rounded;
   static thread_local std::vector<float> steps;

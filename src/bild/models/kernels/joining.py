@@ -11,22 +11,24 @@ import torch
 from torch.fx import Graph, Node
 
 from bild.models.kernels.linear import UNIT
-from bild.models.kernels.operators import LINEAR, operator
+from bild.models.kernels.operators import BF16_LINEAR, LINEAR, call, operator
 
 MOST = 3
 """Products made one. The keys and values of a source in all decoder layers are more, and leave the graph one by one."""
 
 
 def join_products(graph: Graph) -> int:
-    """Replace our int8 products of the same states, in an exported graph, by one product and its parts.
+    """Replace our products of the same states, in an exported graph, by one product and its parts.
 
     Returns:
         How many products there are less.
     """
     groups: dict[Any, list[Any]] = {}
+    ours = [operator(name) for name in (LINEAR, BF16_LINEAR) if operator(name) is not None]
     for node in graph.nodes:
-        if operator(LINEAR) is not None and node.target is operator(LINEAR) and _can_be_joined(node):
-            groups.setdefault((node.args[0], node.args[3] is None, node.args[5]), []).append(node)
+        if node.target in ours and _can_be_joined(node):
+            # States, whether there is a bias, threads.
+            groups.setdefault((node.target, node.args[0], node.args[-3] is None, node.args[-1]), []).append(node)
     joined = [group for group in groups.values() if 1 < len(group) <= MOST]
     for group in joined:
         _join(graph, group)
@@ -35,20 +37,28 @@ def join_products(graph: Graph) -> int:
 
 def _can_be_joined(node: Any) -> bool:
     # Whole units, so that packed weights can stand behind each other; constants, so that they are packed but once.
-    weights = [each for each in node.args[1:4] if each is not None]
-    return node.args[4] % UNIT == 0 and all(isinstance(each, Node) and each.op == "placeholder" for each in weights)
+    weights = [each for each in node.args[1:-2] if each is not None]
+    return node.args[-2] % UNIT == 0 and all(map(_is_constant, weights))
+
+
+def _is_constant(node: Any) -> bool:
+    """Whether a value is made of weights alone."""
+    if not isinstance(node, Node) or node.op == "placeholder":
+        return isinstance(node, Node)
+    return bool(node.all_input_nodes) and all(map(_is_constant, node.all_input_nodes))
 
 
 def _join(graph: Graph, group: list[Any]) -> None:
     """The first of the group makes all products; they are in its order, behind each other."""
     states, *_, threads = group[0].args
-    outputs = [node.args[4] for node in group]
+    outputs = [node.args[-2] for node in group]
     with graph.inserting_before(group[0]):
-        weights = [_behind_each_other(graph, [node.args[i] for node in group]) for i in (1, 2, 3)]
-        product = _call(graph, operator(LINEAR), (states, *weights, sum(outputs), threads))
+        places = range(1, len(group[0].args) - 2)
+        weights = [_behind_each_other(graph, [node.args[place] for node in group]) for place in places]
+        product = call(graph, group[0].target, (states, *weights, sum(outputs), threads))
         begin = 0
         for node, count in zip(group, outputs, strict=True):
-            part = _call(graph, torch.ops.aten.slice.Tensor, (product, -1, begin, begin + count))
+            part = call(graph, torch.ops.aten.slice.Tensor, (product, -1, begin, begin + count))
             node.replace_all_uses_with(part)
             begin += count
     for node in group:
@@ -56,11 +66,4 @@ def _join(graph: Graph, group: list[Any]) -> None:
 
 
 def _behind_each_other(graph: Graph, tensors: list[Any]) -> Node | None:
-    return None if tensors[0] is None else _call(graph, torch.ops.aten.cat.default, (tensors,))
-
-
-def _call(graph: Graph, target: Any, arguments: Any) -> Node:
-    node = graph.call_function(target, arguments)
-    values = torch.fx.node.map_arg(arguments, lambda each: each.meta["val"])
-    node.meta["val"] = target(*values)
-    return node
+    return None if tensors[0] is None else call(graph, torch.ops.aten.cat.default, (tensors,))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bild.models.kernels.choosing import LARGEST, is_faster
 from bild.models.kernels.operators import LINEAR, operator
 
 UNIT = 32
@@ -17,6 +20,7 @@ WIDEST = 1 << 16
 SHIFT = 128
 """What is added to weights: the instruction multiplies unsigned by signed numbers."""
 DTYPES = (torch.float32, torch.bfloat16)
+Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def fits(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -54,6 +58,30 @@ def plain_int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tenso
     exact = (rounded.double() @ weight.double().t()).float()
     product = (exact * step * scale.float()).to(states.dtype)
     return product if bias is None else product + bias
+
+
+def is_faster_here(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
+    """Whether our kernel beats another one on a layer of this shape.
+
+    Args:
+        weight: int8 ``[out, in]``.
+        scale: of each output, in the dtype of the layer's states.
+        today: the other one, of states ``[rows, in]``, a weight and its scale.
+    """
+    outputs, inputs = weight.shape
+    if not fits(outputs, inputs, scale.dtype, weight.device) or operator(LINEAR) is None:
+        return False
+    dtype = str(scale.dtype).removeprefix("torch.")
+    weight, scale = weight[:LARGEST], scale[:LARGEST]
+    packed, padded = pack(weight), pad_scale(scale)
+    return is_faster(
+        f"{inputs}->{outputs} int8 {dtype}",
+        ours=lambda states: int8_linear(states, packed, padded, None, len(weight)),
+        theirs=lambda states: today(states, weight, scale),
+        plain=lambda states: plain_int8_linear(states, weight, scale, None),
+        inputs=inputs,
+        dtype=scale.dtype,
+    )
 
 
 def pack(weight: Tensor) -> Tensor:

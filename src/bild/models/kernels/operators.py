@@ -8,15 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Graph, Node
 
 from bild.models.kernels import building
 
-LINEAR, ATTENTION = "bild_int8_linear", "bild_attention"
+LINEAR, BF16_LINEAR, ATTENTION = "bild_int8_linear", "bild_bf16_linear", "bild_attention"
 
 
 def _linear_shape(
     states: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, outputs: int, threads: int
 ) -> Tensor:
+    return states.new_empty((*states.shape[:-1], outputs))
+
+
+def _bf16_shape(states: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, threads: int) -> Tensor:
     return states.new_empty((*states.shape[:-1], outputs))
 
 
@@ -27,10 +32,16 @@ def _attention_shape(
     return queries.new_empty((rows, tokens, heads, width)).transpose(1, 2)
 
 
-_SHAPES: dict[str, Callable[..., Tensor]] = {LINEAR: _linear_shape, ATTENTION: _attention_shape}
+_SHAPES: dict[str, Callable[..., Tensor]] = {
+    LINEAR: _linear_shape,
+    BF16_LINEAR: _bf16_shape,
+    ATTENTION: _attention_shape,
+}
 _CALLS = {
     LINEAR: "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias, "
     "int64_t outputs, int64_t threads",
+    BF16_LINEAR: "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, "
+    "int64_t threads",
     ATTENTION: "AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* mask, "
     "double scale, int64_t threads",
 }
@@ -43,6 +54,15 @@ def operator(name: str) -> Any:
         return None
     torch.library.register_fake(f"bild::{name}", _SHAPES[name])
     return getattr(torch.ops.bild, name).default
+
+
+def call(graph: Graph, target: Any, arguments: Any, options: dict[str, Any] | None = None) -> Node:
+    """A new node of an exported graph, with the shape of its value."""
+    options = {} if options is None else options
+    node = graph.call_function(target, arguments, options)
+    values = torch.fx.node.map_arg(arguments, lambda each: each.meta["val"])
+    node.meta["val"] = target(*values, **options)
+    return node
 
 
 def graph_calls() -> dict[Any, list[str]]:

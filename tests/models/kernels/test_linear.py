@@ -1,0 +1,206 @@
+"""Our int8 linear layer: packing, numbers against the reference, odd shapes, threads, what it refuses."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from bild.models.int8 import Int8Linear, quantize_rows
+from bild.models.kernels import building, fits, int8_linear, pack, pad_scale, plain_int8_linear, unpack
+from bild.models.kernels.operators import LINEAR, operator
+
+needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
+
+
+def layer(inputs: int, outputs: int, dtype: torch.dtype = torch.float32):
+    weight, scale = quantize_rows(torch.randn(outputs, inputs, dtype=dtype))
+    return weight, scale, torch.randn(outputs).to(dtype)
+
+
+def ours(states, weight, scale, bias):
+    return int8_linear(states, pack(weight), pad_scale(scale), bias, weight.shape[0])
+
+
+@pytest.mark.parametrize("outputs", [1, 31, 32, 33, 70])
+def test_packing_loses_nothing_and_puts_four_inputs_of_32_outputs_together(outputs):
+    weight = torch.randint(-127, 128, (outputs, 64), dtype=torch.int8)
+    packed = pack(weight)
+    assert packed.shape == (-(-outputs // 32) * 32, 64) and packed.dtype == torch.int8
+    assert packed.view(torch.uint8).view(-1, 16, 32, 4)[0, 3, 0].tolist() == (weight[0, 12:16].int() + 128).tolist()
+    assert torch.equal(unpack(packed, outputs), weight)
+
+
+def test_the_reference_is_the_product_of_rounded_numbers():
+    weight = torch.tensor([[127, -2], [0, 1]], dtype=torch.int8)
+    # Steps of 1 and 0.5: the second row is 127 and 1.5 steps, which round to 127 and 2.
+    states = torch.tensor([[127.0, 3.4], [63.5, 0.75]])
+    found = plain_int8_linear(states, weight, torch.tensor([1.0, 0.5]), torch.tensor([0.0, 10.0]))
+    assert found.tolist() == [[127 * 127 - 6, 1.5 + 10], [0.5 * (127 * 127 - 4), 0.5 * 2 * 0.5 + 10]]
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [
+        *((1, 64, 40), (2, 32, 1), (3, 96, 33), (6, 32, 64), (7, 160, 130), (12, 64, 95), (13, 64, 32)),
+        *((35, 160, 130), (64, 256, 256), (200, 64, 100)),
+    ],
+)
+def test_it_is_the_reference_to_the_last_digit(rows, inputs, outputs, with_bias, dtype):
+    weight, scale, bias = layer(inputs, outputs, dtype)
+    states = (torch.randn(rows, inputs) * torch.logspace(-3, 3, rows)[:, None]).to(dtype)
+    added = bias if with_bias else None
+    found = ours(states, weight, scale, added)
+    assert found.dtype == dtype
+    assert torch.equal(found, plain_int8_linear(states, weight, scale, added))
+
+
+@needs_kernel
+@pytest.mark.parametrize("rows", [*range(1, 27), 63, 64, 65])
+def test_every_number_of_rows_has_a_way_through_the_registers(rows):
+    weight, scale, _ = layer(32, 96)
+    states = torch.randn(rows, 32)
+    assert torch.equal(ours(states, weight, scale, None), plain_int8_linear(states, weight, scale, None))
+
+
+@needs_kernel
+def test_sums_at_the_edge_of_int32_are_exact():
+    weight = torch.full((3, 1 << 16), 127, dtype=torch.int8)
+    weight[1] = -127
+    states = torch.ones(2, 1 << 16)
+    states[1] = -1
+    found = ours(states, weight, torch.ones(3), None)
+    expected = 127.0 * (1 << 16)
+    assert found.tolist() == [[expected, -expected, expected], [-expected, expected, -expected]]
+
+
+@needs_kernel
+def test_threads_share_the_outputs_and_change_no_number():
+    weight, scale, bias = layer(512, 1000)
+    states = torch.randn(9, 512)
+    alone = ours(states, weight, scale, bias)
+    for threads in (2, 3, 7):
+        for _ in range(50):
+            shared = operator(LINEAR)(states, pack(weight), pad_scale(scale), bias, 1000, threads)
+            assert torch.equal(shared, alone)
+
+
+@needs_kernel
+def test_callers_at_the_same_time_do_not_disturb_each_other():
+    layers = [layer(512, 1000) for _ in range(3)]
+    states, wrong = torch.randn(9, 512), []
+
+    def call(weight, scale, bias):
+        packed, padded, expected = pack(weight), pad_scale(scale), plain_int8_linear(states, weight, scale, bias)
+        for _ in range(100):
+            found = operator(LINEAR)(states, packed, padded, bias, 1000, 2)
+            if not torch.equal(found, expected):
+                wrong.append(found)
+
+    callers = [threading.Thread(target=call, args=each) for each in layers]
+    for each in callers:
+        each.start()
+    for each in callers:
+        each.join()
+    assert not wrong
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_yields_nan_and_no_other_row_notices(bad, dtype):
+    weight, scale, bias = layer(64, 40, dtype)
+    states = torch.randn(3, 64).to(dtype)
+    expected = ours(states, weight, scale, bias)
+    states[1, 5] = bad
+    found = ours(states, weight, scale, bias)
+    assert found[1].isnan().all()
+    assert torch.equal(found[::2], expected[::2])
+
+
+@needs_kernel
+def test_rows_of_zeros_and_of_the_smallest_numbers_are_not_nan():
+    weight, scale, bias = layer(32, 8)
+    states = torch.stack([torch.zeros(32), torch.full((32,), 1e-44), torch.full((32,), 3e38)])
+    found = ours(states, weight, scale, bias)
+    assert torch.equal(found[0], bias) and not found[:2].isnan().any()
+
+
+@needs_kernel
+def test_any_number_of_dimensions_and_rows_apart_in_memory():
+    weight, scale, _ = layer(64, 40)
+    wide = torch.randn(3, 5, 128)
+    for states in (
+        wide[..., :64],
+        wide[:, -1:, 64:],
+        wide.transpose(0, 1)[..., :64],
+        wide[0, 0, :64],
+        wide[:0, :, :64],
+    ):
+        found = ours(states, weight, scale, None)
+        assert found.shape == (*states.shape[:-1], 40) and found.is_contiguous()
+        assert torch.equal(found, plain_int8_linear(states.contiguous(), weight, scale, None))
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("states", "scale"),
+    [
+        (torch.zeros(1, 96), torch.ones(64)),
+        (torch.zeros(1, 64, dtype=torch.float64), torch.ones(64)),
+        (torch.zeros(64, 1).t().expand(2, 64).t(), torch.ones(64)),
+        (torch.zeros(1, 64), torch.ones(64, dtype=torch.bfloat16)),
+        (torch.zeros(1, 64), torch.ones(40)),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_not_read(states, scale):
+    with pytest.raises(RuntimeError):
+        operator(LINEAR)(states, pack(torch.ones(40, 64, dtype=torch.int8)), scale, None, 40, 1)
+
+
+@needs_kernel
+@pytest.mark.parametrize("bias", [torch.ones(39), torch.ones(40, dtype=torch.bfloat16)])
+def test_a_bias_of_another_size_or_format_is_refused(bias):
+    weight, scale, _ = layer(64, 40)
+    with pytest.raises(RuntimeError):
+        ours(torch.zeros(1, 64), weight, scale, bias)
+
+
+def test_only_whole_units_on_the_cpu_fit():
+    cpu = torch.device("cpu")
+    assert fits(32, 32, torch.bfloat16, cpu) and fits(8000, 1 << 16, torch.float32, cpu)
+    assert not fits(32, 48, torch.bfloat16, cpu) and not fits(32, (1 << 16) + 32, torch.float32, cpu)
+    assert not fits(40, 32, torch.bfloat16, cpu)
+    assert not fits(32, 32, torch.float16, cpu) and not fits(32, 32, torch.bfloat16, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_layers_weight_has_the_shape_and_the_dtype_transformers_asks_for(own):
+    # Packed as bytes of another shape, T5 turned its states into bytes and its head had 250 tokens.
+    weight = Int8Linear(torch.randn(96, 64), None, own_kernel=own).weight
+    assert weight.shape == (96, 64) and weight.dtype == torch.int8
+
+
+@needs_kernel
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_on_our_kernel_multiplies_as_one_that_rounds_tokens(bias):
+    linear = torch.nn.Linear(64, 40, bias=bias).requires_grad_(False)
+    replaced = Int8Linear(linear.weight, linear.bias, own_kernel=True)
+    states = torch.randn(2, 3, 64)
+    weight, scale = quantize_rows(linear.weight)
+    assert torch.equal(replaced(states), plain_int8_linear(states, weight, scale, linear.bias))
+    assert 0 < (replaced(states) - linear(states)).norm() / linear(states).norm() < 0.03
+    assert torch.equal(unpack(replaced.weight, 40), weight)
+
+
+@needs_kernel
+def test_a_layer_converted_to_another_format_still_reads_its_scale_right():
+    linear = torch.nn.Linear(64, 40).requires_grad_(False)
+    replaced = Int8Linear(linear.weight, linear.bias, own_kernel=True).to(torch.bfloat16)
+    states = torch.randn(3, 64)
+    found = replaced(states.bfloat16()).float()
+    assert (found - linear(states)).norm() / linear(states).norm() < 0.03
