@@ -129,5 +129,7 @@ def test_a_forked_process_works_though_it_has_no_threads():
     assert done.stdout.strip() == "7"
 
 
-def test_the_source_is_part_of_the_package():
-    assert building.SOURCE.is_file()
+def test_the_sources_are_part_of_the_package():
+    assert all(file.is_file() for file in (building.HEADER, *building.SOURCES))
+    # What is beside them and not compiled would be forgotten.
+    assert sorted(building.SOURCES) == sorted(building.HEADER.parent.glob("*.cpp"))
