@@ -19,6 +19,9 @@ def network_of(name: str, seed: int = 1) -> PreTrainedModel:
     """A float32 network that is built once; nobody may change it."""
     # Two layers of the decoder: in one, keys and values would not depend on the prefix.
     sizes = {"t5": {"layers": 1}, "mt5": {"layers": 1}, "bart": {"encoder_layers": 1}, "marian": {"encoder_layers": 1}}
+    # Half of them have heads of 16 numbers, which our attention takes where the processor has its instructions.
+    for wide, width in {"t5": 32, "bart": 32, "llama": 64, "qwen2": 64}.items():
+        sizes.setdefault(wide, {})["width"] = width
     return build(name, seed=seed, dtype=torch.float32, **sizes.get(name, {}))
 
 

@@ -18,12 +18,14 @@ from bild.models.seams import Pass, choose, takes_positions
 
 
 class Placed(NamedTuple):
-    """New tokens ``[B, T]``, their positions, which of them are scored ``[B, K]``, and each row's length after them."""
+    """New tokens ``[B, T]``, their positions, which of them are scored ``[B, K]``, each row's length after them, and
+    where in the storage it is."""
 
     tokens: Tensor
     positions: Tensor
     wanted: Tensor
     ends: Tensor
+    places: Tensor | None = None
 
 
 class Source(NamedTuple):
@@ -38,17 +40,18 @@ def numbers_of(tokens: Sequence[Sequence[int]], lengths: Sequence[int], width: i
     return [[length, len(row), *pad(row, width)] for length, row in zip(lengths, tokens, strict=True)]
 
 
-def placed(numbers: Tensor, last: Tensor) -> Placed:
+def placed(numbers: Tensor, last: Tensor, places: Tensor | None = None) -> Placed:
     """What stands in the rows of numbers.
 
     Args:
         numbers: ``[B, 2 + T]``, see :func:`numbers_of`.
         last: ``0 … K − 1``: each row's last K new tokens are scored; before its first there is no meaning.
+        places: of the rows ``[B]``.
     """
     lengths, counts, tokens = numbers[:, :1], numbers[:, 1:2], numbers[:, 2:]
     wanted = (counts - last.shape[0] + last).clamp(min=0)
     positions = lengths + torch.arange(tokens.shape[1], device=tokens.device)
-    return Placed(tokens, positions, wanted, (lengths + counts)[:, 0])
+    return Placed(tokens, positions, wanted, (lengths + counts)[:, 0], places)
 
 
 def run(

@@ -87,7 +87,7 @@ def test_large_scores_do_not_overflow():
 
 
 def test_threads_change_no_number():
-    inputs = (heads(4, 8, 6, 64), heads(4, 2, 500, 64), heads(4, 2, 500, 64), None, 0.125)
+    inputs = (heads(4, 8, 6, 64), heads(4, 2, 500, 64), heads(4, 2, 500, 64), None, None, 0.125)
     one, two = (operator(ATTENTION)(*inputs, threads) for threads in (1, 2))
     assert torch.equal(one, two)
 
@@ -105,6 +105,26 @@ def test_refuses_what_it_cannot_read(change, says):
     given = {"queries": heads(1, 2, 5, 32), "keys": heads(1, 2, 9, 32), "values": heads(1, 2, 9, 32), "mask": None}
     with pytest.raises(RuntimeError, match=says):
         attention(**(given | change), scale=1.0)
+
+
+def test_rows_may_read_other_places_and_share_them():
+    places = torch.tensor([3, 0, 3, 1, 4])
+    queries, keys, values = heads(5, 4, 3, 32), heads(6, 2, 20, 32), heads(6, 2, 20, 32)
+    mask = torch.rand(5, 1, 3, 20) > 0.3
+    found = attention(queries, keys, values, mask, 0.5, places)
+    expected = attention(queries, keys[places], values[places], mask, 0.5)
+    assert torch.equal(found, expected)
+    apart = torch.stack([places, -places], 1)[:, 0]
+    assert torch.equal(attention(queries, keys, values, mask, 0.5, apart), expected)
+
+
+@pytest.mark.parametrize(("places", "says"), [
+    (torch.tensor([0, 6]), "not there"), (torch.tensor([-1, 0]), "not there"), (torch.tensor([0]), "one place a row"),
+    (torch.tensor([0, 1], dtype=torch.int32), "in int64"),
+])  # fmt: skip
+def test_places_that_are_none_are_refused(places, says):
+    with pytest.raises(RuntimeError, match=says):
+        attention(heads(2, 2, 3, 32), heads(6, 2, 9, 32), heads(6, 2, 9, 32), None, 1.0, places)
 
 
 class Repeating(nn.Module):

@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.models.cache_argument import cache_argument
-from bild.models.compiled.cache import RowLayer, SourceLayer
+from bild.models.compiled.cache import RowLayer, SourceLayer, of_places
 from bild.models.parts import encoder_config, encoder_of, states_in
 from bild.models.passes import Placed, as_attended, masks, placed, run
 from bild.models.passes import Source as Encoded
@@ -31,11 +31,13 @@ class Read(nn.Module):
     Args:
         network: modules of our own, see :func:`~bild.models.seams.own_modules`.
         farthest: the last position its embeddings know, None where positions are relative.
+        has_places: whether the rows of a pass are named, so that it need not be all rows, and one may come several
+            times: with a token each, a ragged pass has no padding.
     """
 
-    def __init__(self, network: PreTrainedModel, farthest: int | None) -> None:
+    def __init__(self, network: PreTrainedModel, farthest: int | None, has_places: bool = False) -> None:
         super().__init__()
-        self.network, self.farthest = network, farthest
+        self.network, self.farthest, self.has_places = network, farthest, has_places
 
     def forward(
         self,
@@ -51,7 +53,8 @@ class Read(nn.Module):
 
         Args:
             rows: ``[B, 2 + T]``: how many tokens each row has read, how many are new, and those, padded on the
-                right. One tensor, because making a small one costs as much as a small layer.
+                right. One tensor, because making a small one costs as much as a small layer. With places
+                ``[B, 3 + T]``: first, where in the storage each row is.
             last: ``0 … K − 1``: each row's last K new tokens are scored; before its first there is no meaning.
             keys: storage of each decoder layer ``[B, H, L, D]``, written in place; L ≥ tokens read + T.
             values: likewise.
@@ -59,12 +62,14 @@ class Read(nn.Module):
             source_values: likewise.
             source_mask: ``[B, 1, 1, S]``, False where the source is padded; None for a decoder-only model.
         """
-        return self.read(placed(rows, last), keys, values, (source_keys, source_values, source_mask))
+        places = rows[:, 0] if self.has_places else None
+        new = placed(rows[:, 1:] if self.has_places else rows, last, places)
+        return self.read(new, keys, values, (source_keys, source_values, source_mask))
 
     def read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor, ...]:
         """What :meth:`forward` returns."""
         now = Pass(new.positions, new.ends, new.wanted)
-        return summary(self.run(now, new.tokens, new.positions, keys, values, source))
+        return summary(self.run(now, new.tokens, new.positions, keys, values, source, new.places))
 
     def run(
         self,
@@ -74,13 +79,16 @@ class Read(nn.Module):
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         source: Source,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Logits of a pass over tokens ``[B, T]``, or hidden states ``[B, T, D]``, at these positions."""
         source_keys, source_values, source_mask = source
-        past: Any = Cache(layers=[RowLayer(*layer, positions) for layer in zip(keys, values, strict=True)])
+        past: Any = Cache(layers=[RowLayer(*layer, positions, places) for layer in zip(keys, values, strict=True)])
         encoded = None
         if source_mask is not None:
-            layers: list[Any] = [SourceLayer(*layer) for layer in zip(source_keys, source_values, strict=True)]
+            source_mask = of_places(source_mask, places)
+            pairs = zip(source_keys, source_values, strict=True)
+            layers: list[Any] = [SourceLayer(*layer, places) for layer in pairs]
             past = EncoderDecoderCache(past, Cache(layers=layers))
             past.is_updated = dict.fromkeys(range(len(layers)), True)
             # Its keys and values are in the cache; only its shape is looked at.

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from bild.decoding import Scorer
 from bild.decoding.transfer import to_device
 from bild.errors import one_line
+from bild.models import kernels
 from bild.models.cache import COLUMNS, RowCache, Shape, next_power
 from bild.models.compiled import compiling
 from bild.models.compiled.graph_files import file_of
@@ -38,6 +39,8 @@ LONGEST_COMPILED = 64
 EXAMPLE = (2, 3, COLUMNS, 16)
 """Rows, new tokens, columns and source tokens that the compiler tunes for; all vary when it runs. They are distinct,
 so that torch.export does not take two dimensions for one."""
+PLACES = 7
+"""Likewise, places of the storage where the rows of a pass are named."""
 AT_ONCE = 4
 """Tokens that a GPU writes before it is looked whether the model hands over: those behind the hand-over are lost, but
 looking makes it wait for longer than a step of a small model takes."""
@@ -94,6 +97,8 @@ class Graphs:
         self, uncompiled: Read, read: Graph, encode: Graph, device: torch.device, is_recorded: bool = False
     ) -> None:
         self.uncompiled, self.run_read, self.run_encode, self.device = uncompiled, read, encode, device
+        self.has_places = uncompiled.has_places
+        """Whether the rows of a pass are named."""
         self.rounds_up = self.is_recorded = is_recorded
         """Whether passes come in powers of two."""
         self.at_once = AT_ONCE if is_recorded else 1
@@ -123,7 +128,7 @@ class Graphs:
             storage: keys, then values, of every decoder layer.
             source: keys, then values, of the source in every decoder layer, then its mask; or nothing.
         """
-        if rows.shape[1] - 2 <= LONGEST_COMPILED:
+        if rows.shape[1] - 2 - self.has_places <= LONGEST_COMPILED:
             inputs = [rows, _counting(last, self.device), *storage, *source]
             if self.is_recorded:
                 return self._as_recorded("read", self.run_read, inputs, (0, len(inputs) - 1) if source else (0,))
@@ -269,7 +274,12 @@ class CompiledModel(EagerModel):
         return self._compile_read(f"{name}-read", self._example_source(encode), encode, progress)
 
     def _reader(self) -> Read:
-        return Read(self.modules, self.farthest)
+        return Read(self.modules, self.farthest, self._has_places)
+
+    @property
+    def _has_places(self) -> bool:
+        """Whether the rows of a pass are named: where our attention reads them in their places."""
+        return self.batches and not self.switches and kernels.are_supported(self.network, self.shapes)
 
     @torch.no_grad()
     def _compile_encode(self, modules: PreTrainedModel, name: str, progress: Callable[[str], None]) -> Graph:
@@ -285,15 +295,17 @@ class CompiledModel(EagerModel):
     @torch.no_grad()
     def _compile_read(self, name: str, source: list[Tensor], encode: Graph, progress: Callable[[str], None]) -> Graphs:
         tokens, columns = EXAMPLE[1:3]
-        varying: tuple[Any, ...] = (self._varying({1: "T"}), {0: self._dims["K"]})
-        varying += tuple([self._varying({2: "L"})] * (len(self.storage) // 2) for _ in range(2))
-        varying += tuple([self._varying({2: "S"})] * (len(source) // 2) for _ in range(2))
-        varying += (self._varying({3: "S"}) if source else None,)
         reader = self._reader()
+        stored = "P" if reader.has_places else "B"
+        varying: tuple[Any, ...] = (self._varying({1: "T"}), {0: self._dims["K"]})
+        varying += tuple([self._varying({2: "L"}, stored)] * (len(self.storage) // 2) for _ in range(2))
+        varying += tuple([self._varying({2: "S"}, stored)] * (len(source) // 2) for _ in range(2))
+        varying += (self._varying({3: "S"}, stored) if source else None,)
         if is_recorded(self.device):
             return Graphs(reader, self._uncompiled_read(reader), encode, self.device, is_recorded=True)
-        storage = RowCache(self.storage, self._example_rows, columns).tensors
-        example = arguments(self._integers(self._example_rows, 2 + tokens), tokens + 1, storage, source)
+        storage = RowCache(self.storage, self._example_places, columns).tensors
+        width = 2 + tokens + reader.has_places
+        example = arguments(self._integers(self._example_rows, width), tokens + 1, storage, source)
         read = compiling.compiled(reader, example, varying, name=name, progress=progress)
         return Graphs(reader, read, encode, self.device)
 
@@ -310,21 +322,25 @@ class CompiledModel(EagerModel):
     def _example_rows(self) -> int:
         return EXAMPLE[0] if self.batches else 1
 
-    def _example_ids(self) -> tuple[Tensor, Tensor]:
-        """A source and its mask."""
-        rows, width = self._example_rows, EXAMPLE[3]
+    @property
+    def _example_places(self) -> int:
+        return PLACES if self._has_places else self._example_rows
+
+    def _example_ids(self, rows: int | None = None) -> tuple[Tensor, Tensor]:
+        """Sources and their mask."""
+        rows, width = self._example_rows if rows is None else rows, EXAMPLE[3]
         return self._integers(rows, width), self._integers(rows, 1, 1, width) == 0
 
     def _example_source(self, encode: Graph) -> list[Tensor]:
         if not self.is_encoder_decoder:
             return []
-        ids, mask = self._example_ids()
+        ids, mask = self._example_ids(self._example_places)
         # By the graph itself: a graph reads its inputs by the strides of its example.
         return [*encode([ids, mask]), mask]
 
-    def _varying(self, dims: dict[int, str]) -> dict[int, Any]:
+    def _varying(self, dims: dict[int, str], rows: str = "B") -> dict[int, Any]:
         """The dimensions of a tensor that vary, the first being the rows where the model takes several."""
-        names = {0: "B", **dims} if self.batches else dims
+        names = {0: rows, **dims} if self.batches else dims
         return {dim: self._dims[name] for dim, name in names.items()}
 
     @cached_property
@@ -335,7 +351,14 @@ class CompiledModel(EagerModel):
         tested. The encoder of M2M-100 asks whether its table of positions is long enough.
         """
         longest_source = MANY if self.max_source_positions is None else self.max_source_positions
-        bounds = {"B": (2, MANY), "T": (4, MANY), "K": (2, MANY), "L": (2, MANY), "S": (2, longest_source)}
+        bounds = {
+            "B": (2, MANY),
+            "P": (2, MANY),
+            "T": (4 + self._has_places, MANY),
+            "K": (2, MANY),
+            "L": (2, MANY),
+            "S": (2, longest_source),
+        }
         return {name: Dim(name, min=least, max=most) for name, (least, most) in bounds.items()}
 
     def _integers(self, *shape: int) -> Tensor:

@@ -18,6 +18,10 @@ from bild.models.compiled.sources import Sources
 from bild.models.eager.scorer import inferring
 from bild.models.passes import check_last, numbers_of
 
+RAGGED = 0.8
+"""Share of a pass that is not padding, up to which its tokens are read one a row, where rows are named."""
+MOST_RAGGED = 64
+"""Tokens of a row up to which that is done: queries of one row share what is read of its keys."""
 FEWER = 0.75
 """Share of the rows of a pass, from the first to the last that still writes, at which passes are made narrower."""
 
@@ -92,8 +96,11 @@ class CompiledScorer:
     def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Sequence[Tensor]:
         """Logits, and the fields of their summary unless ids were cut off; hidden states where nothing is scored."""
         model, counts = self.model, [len(row) for row in tokens]
-        rows = self._numbers(tokens)
-        scores = self._read(rows, last) if model.batches or len(rows) == 1 else self._one_by_one(rows, last)
+        if self._graphs.has_places and _is_ragged(counts):
+            scores = self._read_ragged(tokens, last)
+        else:
+            rows = self._numbers(tokens)
+            scores = self._read(rows, last) if model.batches or len(rows) == 1 else self._one_by_one(rows, last)
         self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
         if not last or scores[0].shape[-1] == model.vocab_size:
             return scores
@@ -126,43 +133,48 @@ class CompiledScorer:
 
     def _has_encoded(self, tokens: Sequence[Sequence[int]]) -> bool:
         """Whether the sources of the rows that read something are there."""
-        return self.sources is None or self.sources.are_there([b for b, row in enumerate(tokens) if row])
+        return self.sources is None or self.sources.are_there(_reading(tokens))
 
     def _roll_on(self, new: Sequence[Sequence[int]], most: int, take: Take, passes: list[int]) -> None:
         """Write token after token behind rows that have read all but one: what comes before the pass is done once."""
-        lengths, rows = self._lengths, [b for b, row in enumerate(new) if row]
+        lengths, rows = self._lengths, _reading(new)
         self._reserve(max(lengths) + most)
-        begin, end, inputs, numbers = self._part(rows)
-        for b in rows:
-            numbers[b - begin] = lengths[b], 1, new[b][0]
+        order, inputs, numbers = self._part(rows)
+        for at, b in enumerate(order):
+            numbers[at, -3:] = lengths[b], len(new[b]), new[b][0] if new[b] else 0
         for _ in range(most):
             _, likeliest, probability, *_ = self._graphs.run_read(inputs)
             tokens, probabilities, going = likeliest.tolist(), probability.tolist(), []
-            for b in rows:
-                at = b - begin
-                token, lengths[b], passes[b] = tokens[at][0], lengths[b] + 1, passes[b] + 1
-                goes_on = take(b, token, probabilities[at][0])
-                # What a row that stops reads as padding is behind its text.
-                numbers[at] = lengths[b], int(goes_on), token
-                if goes_on:
-                    going.append(b)
+            for at, b in enumerate(order):
+                if numbers[at, -2]:
+                    token, lengths[b], passes[b] = tokens[at][0], lengths[b] + 1, passes[b] + 1
+                    goes_on = take(b, token, probabilities[at][0])
+                    # What a row that stops reads as padding is behind its text.
+                    numbers[at, -3:] = lengths[b], goes_on, token
+                    if goes_on:
+                        going.append(b)
             if not going:
                 return
-            if going[-1] + 1 - going[0] <= FEWER * (end - begin):
-                kept = numbers
-                before, (begin, end, inputs, numbers) = begin, self._part(going)
-                numbers[:] = kept[begin - before : end - before]
-            rows = going
+            if len(going) < len(order) and (self._graphs.has_places or going[-1] + 1 - going[0] <= FEWER * len(order)):
+                known = dict(zip(order, numbers[:, -3:].tolist(), strict=True))
+                order, inputs, numbers = self._part(going)
+                for at, b in enumerate(order):
+                    numbers[at, -3:] = known[b]
 
-    def _part(self, rows: Sequence[int]) -> tuple[int, int, list[Tensor], Any]:
-        """The places from the first to the last of these rows: arguments of a pass over them, and its numbers."""
-        begin, end, count = rows[0], rows[-1] + 1, len(self._lengths)
+    def _part(self, rows: Sequence[int]) -> tuple[Sequence[int], list[Tensor], Any]:
+        """The rows of a pass over at least these, its arguments, and the numbers among them, still to be filled in."""
+        graphs, count = self._graphs, len(self._lengths)
         source = [] if self.sources is None else self.sources.tensors((), count)
         tensors = [*self.placed(count), *source]
-        if end - begin < count:
-            tensors = [tensor[begin:end] for tensor in tensors]
-        numbers = torch.zeros(end - begin, 3, dtype=torch.long)
-        return begin, end, [numbers, self._graphs.one, *tensors], numbers.numpy()
+        # Rows that cannot be named are those from the first to the last.
+        order = rows if graphs.has_places else range(rows[0], rows[-1] + 1)
+        if not graphs.has_places and len(order) < count:
+            tensors = [tensor[order[0] : order[-1] + 1] for tensor in tensors]
+        numbers = torch.zeros(len(order), 3 + graphs.has_places, dtype=torch.long)
+        view = numbers.numpy()
+        if graphs.has_places:
+            view[:, 0] = order
+        return order, [numbers, graphs.one, *tensors], view
 
     def _roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
         """What each row writes in so many steps, and how probable each token is."""
@@ -170,11 +182,27 @@ class CompiledScorer:
         written, probabilities = self._graphs.roll(new, steps, storage, source)
         return written[: len(tokens)], probabilities[: len(tokens)]
 
+    def _read_ragged(self, tokens: Sequence[Sequence[int]], last: int) -> Sequence[Tensor]:
+        """One pass in which each token is a row of its own, so that nothing is padded."""
+        self._reserve(max(map(len, tokens)) + max(self._lengths))
+        flat = [
+            [b, length + at, 1, token]
+            for b, (length, row) in enumerate(zip(self._lengths, tokens, strict=True))
+            for at, token in enumerate(row)
+        ]
+        ends = np.cumsum([len(row) for row in tokens])
+        # Before a row's first token there is no meaning, and any place will do.
+        wanted = np.maximum(ends[:, None] - last + np.arange(last), 0)
+        source = [] if self.sources is None else self.sources.tensors(_reading(tokens), len(tokens))
+        scores = self._graphs.read(torch.tensor(flat), 1, self.placed(len(tokens)), source)
+        return [each[:, 0][torch.from_numpy(wanted)] for each in scores]
+
     def _numbers(self, tokens: Sequence[Sequence[int]], more: int = 0) -> list[list[int]]:
         """See :func:`~bild.models.passes.numbers_of`; with room for what is read, and for more."""
         width = self._graphs.rounded(max(len(row) for row in tokens))
         self._reserve(max(self._lengths) + width + more)
-        return numbers_of(tokens, self._lengths, width)
+        rows = numbers_of(tokens, self._lengths, width)
+        return [[b, *row] for b, row in enumerate(rows)] if self._graphs.has_places else rows
 
     def _reserve(self, columns: int) -> None:
         self._cache.reserve(columns)
@@ -182,7 +210,7 @@ class CompiledScorer:
     def _read(self, rows: list[list[int]], last: int, row: int | None = None) -> Sequence[Tensor]:
         """One pass, of all rows or of one."""
         new, storage, source = self._inputs(rows, row)
-        wide = min(self._graphs.rounded(last), new.shape[1] - 2) if last else last
+        wide = min(self._graphs.rounded(last), new.shape[1] - 2 - self._graphs.has_places) if last else last
         scores = self._graphs.read(new, wide, storage, source)
         if wide == last and new.shape[0] == len(rows):
             return scores
@@ -191,7 +219,8 @@ class CompiledScorer:
     def _inputs(self, rows: list[list[int]], row: int | None = None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Numbers, storage and source of a pass, padded to as many rows as it has."""
         count = self._graphs.rounded(len(rows))
-        needed = [b for b, numbers in enumerate(rows) if numbers[1]] if row is None else [row]
+        counts = 1 + self._graphs.has_places
+        needed = [b for b, numbers in enumerate(rows) if numbers[counts]] if row is None else [row]
         padded = [*rows, *[[0] * len(rows[0])] * (count - len(rows))]
         # By way of numpy in half the time.
         new = torch.from_numpy(np.array(padded, dtype=np.int64))
@@ -221,3 +250,14 @@ def _taken(take: Take, row: int, tokens: Sequence[int], probabilities: Sequence[
         if not take(row, token, probability):
             return count, False
     return len(tokens), True
+
+
+def _is_ragged(counts: Sequence[int]) -> bool:
+    """Whether a pass over so many tokens a row is better made without padding."""
+    width = max(counts)
+    return width <= MOST_RAGGED and sum(counts) <= RAGGED * len(counts) * width
+
+
+def _reading(tokens: Sequence[Sequence[int]]) -> list[int]:
+    """The rows that get something."""
+    return [b for b, row in enumerate(tokens) if row]

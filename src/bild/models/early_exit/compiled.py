@@ -82,6 +82,11 @@ class CompiledPart(CompiledModel):
         return [*keys[self.own], small.half, *values[self.own], small.half]
 
     @property
+    def _has_places(self) -> bool:
+        # The halves of hidden states are read beside the keys and values, in the order of the rows.
+        return False
+
+    @property
     def writes_alone(self) -> bool:
         """Whether one of its graphs tells the next token: no, the head is another."""
         return False

@@ -7,7 +7,7 @@ where a kernel is the faster one, :mod:`.joining` makes products of the same sta
 the processor lacks the instructions, what torch offers stays.
 """
 
-from bild.models.kernels.attention import replace_attention
+from bild.models.kernels.attention import are_supported, replace_attention
 from bild.models.kernels.bf16 import replace_linears
 from bild.models.kernels.building import is_loaded
 from bild.models.kernels.joining import join_products
@@ -15,6 +15,7 @@ from bild.models.kernels.linear import fits, int8_linear, is_faster_here, pack, 
 from bild.models.kernels.operators import graph_calls
 
 __all__ = [
+    "are_supported",
     "fits",
     "graph_calls",
     "int8_linear",

@@ -1,7 +1,7 @@
 // Attention of a few queries over keys and values that lie row by row, by AVX512.
 //
-// bild::attention(queries, keys, values, mask?, scale) is softmax(queries · keysᵀ · scale + mask) · values, computed in
-// float32. Several heads of queries may share one of keys and values. A column that the mask forbids is not read; a
+// bild::attention(queries, keys, values, places?, mask?, scale) is softmax(queries · keysᵀ · scale + mask) · values, computed in
+// float32. Several heads of queries may share one of keys and values; row b reads those of row places[b]. A column that the mask forbids is not read; a
 // query that sees nothing yields zeros. The result lies [B, T, H, D], as the product behind it reads it.
 
 #include <cmath>
@@ -24,6 +24,8 @@ struct Strided {
 struct Attention {
   Strided queries, keys, values, mask;
   char* result;
+  const int64_t* places;  // of the keys and values of each row, or null
+  int64_t step;           // from one place to the next
   int64_t rows, heads, shared, tokens, columns, width;
   float scale;
   bool half;
@@ -97,8 +99,9 @@ void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
   if (static_cast<int64_t>(buffer.size()) < QUERIES * stride) buffer.resize(QUERIES * stride);
   float* scores = buffer.data();
   const int64_t bytes = a.half ? 2 : 4, of = head / a.shared;
-  const char* keys = a.keys.data + row * a.keys.row + of * a.keys.head;
-  const char* values = a.values.data + row * a.values.row + of * a.values.head;
+  const int64_t place = a.places ? a.places[row * a.step] : row;
+  const char* keys = a.keys.data + place * a.keys.row + of * a.keys.head;
+  const char* values = a.values.data + place * a.values.row + of * a.values.head;
   const char* masks[QUERIES];
   __m512 query[QUERIES][PARTS];
 #pragma GCC unroll 4
@@ -168,9 +171,9 @@ void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
   }
 #pragma GCC unroll 4
   for (int m = 0; m < QUERIES; m++) {
-    const int64_t place = ((row * a.tokens + token + m) * a.heads + head) * a.width;
+    const int64_t at = ((row * a.tokens + token + m) * a.heads + head) * a.width;
 #pragma GCC unroll 16
-    for (int p = 0; p < PARTS; p++) write(a.result + place * bytes, 16 * p, a.half, sums[m][p], 0xffff);
+    for (int p = 0; p < PARTS; p++) write(a.result + at * bytes, 16 * p, a.half, sums[m][p], 0xffff);
   }
 }
 
@@ -219,8 +222,22 @@ void set_mask(Attention& a, AtenTensorHandle mask) {
   require(a.columns < 2 || sizes.strides[3] == 1, message);
 }
 
+void set_places(Attention& a, AtenTensorHandle places, int64_t there) {
+  if (!places) {
+    require(there == a.rows, "attention: keys and values do not fit the queries");
+    return;
+  }
+  const Sizes sizes(places);
+  require(is(places, aoti_torch_dtype_int64()) && sizes.dims == 1 && sizes.sizes[0] == a.rows,
+          "attention takes one place a row, in int64");
+  a.places = data<const int64_t>(places);
+  a.step = sizes.strides[0];
+  for (int64_t b = 0; b < a.rows; b++)
+    require(0 <= a.places[b * a.step] && a.places[b * a.step] < there, "attention: a place that is not there");
+}
+
 AtenTensorHandle attention(AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values,
-                           AtenTensorHandle mask, double scale, int64_t threads) {
+                           AtenTensorHandle places, AtenTensorHandle mask, double scale, int64_t threads) {
   const Sizes sizes(queries), of_keys(keys), of_values(values);
   Attention a{};
   a.half = is(queries, aoti_torch_dtype_bfloat16());
@@ -238,13 +255,14 @@ AtenTensorHandle attention(AtenTensorHandle queries, AtenTensorHandle keys, Aten
   require(of_keys.sizes[1] > 0 && a.heads % of_keys.sizes[1] == 0, message);
   a.shared = a.heads / of_keys.sizes[1];
   for (const Sizes* each : {&of_keys, &of_values}) {
-    require_size(*each, 0, a.rows, false, message);
+    require_size(*each, 0, of_keys.sizes[0], false, message);
     require_size(*each, 1, of_keys.sizes[1], false, message);
     require_size(*each, 2, a.columns, false, message);
     require_size(*each, 3, a.width, false, message);
     require(each->strides[3] == 1, "attention: the last dimension must be dense");
   }
   require(sizes.strides[3] == 1, "attention: the last dimension must be dense");
+  set_places(a, places, of_keys.sizes[0]);
   set_mask(a, mask);
   const int64_t shape[] = {a.rows, a.heads, a.tokens, a.width};
   const int64_t strides[] = {a.tokens * a.heads * a.width, a.width, a.heads * a.width, 1};
@@ -262,9 +280,10 @@ AtenTensorHandle attention(AtenTensorHandle queries, AtenTensorHandle keys, Aten
 
 using torch::stable::Tensor;
 
-Tensor boxed(const Tensor& queries, const Tensor& keys, const Tensor& values, std::optional<Tensor> mask, double scale,
-             int64_t threads) {
-  return Tensor(attention(queries.get(), keys.get(), values.get(), mask ? mask->get() : nullptr, scale, threads));
+Tensor boxed(const Tensor& queries, const Tensor& keys, const Tensor& values, std::optional<Tensor> places,
+             std::optional<Tensor> mask, double scale, int64_t threads) {
+  const auto handle = [](const std::optional<Tensor>& tensor) { return tensor ? tensor->get() : nullptr; };
+  return Tensor(attention(queries.get(), keys.get(), values.get(), handle(places), handle(mask), scale, threads));
 }
 
 }  // namespace
@@ -272,10 +291,10 @@ Tensor boxed(const Tensor& queries, const Tensor& keys, const Tensor& values, st
 
 // What a compiled graph calls, without the dispatcher.
 extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_attention(
-    AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* mask, double scale,
-    int64_t threads, AtenTensorHandle* result) {
+    AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* places,
+    AtenTensorHandle* mask, double scale, int64_t threads, AtenTensorHandle* result) {
   try {
-    *result = bild::attention(queries, keys, values, mask ? *mask : nullptr, scale, threads);
+    *result = bild::attention(queries, keys, values, places ? *places : nullptr, mask ? *mask : nullptr, scale, threads);
     return AOTI_TORCH_SUCCESS;
   } catch (...) {
     return AOTI_TORCH_FAILURE;
@@ -283,7 +302,9 @@ extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {
-  m.def("bild_attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask, float scale, int threads) -> Tensor");
+  m.def(
+      "bild_attention(Tensor queries, Tensor keys, Tensor values, Tensor? places, Tensor? mask, float scale, "
+      "int threads) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bild, CPU, m) { m.impl("bild_attention", TORCH_BOX(&bild::boxed)); }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,25 @@ DTYPES = (torch.float32, torch.bfloat16)
 MASKS = (torch.bool, *DTYPES)
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+class Shaped(Protocol):
+    """What keys or values are like."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a head."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Their number format."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, places: Tensor | None = None
+) -> Tensor:
     """As :func:`plain_attention`, by our kernel and all of torch's threads.
 
     Args:
@@ -26,8 +45,9 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
         values: likewise.
         mask: ``[B or 1, H or 1, T or 1, L]``: False, or below −10³⁰, where a query does not look; else it is added.
         scale: of the products.
+        places: row of the keys and values that each row of the queries reads ``[B]``; None: they are in the same order.
     """
-    product: Tensor = operator(ATTENTION)(queries, keys, values, mask, scale, torch.get_num_threads())
+    product: Tensor = operator(ATTENTION)(queries, keys, values, places, mask, scale, torch.get_num_threads())
     return product
 
 
@@ -36,6 +56,12 @@ def plain_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor 
     return functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=queries.shape[1] != keys.shape[1]
     )
+
+
+def are_supported(network: Any, shapes: Sequence[Shaped]) -> bool:
+    """Whether all attention of a network over keys and values of these shapes is ours in a graph."""
+    plain = network.config._attn_implementation == "sdpa" and operator(ATTENTION) is not None
+    return plain and all(fits(each.width, each.dtype, each.device) for each in shapes)
 
 
 def fits(width: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -66,7 +92,10 @@ def _replace(graph: Graph, node: Node, target: Any) -> bool:
         return False
     scale = value.shape[-1] ** -0.5 if given["scale"] is None else given["scale"]
     keys, values = _unrepeated(given["key"]), _unrepeated(given["value"])
-    arguments = (queries, keys, values, mask, float(scale), torch.get_num_threads())
+    places = None
+    if keys.target is values.target is torch.ops.aten.index_select.default and keys.args[1:] == values.args[1:]:
+        keys, values, places = keys.args[0], values.args[0], keys.args[2]
+    arguments = (queries, keys, values, places, mask, float(scale), torch.get_num_threads())
     with graph.inserting_before(node):
         node.replace_all_uses_with(call(graph, target, arguments))
     graph.erase_node(node)

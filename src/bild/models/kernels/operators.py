@@ -26,7 +26,13 @@ def _bf16_shape(states: Tensor, weight: Tensor, bias: Tensor | None, outputs: in
 
 
 def _attention_shape(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, threads: int
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    threads: int,
 ) -> Tensor:
     rows, heads, tokens, width = queries.shape
     return queries.new_empty((rows, tokens, heads, width)).transpose(1, 2)
@@ -42,8 +48,8 @@ _CALLS = {
     "int64_t outputs, int64_t threads",
     BF16_LINEAR: "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, "
     "int64_t threads",
-    ATTENTION: "AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* mask, "
-    "double scale, int64_t threads",
+    ATTENTION: "AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* places, "
+    "AtenTensorHandle* mask, double scale, int64_t threads",
 }
 
 
