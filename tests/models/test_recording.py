@@ -12,7 +12,7 @@ from bild.decoding import AdaptiveConfidence, ExactMatch, ModelDrafter, Policy, 
 from bild.models import CompiledScorer
 from bild.models.compiled import recording
 from bild.models.compiled.recording import Recorded, Recording
-from tests.compiled import recorded
+from tests.compiled import recorded, static_model
 from tests.networks import EOS, build, perturbed, random_source, random_tokens
 
 POLICIES = {
@@ -54,6 +54,29 @@ def test_tokens_written_without_a_look_are_those_written_one_by_one(name, policy
         monkeypatch.undo()
     assert texts[0] == texts[1]
     assert any(len(draft) > 1 for _, _, draft, *_ in texts[0]) or policy == "small"
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("name", ["t5", "llama", "gpt2"])
+@pytest.mark.parametrize("policy", ["bild", "small"])
+def test_rows_that_write_on_are_carried_alone(name, policy, monkeypatch):
+    """Compiled, with places and (GPT-2 here) without: as token by token with all rows in every pass."""
+    model, rng, texts = static_model(name), Random(3), []
+    sources = [random_source(rng, model.network) for _ in range(7)]
+    prompts = [[0, *random_tokens(rng, rng.randint(0, 4))] for _ in sources]
+    for rolls in (False, True):
+        if not rolls:
+            monkeypatch.setattr(CompiledScorer, "rolls", False)
+        requests = [
+            Request(prompt=prompt, eos_token_ids=frozenset([EOS]), max_new_tokens=rng.randint(5, 30))
+            for prompt, rng in zip(prompts, map(Random, range(7)), strict=True)
+        ]
+        large, small = model.start(sources), model.start(sources)
+        texts.append(described(decode(requests, POLICIES[policy], large=large, drafter=ModelDrafter(small))))
+        monkeypatch.undo()
+    assert texts[0] == texts[1]
+    # Hand-overs at different places, so that rows stop while others go on.
+    assert len({len(draft) for _, _, draft, *_ in texts[0]}) > 3
 
 
 def test_a_rule_that_looks_at_logits_is_given_them():

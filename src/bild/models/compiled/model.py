@@ -279,7 +279,9 @@ class CompiledModel(EagerModel):
     @property
     def _has_places(self) -> bool:
         """Whether the rows of a pass are named: where our attention reads them in their places."""
-        return self.batches and not self.switches and kernels.are_supported(self.network, self.shapes)
+        if is_recorded(self.device) or not self.batches or self.switches:
+            return False
+        return kernels.are_supported(self.network, self.shapes)
 
     @torch.no_grad()
     def _compile_encode(self, modules: PreTrainedModel, name: str, progress: Callable[[str], None]) -> Graph:
