@@ -18,6 +18,7 @@ from bild.cli.info import info
 from bild.cli.reproduce import reproduce
 from bild.cli.streams import finish, prepare_streams
 from bild.cli.train import train
+from bild.cli.train_ngram import train_ngram
 from bild.cli.tune import tune
 from bild.cli.warmup import warmup
 from bild.errors import BildError, one_line, reason
@@ -32,6 +33,7 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(train)
 app.command()(align)
+app.command()(train_ngram)
 app.command()(info)
 app.command()(tune)
 app.command()(reproduce)

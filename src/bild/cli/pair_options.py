@@ -43,8 +43,9 @@ PairName = Annotated[
 Drafter = Annotated[
     str | None,
     typer.Option(
-        help="Who drafts: small, ngram (looks the text up, needs no small model), first:ngram,small or "
-        "bandit:ngram,small; with options as in ngram:window=8. Default: the pair's own.",
+        help="Who drafts: small, ngram (looks the text up, needs no small model), backoff:file=FILE (counts of "
+        "bild train-ngram), first:ngram,small or bandit:ngram,small; options as in ngram:window=8. "
+        "Default: the pair's own.",
         rich_help_panel=MODELS,
     ),
 ]

@@ -13,6 +13,7 @@ from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
 from bild.decoding.choice import Choice, Greedy, Sampling
 from bild.decoding.draft import Draft, HandOverReason, Work, Writer
 from bild.decoding.drafters import (
+    Backoff,
     Bandit,
     Certain,
     Drafter,
@@ -21,6 +22,7 @@ from bild.decoding.drafters import (
     Maker,
     ModelDrafter,
     NGram,
+    Ngrams,
     Recipe,
     Replay,
     parse_drafter,
@@ -42,6 +44,7 @@ __all__ = [
     "Acceptance",
     "AdaptiveConfidence",
     "AdaptiveDistance",
+    "Backoff",
     "Bandit",
     "Batch",
     "Certain",
@@ -65,6 +68,7 @@ __all__ = [
     "Maker",
     "ModelDrafter",
     "NGram",
+    "Ngrams",
     "Policy",
     "Reading",
     "Recipe",

@@ -73,7 +73,7 @@ def _kit(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Ki
     def small() -> Drafter:
         return ModelDrafter(small_of(models).beside(scorer, sources))
 
-    return Kit(small, models.large.vocab_size)
+    return Kit(small, models.large.vocab_size, len(sources))
 
 
 def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int) -> Generator[Commit]:

@@ -5,7 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from bild.decoding import Bandit, Commit, Draft, Drafter, First, ModelDrafter, NGram, Policy, Replay, Request, decode
+from bild.decoding import (
+    Backoff,
+    Bandit,
+    Commit,
+    Draft,
+    Drafter,
+    First,
+    ModelDrafter,
+    NGram,
+    Ngrams,
+    Policy,
+    Replay,
+    Request,
+    decode,
+)
 from bild.decoding.draft import ENDS
 from tests.toy import ToyModel, ToyScorer
 
@@ -49,11 +63,13 @@ def small(count: int) -> ModelDrafter:
     return ModelDrafter(ToyScorer(SMALL, count))
 
 
+COUNTS = Ngrams(VOCAB).add([[0, 1, 2, 1, 2, 3], [1, 1, 2, 0, 1, 2, 3], [2, 0, 2, 1, 2]])
 MAKERS: dict[str, Callable[[int], Drafter]] = {
     "small": small,
     "random": lambda count: Random(),
     "ngram": lambda count: NGram(shortest=1),
     "source": lambda count: NGram(look_in="source", which="first", longest=2, shortest=1, window=3),
+    "backoff": lambda count: Backoff(COUNTS, count),
     "replay": lambda count: Replay({row: [1, 2, 3, 1, 2, 0, 1, 2] * 3 for row in range(64)}),
     "first": lambda count: First([NGram(shortest=2, longest=3), small(count)]),
     "first of three": lambda count: First([NGram(shortest=3), small(count), Random()]),
