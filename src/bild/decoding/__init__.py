@@ -15,6 +15,7 @@ from bild.decoding.draft import Draft, HandOverReason, Work, Writer
 from bild.decoding.drafters import (
     Backoff,
     Bandit,
+    Cascade,
     Certain,
     Drafter,
     First,
@@ -47,6 +48,7 @@ __all__ = [
     "Backoff",
     "Bandit",
     "Batch",
+    "Cascade",
     "Certain",
     "Choice",
     "Commit",

@@ -48,8 +48,12 @@ class Reading(NamedTuple):
         return self.scores.summary.likeliest
 
     def own(self) -> Tensor:
-        """The tokens ``[B, T]`` the large model itself picks."""
-        return self.choice(self.scores, self.rows, self.counts, self.level)
+        """The tokens ``[B, T]`` the large model itself picks.
+
+        With the numbers of level 0 at every level, so that models that agree pick the same; a draw of one's own is no
+        test, and may share them.
+        """
+        return self.choice(self.scores, self.rows, self.counts)
 
     def distance(self, metric: MetricName) -> Tensor:
         """``d(p_S, p_L)`` of each drafted token ``[B, T]``."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from bild.decoding import (
     Backoff,
     Bandit,
+    Cascade,
     Commit,
     Draft,
     Drafter,
@@ -25,6 +26,7 @@ from tests.toy import ToyModel, ToyScorer
 
 VOCAB = 4
 SMALL, LARGE = ToyModel(1, VOCAB, blend=0.8), ToyModel(2, VOCAB, blend=0.8)
+MIDDLE = ToyModel(3, VOCAB, blend=0.85)
 
 
 class Random:
@@ -77,6 +79,14 @@ MAKERS: dict[str, Callable[[int], Drafter]] = {
     "exp3": lambda count: Bandit([NGram(shortest=1), small(count), Random()], rule="exp3"),
     "exp3 of two": lambda count: Bandit([NGram(shortest=1), small(count)], rule="exp3"),
     "halving": lambda count: Bandit([NGram(shortest=1), small(count)], rule="halving", reward="overlap"),
+    "cascade": lambda count: Cascade(ToyScorer(MIDDLE, count), small(count), window=2),
+    "cascade of n-grams": lambda count: Cascade(ToyScorer(MIDDLE, count), NGram(shortest=1)),
+    "cascade of four": lambda count: Cascade(
+        ToyScorer(MIDDLE, count), Cascade(ToyScorer(SMALL, count), Backoff(COUNTS, count), 2, "low", 2), 3
+    ),
+    "cascade of several": lambda count: Cascade(
+        ToyScorer(MIDDLE, count), First([NGram(shortest=2), Bandit([Replay([[1, 2, 3] * 9] * 64), small(count)])])
+    ),
     "nested": lambda count: First([First([Replay([]), NGram(shortest=3)]), Bandit([NGram(shortest=1), small(count)])]),
 }
 """Given the number of rows."""

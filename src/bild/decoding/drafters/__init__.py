@@ -2,6 +2,7 @@
 
 from bild.decoding.drafters.backoff import Backoff
 from bild.decoding.drafters.bandit import Bandit
+from bild.decoding.drafters.cascade import Cascade
 from bild.decoding.drafters.certain import Certain
 from bild.decoding.drafters.drafter import Drafter
 from bild.decoding.drafters.first import First
@@ -14,6 +15,7 @@ from bild.decoding.drafters.replay import Replay
 __all__ = [
     "Backoff",
     "Bandit",
+    "Cascade",
     "Certain",
     "Drafter",
     "First",
