@@ -40,6 +40,16 @@ PairName = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+Middle = Annotated[
+    str | None,
+    typer.Option(
+        help="A model in between that judges drafts first: as large, or exit:N, or small where the drafter needs none.",
+        rich_help_panel=MODELS,
+    ),
+]
+MiddleWindow = Annotated[
+    int | None, typer.Option(help="Longest draft it is given, in tokens, 1… Default: 4.", rich_help_panel=MODELS)
+]
 Drafter = Annotated[
     str | None,
     typer.Option(
@@ -118,6 +128,8 @@ def load_decoder(
     runtime: str,
     trust_remote_code: bool,
     drafter: str | None = None,
+    middle: str | None = None,
+    middle_window: int | None = None,
     src_lang: str | None = None,
     tgt_lang: str | None = None,
 ) -> BigLittleDecoder:
@@ -129,6 +141,8 @@ def load_decoder(
         pair,
         large=large,
         small=small,
+        middle=middle,
+        middle_window=middle_window,
         drafter=drafter,
         dtype=dtype,
         device=device,

@@ -25,6 +25,7 @@ from bild.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from bild.models.middle import run_three
 from bild.models.pairing import check_runtime, run_pair
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
@@ -57,5 +58,6 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "run_pair",
+    "run_three",
     "to_int8",
 ]
