@@ -10,6 +10,7 @@ from bild.decoding.acceptance import (
     WithinDistance,
 )
 from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
+from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
 from bild.decoding.choice import Choice, Greedy, Sampling
 from bild.decoding.draft import Draft, HandOverReason, Work, Writer
 from bild.decoding.drafters import (
@@ -52,8 +53,10 @@ __all__ = [
     "Certain",
     "Choice",
     "Commit",
+    "DistanceOfAccepted",
     "Draft",
     "Drafter",
+    "EntropyOfRejected",
     "ExactMatch",
     "FinishReason",
     "First",

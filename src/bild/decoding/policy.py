@@ -7,6 +7,7 @@ from typing import Any
 
 from bild.decoding.acceptance import Acceptance, ExactMatch, RejectionSampling, TypicalAcceptance, WithinDistance
 from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
+from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
 from bild.decoding.distances import METRICS
 from bild.decoding.draft import Draft, Writer
 from bild.decoding.hand_over import MEASURES, FixedWindow, HandOver, LowConfidence
@@ -16,10 +17,12 @@ HAND_OVER_RULES: dict[str, type[Any]] = {
     "low_confidence": LowConfidence,
     "adaptive_confidence": AdaptiveConfidence,
     "fixed_window": FixedWindow,
+    "entropy_of_rejected": EntropyOfRejected,
 }
 ACCEPTANCE_RULES: dict[str, type[Any]] = {
     "within_distance": WithinDistance,
     "adaptive_distance": AdaptiveDistance,
+    "distance_of_accepted": DistanceOfAccepted,
     "typical": TypicalAcceptance,
     "exact_match": ExactMatch,
     "rejection_sampling": RejectionSampling,
