@@ -21,7 +21,8 @@ POLICY = "Policy"
 Large = Annotated[
     str | None,
     typer.Option(
-        help="Accurate model: folder, FILE.gguf or hub NAME[@REVISION][:SUBFOLDER or FILE.gguf].",
+        help="Accurate model: folder, FILE.gguf or hub NAME[@REVISION][:SUBFOLDER or FILE.gguf]; or one that others "
+        "steer, ensemble:base=MODEL,plus=MODEL,minus=MODEL,weight=0.5.",
         rich_help_panel=MODELS,
     ),
 ]

@@ -18,7 +18,9 @@ from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.errors import InputError
 from bild.generation import running
 from bild.generation.drafting import check_small, maker_of
+from bild.generation.ensembles import steered
 from bild.generation.jobs import Job, prepare
+from bild.generation.loading import load_sides
 from bild.generation.middle import SMALL, Middle, check_middle, check_qualifier
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
@@ -27,22 +29,16 @@ from bild.generation.result import Result
 from bild.generation.stream import Stream
 from bild.models import (
     INT8,
+    EnsembleModel,
     Int8Linear,
     Model,
-    check_exit,
     check_kinds,
-    check_outlines,
     check_runtime,
     check_shared_vocabulary,
-    exit_layer,
     head_size,
-    load_network,
-    read_outline,
     resolve_device,
-    resolve_dtype,
     run_pair,
     run_three,
-    to_int8,
 )
 
 logger = logging.getLogger("bild")
@@ -64,6 +60,9 @@ class BigLittleDecoder:
         middle_tokenizer: as ``small_tokenizer``.
         middle_window: longest draft that the middle model is given, in tokens, 1…, default 4; how many tokens it
             collects for the large one says the policy (``max_draft_tokens``).
+        experts: networks of the same vocabulary whose logits are added to the large one's, each with a weight, so that
+            ``[(plus, a), (minus, -a)]`` steers it; ``"unconditioned"``: the large one without its source
+            (docs/related/ensemble.md).
         drafter: who drafts where a call does not say: text as in ``"first:ngram,small"``, or a function that makes a
             :class:`~bild.decoding.Drafter` (docs/drafters.md). Default: ``"small"``, the small model.
         runtime: how the networks are run; ``"eager"``, ``"static"`` or ``"auto"``, see :meth:`from_pretrained`.
@@ -84,6 +83,7 @@ class BigLittleDecoder:
         middle: PreTrainedModel | str | None = None,
         middle_tokenizer: PreTrainedTokenizerBase | None = None,
         middle_window: int = DEFAULT_WINDOW,
+        experts: Sequence[tuple[PreTrainedModel | str, float]] = (),
         policy: Policy | None = None,
         drafter: str | Maker | None = None,
         runtime: str = "eager",
@@ -95,7 +95,8 @@ class BigLittleDecoder:
         check_small(self.drafter, small is not None)
         check_middle(middle, middle_window, self.drafter, small is not None)
         shared = head_size(large)
-        for network, own in ((other, small_tokenizer), (middle, middle_tokenizer)):
+        steering = [(network, tokenizer) for network, _ in experts]
+        for network, own in ((other, small_tokenizer), (middle, middle_tokenizer), *steering):
             if isinstance(network, PreTrainedModel):
                 check_kinds(large.config, network.config)
                 same = check_shared_vocabulary(tokenizer, own, head_size(large), head_size(network))
@@ -107,6 +108,8 @@ class BigLittleDecoder:
         else:
             self.large, second, third = run_three(large, cheap, middle, runtime)
             between = Middle(third, middle_window, part=middle if isinstance(middle, str) else None)
+        if experts:
+            self.large = steered(self.large, experts, runtime)
         self._small, self._middle = None if small is None else second, between
         self.early_exit = small if isinstance(small, str) else None
         for model in self._parts:
@@ -145,7 +148,8 @@ class BigLittleDecoder:
         Args:
             pair: folder or ``bild.json`` of a pair; ``large`` and ``small`` override its checkpoints.
             large: folder, GGUF file or hub name of the accurate model: ``NAME[@REVISION][:SUBFOLDER or FILE.gguf]``;
-                docs/checkpoints.md has what can be loaded.
+                docs/checkpoints.md has what can be loaded. Or one that others steer:
+                ``"ensemble:base=MODEL,plus=MODEL,minus=MODEL,weight=0.5"`` (docs/related/ensemble.md).
             small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
             middle: likewise of a model in between, see :class:`BigLittleDecoder`; ``"exit:N"``, or ``"small"``: the
                 small one, where ``drafter`` needs none. Default: the pair's own.
@@ -168,40 +172,12 @@ class BigLittleDecoder:
         """
         chosen = choose_pair(pair, large, small, drafter, middle, middle_window)
         check_runtime(runtime)
-        on = resolve_device(device)
         where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "trust_remote_code": trust_remote_code}
-        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **where}
-        others = [name for name in (chosen.small, chosen.middle) if name not in (None, SMALL)]
-        exits = {name: exit_layer(name) for name in others if name is not None}
-        # One checkpoint on two sides is loaded once, and an early exit is a part of the large one.
-        names = dict.fromkeys([chosen.large, *(name for name, count in exits.items() if count is None)])
-        outlines = {name: read_outline(name, **options) for name in names}
-        first = outlines[chosen.large]
-        for each in list(outlines.values())[1:] or [first]:
-            check_outlines(first, each, device=on, int8=dtype == INT8)
-        for count in exits.values():
-            if count is not None:
-                check_exit(first, count)
-        networks: dict[str, Any] = {
-            name: load_network(each.name, **options, config=each.config) for name, each in outlines.items()
-        }
-        if dtype == INT8:
-            networks = {name: to_int8(network) for name, network in networks.items()}
-
-        def side(name: str | None) -> tuple[Any, Any]:
-            """Its network, or what names a part of another; and its tokenizer."""
-            return (networks[name], outlines[name].tokenizer) if name in networks else (name, first.tokenizer)
-
-        cheap, cheap_tokenizer = side(chosen.small)
-        between, middle_tokenizer = side(chosen.middle)
+        large_network, cheap, rest = load_sides(chosen, dtype=dtype, device=resolve_device(device), **where)
         return cls(
-            networks[chosen.large],
+            large_network,
             cheap,
-            first.tokenizer,
-            small_tokenizer=cheap_tokenizer,
-            middle=between,
-            middle_tokenizer=middle_tokenizer,
-            middle_window=chosen.middle_window,
+            **rest,
             policy=chosen.policy,
             drafter=chosen.drafter if drafter is None else drafter,
             runtime=runtime,
@@ -211,10 +187,13 @@ class BigLittleDecoder:
         """Write the checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads.
 
         Raises:
-            InputError: the weights are int8, which is made when a pair is loaded, or the drafter is a function.
+            InputError: the weights are int8, which is made when a pair is loaded, the drafter is a function, or the
+                large model an ensemble.
         """
         if not isinstance(self.drafter, Recipe):
             raise InputError("the drafter is a function, which a folder does not hold; give one by name to save it")
+        if isinstance(self.large, EnsembleModel):
+            raise InputError("the large model is an ensemble, which a folder does not hold; save and name its parts")
         if self.dtype == INT8:
             raise InputError("dtype is int8, which checkpoints do not hold; load the pair in another dtype to save it")
         large = self._save(self.large.network, Path(folder) / "large")

@@ -9,6 +9,7 @@ from bild.models.calm import CalmModel, CalmScorer, ExitRule
 from bild.models.compiled import CompiledModel, CompiledScorer, is_prepared
 from bild.models.eager import EagerModel, EagerScorer
 from bild.models.early_exit import exit_layer
+from bild.models.ensemble import EnsembleModel, EnsembleScorer, OtherSource
 from bild.models.int8 import Int8Linear, to_int8
 from bild.models.loading import (
     INT8,
@@ -38,9 +39,12 @@ __all__ = [
     "CompiledScorer",
     "EagerModel",
     "EagerScorer",
+    "EnsembleModel",
+    "EnsembleScorer",
     "ExitRule",
     "Int8Linear",
     "Model",
+    "OtherSource",
     "check_exit",
     "check_kinds",
     "check_outlines",
