@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from bild.decoding import FixedWindow, Policy, Replay, WithinDistance
@@ -88,7 +89,7 @@ class Retranslator:
         drafter = Replay([before], realign=False)
         options = {**self.options, "drafter": lambda kit: drafter}
         (result,) = self.decoder.generate(source, self.policy, **options)
-        shown = tuple(result.token_ids if whole else result.token_ids[: max(0, self._length(result) - self.mask)])
+        shown = visible(result, 0 if whole else self.mask, whole=whole)
         last = self.revisions[-1].shown if self.revisions else ()
         text = result.text if whole else decode(self.decoder.tokenizer, list(shown))
         revision = Revision(result, shown, text, len(last) - common(last, shown))
@@ -98,8 +99,7 @@ class Retranslator:
     @property
     def flicker(self) -> float:
         """Normalised erasure: tokens that were shown and taken back / tokens of the last translation."""
-        length = len(self.revisions[-1].shown) if self.revisions else 0
-        return sum(each.erased for each in self.revisions) / max(1, length)
+        return flicker([each.shown for each in self.revisions])
 
     @property
     def num_large_steps(self) -> int:
@@ -114,13 +114,25 @@ class Retranslator:
     def _written(self) -> list[int]:
         if not self.revisions:
             return []
-        result = self.revisions[-1].result
-        return result.token_ids[: self._length(result)]
+        return list(visible(self.revisions[-1].result, 0))
 
-    @staticmethod
-    def _length(result: Result) -> int:
-        """Tokens without the end token."""
-        return len(result.token_ids) - (result.finish_reason == "eos")
+
+def visible(result: Result, mask: int, *, whole: bool = False) -> tuple[int, ...]:
+    """Tokens that are shown of a translation.
+
+    Args:
+        result: the translation.
+        mask: tokens before the end token that are hidden.
+        whole: whether its source is at its end; then the end token counts, too.
+    """
+    length = len(result.token_ids) - (result.finish_reason == "eos" and not whole)
+    return tuple(result.token_ids[: max(0, length - mask)])
+
+
+def flicker(shown: Sequence[Sequence[int]]) -> float:
+    """Normalised erasure of what was shown one after the other: tokens taken back / tokens of the last."""
+    erased = sum(len(one) - common(one, then) for one, then in pairwise(shown))
+    return erased / max(1, len(shown[-1])) if shown else 0.0
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
