@@ -443,3 +443,24 @@ def test_a_progress_bar_on_the_terminal_leaves_results_on_stdout(bundled, tmp_pa
     os.close(terminal)
     assert code == 0 and "decoding" in shown
     assert (tmp_path / "out.txt").read_text(encoding="utf-8").splitlines() == translations(bundled, TWO)
+
+
+def test_a_middle_model_from_the_command_line(run_for_real, bundled):
+    """The n-gram drafts for the small model, and that for the large one; or its own first layers stand between."""
+    expected = "".join(f"{text}\n" for text in translations(bundled, TWO, "exact"))
+    here = ("--dtype", "float32", "--runtime", "eager", "--policy", "exact")
+    for middle in (
+        ("--middle", "small", "--drafter", "ngram:shortest=1"),
+        ("--middle", "exit:4", "--middle-window", 3),
+    ):
+        code, out, err = run_for_real("generate", *middle, *here, "--stats", "--trace", *TWO)
+        assert (code, out) == (0, expected) and "steps" in err, err
+    assert " middle and " in err
+    for wrong, says in (
+        (("--middle", "small"), "drafter 'small' needs it too"),
+        (("--middle-window", 3), "there is no middle model"),
+        (("--middle", "exit:9"), "exit"),
+        (("--middle", "/no/such/model"), "/no/such/model"),
+    ):
+        code, out, err = run_for_real("generate", *wrong, *here, *TWO)
+        assert (code, out) == (2, "") and says in err and err.count("\n") == 1, err

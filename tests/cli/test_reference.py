@@ -18,7 +18,8 @@ def test_the_page_of_commands_is_up_to_date():
 def test_the_page_holds_every_command_with_its_options_and_their_defaults():
     page = reference()
     headings = [line for line in page.splitlines() if line.startswith("## ")]
-    assert headings == [f"## bild {command.callback.__name__}" for command in app.registered_commands]
+    names = [command.callback.__name__.replace("_", "-") for command in app.registered_commands]
+    assert headings == [f"## bild {name}" for name in names]
     generate = page.partition("## bild generate")[2].partition("## bild ")[0]
     assert "| `TEXTS` … |  | Texts to decode. |" in generate
     assert "| `--input TEXT`, `-i TEXT` |  |" in generate

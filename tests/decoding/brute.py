@@ -85,3 +85,69 @@ def bild(
             out.writers.append("large")
         out.finish = ended(out.tokens)
     return out
+
+
+def cascade(
+    small: ToyModel,
+    middle: ToyModel,
+    large: ToyModel,
+    prompt: list[int],
+    *,
+    limit: int,
+    eos: set[int],
+    fallback: float,
+    qualifier: float,
+    rollback: float,
+    short: int,
+    window: int,
+    verify_end: bool,
+) -> Brute:
+    """The middle model judges short drafts of the small one until a window stands, then the large one judges that."""
+    out = Brute()
+
+    def ended(tokens: list[int]) -> str:
+        if tokens and tokens[-1] in eos:
+            return "eos"
+        return "length" if len(tokens) >= limit else ""
+
+    def kept(model: ToyModel, threshold: float, before: list[int], draft: list[int]) -> int:
+        for at, token in enumerate(draft):
+            p = model.logits(prompt + before + draft[:at]).softmax(-1)
+            if -p[token].log() > threshold and int(p.argmax()) != token:
+                return at
+        return len(draft)
+
+    while not out.finish:
+        draft: list[int] = []
+        writers: list[str] = []
+        reason = ""
+        while not reason:
+            proposal: list[int] = []
+            before = out.tokens + draft
+            room = min(short, window - len(draft))
+            while len(proposal) < room and not (proposal and ended(before + proposal)):
+                p = small.logits(prompt + before + proposal).softmax(-1)
+                if p.max() < fallback:
+                    break
+                proposal.append(int(p.argmax()))
+            stands = kept(middle, qualifier, before, proposal)
+            draft += proposal[:stands]
+            writers += ["small"] * stands
+            whole = bool(proposal) and stands == len(proposal)
+            if not (whole and ended(out.tokens + draft)) and len(draft) < window:
+                draft.append(int(middle.logits(prompt + out.tokens + draft).argmax()))
+                writers.append("middle")
+            end = ended(out.tokens + draft)
+            reason = {"eos": "end", "length": "length"}[end] if end else "window" if len(draft) == window else ""
+        out.drafts.append(draft)
+        out.reasons.append(reason)
+        unread = reason == "end" and not verify_end
+        stands = len(draft) if unread else kept(large, rollback, out.tokens, draft)
+        out.tokens += draft[:stands]
+        out.writers += writers[:stands]
+        out.accepted.append(stands)
+        if not (stands == len(draft) and ended(out.tokens)):
+            out.tokens.append(int(large.logits(prompt + out.tokens).argmax()))
+            out.writers.append("large")
+        out.finish = ended(out.tokens)
+    return out

@@ -40,6 +40,15 @@ from bild.decoding import (
         (lambda: Policy(hand_over=FixedWindow(2), verify_end=0.5), "needs a hand-over rule that measures confidence"),
         (lambda: Policy(acceptance=ExactMatch(), verify_end=0.9), "verify_end=True"),
         (lambda: Policy(alone="medium"), "alone is 'medium'"),
+        (lambda: Policy.adasd(version=3), "version is 3; allowed are 1 and 2"),
+        (lambda: Policy.adasd(decay=0), "decay is 0; allowed is above 0, up to 1"),
+        (lambda: Policy.pyramid(qualifier_threshold=-1), "qualifier_threshold is -1; allowed is 0 or more"),
+        (lambda: Policy.pyramid(target_threshold=math.nan), "target_threshold is nan; allowed is 0 or more"),
+        (lambda: Policy.pyramid(qualifier="fuzzy"), "qualifier is 'fuzzy'; allowed are within_distance, exact_match"),
+        (lambda: Policy.pyramid(qualifier="exact_match", qualifier_threshold=1), "says nothing to qualifier"),
+        (lambda: Policy.pyramid(metric="cosine"), "metric is 'cosine'"),
+        (lambda: Policy.from_dict({"qualifier": {"rule": "whim"}}), "rule is 'whim'"),
+        (lambda: OWN.parse("adasd:version=x"), "version is 'x'; allowed is a whole number"),
         (lambda: Policy.preset("bild2"), "policy is 'bild2'; allowed are bild, exact, speculative_sampling"),
         (lambda: Policy.preset("large", window=5), "policy 'large' has no option window; it takes none"),
         (lambda: Policy.preset("exact", window=5), "has no option window; allowed are fallback_threshold, max_draft"),
@@ -68,6 +77,9 @@ def test_meaningless_values_are_refused(make, says):
         Policy(hand_over=FixedWindow(), acceptance=TypicalAcceptance(0.2, 0.4), max_draft_tokens=4),
         Policy(hand_over=AdaptiveConfidence(0.3, "margin", prior=2.5)),
         Policy.adaptive(),
+        Policy.adasd(version=1, decay=0.9),
+        Policy.pyramid(),
+        Policy.pyramid(qualifier="exact_match", target_threshold=0.3, metric="kl"),
         Policy.ensemble(weight=0.6, window=3),
         Policy.bild(metric="kl", measure="entropy"),
     ],
@@ -87,6 +99,7 @@ def test_knows_whether_it_is_lossless():
     ]
     lossy = [Policy.bild(), Policy.bild(rollback_threshold=0, verify_end=True), Policy.small()]
     lossy += [Policy.ensemble(), Policy.typical(), Policy.adaptive(), Policy.no_rollback(), Policy.no_fallback()]
+    lossy += [Policy.adasd(), Policy.pyramid(), Policy.pyramid(qualifier="rejection_sampling")]
     assert [p.lossless for p in lossless + lossy] == [True] * len(lossless) + [False] * len(lossy)
 
 
@@ -114,7 +127,8 @@ def test_a_threshold_is_not_carried_over_to_another_metric():
 def test_every_option_of_a_preset_reaches_its_policy(name):
     values = {"measure": "margin", "metric": "tv", "max_draft_tokens": 3, "window": 4, "verify_end": True}
     values |= {"fallback_threshold": 0.11, "rollback_threshold": 0.12, "weight": 0.13, "epsilon": 0.14, "delta": 0.15}
-    values |= {"prior": 0.16}
+    values |= {"prior": 0.16, "version": 1, "decay": 0.75, "qualifier": "exact_match"}
+    values |= {"qualifier_threshold": 0.17, "target_threshold": 0.18}
     default = Policy.preset(name)
     for option in preset_options(name):
         value = (not default.verify_end) if option == "verify_end" else values[option]

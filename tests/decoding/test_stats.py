@@ -28,6 +28,7 @@ def test_counts_and_rates():
         "num_large_steps": 2,
         "num_large_tokens": 2,
         "num_tokens_by_writer": {"small": 4, "large": 2},
+        "num_steps_by_model": {"small": 6, "large": 2},
         "hand_overs": {"unsure": 1, "window": 1, "nothing": 0, "end": 1, "stop": 0, "length": 0},
         "acceptance_rate": pytest.approx(4 / 5),
         "mean_acceptance_length": pytest.approx(1 + 4 / 3),
@@ -41,6 +42,7 @@ def test_total_adds_counts_and_rates_follow():
     assert (total.num_tokens, total.num_rounds) == (9, 4)
     counted = {reason: count for reason, count in total.hand_overs.items() if count}
     assert total.num_tokens_by_writer == {"small": 6, "large": 3}
+    assert total.num_steps_by_model == {"small": 9, "large": 3}
     assert counted == {"unsure": 1, "window": 2, "end": 1}
     assert total.acceptance_rate == pytest.approx(6 / 8)
 

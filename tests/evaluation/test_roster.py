@@ -213,3 +213,11 @@ def test_a_quantized_weight_counts_what_it_holds():
             return ["values", "scales"], None
 
     assert _tensor_bytes(Quantized()) == 10 + 2 * 4
+
+
+def test_a_policy_with_a_qualifier_is_refused_before_anything_is_loaded():
+    def load(**options):
+        raise AssertionError("loaded")
+
+    with pytest.raises(InputError, match="says what a middle model lets pass, and there is none"):
+        load_methods(parse_methods("large,pyramid"), Setup(), load)

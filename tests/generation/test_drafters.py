@@ -7,9 +7,9 @@ import json
 import pytest
 
 from bild import BigLittleDecoder, InputError, LoadError, Pair, Policy, custom_generate
-from bild.decoding import NGram, parse_drafter
+from bild.decoding import NGram, Ngrams, parse_drafter
 from bild.generation.pair import bundled_pair, choose_pair
-from tests.networks import BATCHING, build
+from tests.networks import BATCHING, VOCAB_SIZE, build
 
 DRAFTERS = ["small", "ngram:shortest=1", "first:ngram:shortest=1,small", "bandit:rule=exp3:ngram:shortest=1,small"]
 
@@ -27,7 +27,11 @@ def test_a_drafter_is_read_as_it_is_written(text):
         ("first", "names no drafter"),
         ("first:ngram,,small", "names no drafter, or an empty one"),
         ("first:small,small", "names small twice"),
-        ("first:bandit:small", "only small and ngram can stand there"),
+        ("first:bandit:small", "only small, ngram and backoff can stand there"),
+        ("backoff", "needs the counts; write backoff:file=FILE"),
+        ("backoff:file=/no/such/file", "cannot read /no/such/file: No such file"),
+        ("bandit:step_cost=x:small", "step_cost is 'x'; allowed is a number"),
+        ("bandit:read_cost=-1:small", "read_cost is -1.0; allowed is 0 or more"),
         ("ngram:window=x", "window is 'x'; allowed is a whole number"),
         ("ngram:window=0", "window is 0"),
         ("ngram:size=3", "has no option 'size'; allowed are window"),
@@ -44,20 +48,23 @@ def test_what_is_no_drafter_is_one_line(text, says):
 
 
 @pytest.mark.parametrize("name", BATCHING)
-def test_the_exact_rule_is_the_large_models_text_with_any_drafter(name):
+def test_the_exact_rule_is_the_large_models_text_with_any_drafter(name, tmp_path):
     large = build(name)
     pair = BigLittleDecoder(large, build(name, seed=1, layers=1))
     alone = BigLittleDecoder(large, drafter="ngram:shortest=1")
     inputs = [[5, 6, 7, 5, 6, 7, 8, 5], [9, 4], [7, 7, 7, 3, 8, 7], *([4 + at, 5, 4 + at] for at in range(5))]
     options = {"max_new_tokens": 24, "policy": Policy.exact(fallback_threshold=0.1)}
     expected = [result.token_ids for result in pair.generate(inputs, "large", max_new_tokens=24)]
+    # Counted in what the large model writes, half of it, so that some drafts stay.
+    Ngrams(VOCAB_SIZE).add(expected[::2]).save(tmp_path / "counts")
+    counted = f"backoff:file={tmp_path / 'counts'}"
     written = set()
     for batch_size in (1, 8):
-        for decoder, drafter in [(alone, None), *((pair, text) for text in DRAFTERS)]:
+        for decoder, drafter in [(alone, None), *((pair, text) for text in [*DRAFTERS, counted])]:
             results = decoder.generate(inputs, drafter=drafter, batch_size=batch_size, **options)
             assert [result.token_ids for result in results] == expected, (drafter, batch_size)
             written |= {writer for result in results for writer in result.writers}
-    assert written == {"large", "small", "ngram"}
+    assert written == {"large", "small", "ngram", "backoff"}
 
 
 def test_an_early_exit_falls_behind_and_catches_up():

@@ -16,8 +16,10 @@ from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
 from bild.cli.reproduce import reproduce
+from bild.cli.retranslate import retranslate
 from bild.cli.streams import finish, prepare_streams
 from bild.cli.train import train
+from bild.cli.train_ngram import train_ngram
 from bild.cli.tune import tune
 from bild.cli.warmup import warmup
 from bild.errors import BildError, one_line, reason
@@ -32,10 +34,12 @@ app.command()(generate)
 app.command()(evaluate)
 app.command()(train)
 app.command()(align)
+app.command()(train_ngram)
 app.command()(info)
 app.command()(tune)
 app.command()(reproduce)
 app.command()(warmup)
+app.command()(retranslate)
 
 INTERRUPTED = 128 + signal.SIGINT
 # typer carries its own copy of click since 0.27 and used the real one before; this is the base of either.

@@ -52,6 +52,8 @@ def generate(
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
+    middle: options.Middle = None,
+    middle_window: options.MiddleWindow = None,
     drafter: options.Drafter = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -61,7 +63,8 @@ def generate(
         str,
         typer.Option(
             help="A preset: bild, exact and speculative_sampling (lossless), ensemble, typical, no_rollback, "
-            "no_fallback, adaptive, large, small; with options as in bild:metric=js:rollback_threshold=0.4.",
+            "no_fallback, adaptive, adasd, pyramid (with --middle), large, small; with options as in "
+            "bild:metric=js:rollback_threshold=0.4.",
             rich_help_panel=options.POLICY,
         ),
     ] = "bild",
@@ -117,23 +120,28 @@ def generate(
     template = _json_object("--chat-template-kwargs", chat_template_kwargs)
     if runtime == "auto" and total is not None and total >= LONG_FILE:
         runtime = "static"
+    from bild.generation.middle import check_qualifier
     from bild.generation.pair import choose_pair
 
     # So should a wrong option.
+    named = choose_pair(pair, large, small, drafter, middle, middle_window)
     chosen = options.choose_policy(
-        choose_pair(pair, large, small, drafter),
+        named,
         policy,
         fallback_threshold=fallback_threshold,
         rollback_threshold=rollback_threshold,
         max_draft_tokens=max_draft_tokens,
         verify_end=verify_end,
     )
+    check_qualifier(chosen, named.middle is not None)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
     decoder = options.load_decoder(
         large=large,
         small=small,
         pair=pair,
+        middle=middle,
+        middle_window=middle_window,
         drafter=drafter,
         dtype=dtype,
         device=device,

@@ -21,7 +21,8 @@ POLICY = "Policy"
 Large = Annotated[
     str | None,
     typer.Option(
-        help="Accurate model: folder, FILE.gguf or hub NAME[@REVISION][:SUBFOLDER or FILE.gguf].",
+        help="Accurate model: folder, FILE.gguf or hub NAME[@REVISION][:SUBFOLDER or FILE.gguf]; or one that others "
+        "steer, ensemble:base=MODEL,plus=MODEL,minus=MODEL,weight=0.5.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -40,11 +41,22 @@ PairName = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+Middle = Annotated[
+    str | None,
+    typer.Option(
+        help="A model in between that judges drafts first: as large, or exit:N, or small where the drafter needs none.",
+        rich_help_panel=MODELS,
+    ),
+]
+MiddleWindow = Annotated[
+    int | None, typer.Option(help="Longest draft it is given, in tokens, 1… Default: 4.", rich_help_panel=MODELS)
+]
 Drafter = Annotated[
     str | None,
     typer.Option(
-        help="Who drafts: small, ngram (looks the text up, needs no small model), first:ngram,small or "
-        "bandit:ngram,small; with options as in ngram:window=8. Default: the pair's own.",
+        help="Who drafts: small, ngram (looks the text up, needs no small model), backoff:file=FILE (counts of "
+        "bild train-ngram), first:ngram,small or bandit:ngram,small; options as in ngram:window=8. "
+        "Default: the pair's own.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -117,6 +129,8 @@ def load_decoder(
     runtime: str,
     trust_remote_code: bool,
     drafter: str | None = None,
+    middle: str | None = None,
+    middle_window: int | None = None,
     src_lang: str | None = None,
     tgt_lang: str | None = None,
 ) -> BigLittleDecoder:
@@ -128,6 +142,8 @@ def load_decoder(
         pair,
         large=large,
         small=small,
+        middle=middle,
+        middle_window=middle_window,
         drafter=drafter,
         dtype=dtype,
         device=device,

@@ -37,7 +37,7 @@ def _command(command: Callable[..., Any]) -> Iterator[str]:
     for name, parameter in inspect.signature(command).parameters.items():
         annotation, info = get_args(hints[name])
         panels.setdefault(info.rich_help_panel or OTHERS, []).append(_row(name, annotation, info, parameter.default))
-    yield f"## bild {command.__name__}\n"
+    yield f"## bild {command.__name__.replace('_', '-')}\n"
     yield f"{inspect.getdoc(command)}\n"
     for panel, rows in panels.items():
         yield f"| {panel} | default | |\n| --- | --- | --- |"

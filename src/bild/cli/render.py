@@ -14,6 +14,7 @@ STYLES = {
     "large": "bold red",
     "ngram": "cyan",
     "replay": "blue",
+    "middle": "yellow",
     "rolled_back": "strike dim",
 }
 MARKS = {"small": ("", ""), "large": ("[", "]"), "rolled_back": ("~", "~")}
@@ -50,10 +51,16 @@ def counts(stats: Stats) -> str:
     return (
         f"{stats.num_tokens} tokens · {percent(stats.large_share)} by large · "
         + "".join(f"{percent(count / stats.num_tokens)} by {name} · " for name, count in others.items())
-        + f"{stats.num_large_steps} large and {stats.num_small_steps} small steps · "
+        + f"{_steps(stats)} steps · "
         f"{stats.num_rounds} rounds, {stats.num_rollbacks} rollbacks · "
         f"{percent(stats.acceptance_rate)} of drafts accepted"
     )
+
+
+def _steps(stats: Stats) -> str:
+    between = {name: n for name, n in stats.num_steps_by_model.items() if name not in ("small", "large")}
+    named = [f"{stats.num_large_steps} large", *(f"{n} {name}" for name, n in between.items())]
+    return f"{', '.join(named)} and {stats.num_small_steps} small"
 
 
 def times(result: Result) -> str:

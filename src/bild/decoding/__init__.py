@@ -10,10 +10,13 @@ from bild.decoding.acceptance import (
     WithinDistance,
 )
 from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
+from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
 from bild.decoding.choice import Choice, Greedy, Sampling
 from bild.decoding.draft import Draft, HandOverReason, Work, Writer
 from bild.decoding.drafters import (
+    Backoff,
     Bandit,
+    Cascade,
     Certain,
     Drafter,
     First,
@@ -21,6 +24,7 @@ from bild.decoding.drafters import (
     Maker,
     ModelDrafter,
     NGram,
+    Ngrams,
     Recipe,
     Replay,
     parse_drafter,
@@ -42,13 +46,17 @@ __all__ = [
     "Acceptance",
     "AdaptiveConfidence",
     "AdaptiveDistance",
+    "Backoff",
     "Bandit",
     "Batch",
+    "Cascade",
     "Certain",
     "Choice",
     "Commit",
+    "DistanceOfAccepted",
     "Draft",
     "Drafter",
+    "EntropyOfRejected",
     "ExactMatch",
     "FinishReason",
     "First",
@@ -65,6 +73,7 @@ __all__ = [
     "Maker",
     "ModelDrafter",
     "NGram",
+    "Ngrams",
     "Policy",
     "Reading",
     "Recipe",

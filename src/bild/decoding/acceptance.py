@@ -48,8 +48,12 @@ class Reading(NamedTuple):
         return self.scores.summary.likeliest
 
     def own(self) -> Tensor:
-        """The tokens ``[B, T]`` the large model itself picks."""
-        return self.choice(self.scores, self.rows, self.counts, self.level)
+        """The tokens ``[B, T]`` the large model itself picks.
+
+        With the numbers of level 0 at every level, so that models that agree pick the same; a draw of one's own is no
+        test, and may share them.
+        """
+        return self.choice(self.scores, self.rows, self.counts)
 
     def distance(self, metric: MetricName) -> Tensor:
         """``d(p_S, p_L)`` of each drafted token ``[B, T]``."""
@@ -198,7 +202,8 @@ class RejectionSampling:
 
     The residual is ``max(0, p_L − p_S)``, normalised; both distributions are those the models draw from
     (after temperature, top-k, top-p), so the text has exactly the large model's distribution (Leviathan et al.
-    2023, algorithm 1; Chen et al. 2023). With greedy decoding it is exact match.
+    2023, algorithm 1; Chen et al. 2023). With greedy decoding it is exact match. The distance reported is the total
+    variation of what the models draw from, 0…1: how often a token of this position is replaced.
 
     Args:
         weight: of the large model in a blend of both, 0…1. 1: lossless. Below, the text follows
@@ -225,22 +230,20 @@ class RejectionSampling:
         return True
 
     def judge(self, reading: Reading) -> Judgement:
-        keep, replacement = self._draw(reading) if reading.choice.draws else self._match(reading)
-        return Judgement(keep, replacement, torch.zeros_like(keep, dtype=torch.float32))
+        return self._draw(reading) if reading.choice.draws else self._match(reading)
 
-    def _match(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def _match(self, reading: Reading) -> Judgement:
         if self.weight == 1:
             # Probabilities of neighbouring logits may round to one number, so it is the logits that are compared.
             own = reading.likeliest()
-            return own == reading.drafted, own
+            return _as_one(own, reading)
         p, q = reading.logits.softmax(-1), _small(reading).softmax(-1)
         blend = self.weight * p + (1 - self.weight) * q
         # Nothing was drafted behind the draft: the bonus is the large model's own.
         blend[:, -1] = p[:, -1]
-        own = blend.argmax(-1)
-        return own == reading.drafted, own
+        return _as_one(blend.argmax(-1), reading)
 
-    def _draw(self, reading: Reading) -> tuple[Tensor, Tensor]:
+    def _draw(self, reading: Reading) -> Judgement:
         p = reading.choice.probabilities(reading.logits)
         q = reading.choice.probabilities(_small(reading))
         q[:, -1] = 0
@@ -248,9 +251,17 @@ class RejectionSampling:
         ratio = (p.gather(-1, drafted) / q.gather(-1, drafted)).squeeze(-1)
         keep = reading.uniforms(Use.ACCEPT) < 1 - self.weight + self.weight * ratio
         residual = (p - q).clamp(min=0)
+        apart = residual.sum(-1, keepdim=True)
         # Equal distributions leave no residual but rounding, and nothing to replace.
-        empty = residual.sum(-1, keepdim=True) <= torch.finfo(residual.dtype).tiny
-        return keep, draw(torch.where(empty, p, residual), reading.uniforms(Use.REPLACE))
+        empty = apart <= torch.finfo(residual.dtype).tiny
+        replacement = draw(torch.where(empty, p, residual), reading.uniforms(Use.REPLACE))
+        return Judgement(keep, replacement, apart[..., 0].clamp(max=1))
+
+
+def _as_one(own: Tensor, reading: Reading) -> Judgement:
+    """Judged by a choice without chance: either the same token or all apart."""
+    same = own == reading.drafted
+    return Judgement(same, own, (~same).float())
 
 
 def keep_near(reading: Reading, distance: Tensor, limit: float | Tensor) -> Judgement:

@@ -45,8 +45,14 @@ class Draft:
     """The token that made the drafter hand over, if it was dropped."""
     writer: Writer = "small"
     """The drafter's name."""
+    writers: list[Writer] = field(default_factory=list)
+    """Who wrote each token, where it was not all the drafter."""
     work: dict[Writer, Work] = field(default_factory=dict)
     """Of the models that drafted, by name."""
+
+    def signed(self, count: int) -> list[Writer]:
+        """Who wrote each of the first ``count`` tokens."""
+        return self.writers[:count] if self.writers else [self.writer] * count
 
     @property
     def ends(self) -> bool:

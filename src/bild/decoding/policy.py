@@ -7,6 +7,7 @@ from typing import Any
 
 from bild.decoding.acceptance import Acceptance, ExactMatch, RejectionSampling, TypicalAcceptance, WithinDistance
 from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
+from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
 from bild.decoding.distances import METRICS
 from bild.decoding.draft import Draft, Writer
 from bild.decoding.hand_over import MEASURES, FixedWindow, HandOver, LowConfidence
@@ -16,10 +17,12 @@ HAND_OVER_RULES: dict[str, type[Any]] = {
     "low_confidence": LowConfidence,
     "adaptive_confidence": AdaptiveConfidence,
     "fixed_window": FixedWindow,
+    "entropy_of_rejected": EntropyOfRejected,
 }
 ACCEPTANCE_RULES: dict[str, type[Any]] = {
     "within_distance": WithinDistance,
     "adaptive_distance": AdaptiveDistance,
+    "distance_of_accepted": DistanceOfAccepted,
     "typical": TypicalAcceptance,
     "exact_match": ExactMatch,
     "rejection_sampling": RejectionSampling,
@@ -39,6 +42,8 @@ class Policy(Presets):
             probability, 0…1: if the small model's confidence in any token of that draft is below.
             A draft that a stop string or the length limit ends is always read.
         alone: one model decodes without the other; the rules are then not used.
+        qualifier: which prefix of a draft survives a model in between, before the large one reads it; None: by the same
+            rule. Without a middle model it has nothing to judge.
 
     Raises:
         ValueError: a value out of range, or rules and flags that do not go together.
@@ -49,6 +54,7 @@ class Policy(Presets):
     max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS
     verify_end: bool | float = False
     alone: Writer | None = None
+    qualifier: Acceptance | None = None
 
     def __post_init__(self) -> None:
         if self.max_draft_tokens < 1:
@@ -127,12 +133,15 @@ class Policy(Presets):
         """This policy as plain JSON values; :meth:`from_dict` reads it back."""
         if self.alone is not None:
             return {"alone": self.alone}
-        return {
+        values = {
             "hand_over": _rule_to_dict(self.hand_over, HAND_OVER_RULES),
             "acceptance": _rule_to_dict(self.acceptance, ACCEPTANCE_RULES),
             "max_draft_tokens": self.max_draft_tokens,
             "verify_end": self.verify_end,
         }
+        if self.qualifier is not None:
+            values["qualifier"] = _rule_to_dict(self.qualifier, ACCEPTANCE_RULES)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Policy:
@@ -145,8 +154,9 @@ class Policy(Presets):
         try:
             if "hand_over" in fields:
                 fields["hand_over"] = _rule_from_dict(fields["hand_over"], HAND_OVER_RULES)
-            if "acceptance" in fields:
-                fields["acceptance"] = _rule_from_dict(fields["acceptance"], ACCEPTANCE_RULES)
+            for name in ("acceptance", "qualifier"):
+                if name in fields:
+                    fields[name] = _rule_from_dict(fields[name], ACCEPTANCE_RULES)
             return cls(**fields)
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a policy: {values!r} ({error})") from None

@@ -10,12 +10,13 @@ from bild.decoding.acceptance import ExactMatch, RejectionSampling, TypicalAccep
 from bild.decoding.adaptive import DEFAULT_PRIOR, AdaptiveConfidence, AdaptiveDistance
 from bild.decoding.distances import METRICS, MetricName
 from bild.decoding.hand_over import MEASURES, FixedWindow, LowConfidence, MeasureName
+from bild.decoding.related_presets import RelatedPresets
 
 DEFAULT_MAX_DRAFT_TOKENS = 10
 DEFAULT_WINDOW = 5
 
 
-class Presets:
+class Presets(RelatedPresets):
     """The constructors of :class:`~bild.decoding.Policy`.
 
     Thresholds not given are the default of their measure or metric.
@@ -232,14 +233,10 @@ class Presets:
         make: Callable[..., Self] = getattr(cls, name)
         return make(**options)
 
-    @classmethod
-    def _of(cls, **fields: Any) -> Self:
-        return cls(**fields)
-
 
 PRESETS = (
     "bild", "exact", "speculative_sampling", "ensemble", "typical", "no_rollback", "no_fallback", "adaptive",
-    "large", "small",
+    "adasd", "pyramid", "large", "small",
 )  # fmt: skip
 """Names of the presets."""
 
@@ -281,11 +278,11 @@ def parse_option(name: str, text: str) -> Any:
     Raises:
         ValueError: not a value this argument can have.
     """
-    if name in ("measure", "metric"):
+    if name in ("measure", "metric", "qualifier"):
         return text
     if name == "verify_end" and text in YES_OR_NO:
         return YES_OR_NO[text]
-    whole = name in ("max_draft_tokens", "window")
+    whole = name in ("max_draft_tokens", "window", "version")
     try:
         return int(text) if whole else float(text)
     except ValueError:

@@ -249,7 +249,7 @@ def _commit(row: Row, draft: Draft | None, verdict: Verdict | None) -> Commit | 
     del row.tokens[start + accepted :]
     # Only a whole draft can end the text: each of its tokens was asked when it was written.
     finish_reason = row.ended() if draft.ends and accepted == len(draft.tokens) else None
-    writers = [draft.writer] * accepted
+    writers = draft.signed(accepted)
     if finish_reason is None:
         row.tokens.append(verdict.next_token)
         writers.append(verdict.writer)
@@ -285,7 +285,7 @@ def _commit_unread(row: Row, draft: Draft | None) -> Commit | None:
     return Commit(
         row=row.index,
         tokens=tuple(draft.tokens),
-        writers=(draft.writer,) * len(draft.tokens),
+        writers=tuple(draft.signed(len(draft.tokens))),
         draft=tuple(draft.tokens),
         accepted=len(draft.tokens),
         reason=draft.reason,

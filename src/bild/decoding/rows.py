@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -50,6 +51,13 @@ class Rules:
     def acceptance(self) -> Acceptance:
         """What survives of a draft; where one model writes alone nothing is drafted, so the rule measures nothing."""
         return self.policy.acceptance if self.policy.alone is None else EXACT
+
+    @cached_property
+    def below(self) -> Rules:
+        """The rules by which a model in between judges, before the large one does."""
+        policy = self.policy
+        rule = policy.acceptance if policy.qualifier is None else policy.qualifier
+        return replace(self, policy=replace(policy, acceptance=rule, qualifier=None, verify_end=True))
 
 
 @dataclass(frozen=True, kw_only=True)

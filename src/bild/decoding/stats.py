@@ -41,6 +41,8 @@ class Stats:
     """Tokens of the text that the large model wrote."""
     num_tokens_by_writer: dict[Writer, int] = field(default_factory=dict)
     """Tokens of the text by who wrote them: ``"large"``, ``"small"``, ``"ngram"``, …"""
+    num_steps_by_model: dict[Writer, int] = field(default_factory=dict)
+    """Forward passes by model: ``"large"``, ``"small"``, ``"middle"``, …"""
     hand_overs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     """Rounds by the reason the drafter gave up the turn, see :data:`~bild.decoding.draft.HandOverReason`."""
 
@@ -77,6 +79,8 @@ class Stats:
         self.num_large_tokens += commit.writers.count("large")
         for writer in commit.writers:
             self.num_tokens_by_writer[writer] = self.num_tokens_by_writer.get(writer, 0) + 1
+        for model, work in commit.work.items():
+            self.num_steps_by_model[model] = self.num_steps_by_model.get(model, 0) + work.steps
         if commit.reason is not None:
             self.num_rounds += 1
             self.hand_overs[commit.reason] += 1

@@ -114,8 +114,12 @@ def load_methods(
         InputError: an option a method does not have.
         LoadError: the pair cannot be loaded.
     """
+    from bild.generation.middle import check_qualifier
+
     pair = setup.choose_pair()
     policies = {spec.text: policy_of(spec, pair.policy) for spec in specs if spec.name in PRESETS}
+    for policy in policies.values():
+        check_qualifier(policy, pair.middle is not None)
     rules = {spec.text: calm.rule_of(spec, setup.max_new_tokens) for spec in specs if spec.name == calm.NAME}
     decoders = _Decoders(setup, load)
     roster = Roster()
@@ -167,7 +171,7 @@ class _Decoders:
 
         setup = self.setup
         load = BigLittleDecoder.from_pretrained if self.load is None else self.load
-        names = {"pair": setup.pair, "large": setup.large, "small": setup.small}
+        names: dict[str, Any] = {"pair": setup.pair, "large": setup.large, "small": setup.small}
         decoder = load(
             **names, runtime=runtime, dtype=dtype, device=setup.device, trust_remote_code=setup.trust_remote_code
         )

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.decoding import Choice, Commit, Maker, Policy, Recipe, Rules
+from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.errors import InputError
 from bild.generation import running
 from bild.generation.drafting import check_small, maker_of
+from bild.generation.ensembles import steered
 from bild.generation.jobs import Job, prepare
+from bild.generation.loading import load_sides
+from bild.generation.middle import SMALL, Middle, check_middle, check_qualifier
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
 from bild.generation.prompts import SOURCE_OPTIONS, Input, Prompter, as_list, of_input, task_prefix
@@ -24,21 +29,16 @@ from bild.generation.result import Result
 from bild.generation.stream import Stream
 from bild.models import (
     INT8,
+    EnsembleModel,
     Int8Linear,
     Model,
-    check_exit,
     check_kinds,
-    check_outlines,
     check_runtime,
     check_shared_vocabulary,
-    exit_layer,
     head_size,
-    load_network,
-    read_outline,
     resolve_device,
-    resolve_dtype,
     run_pair,
-    to_int8,
+    run_three,
 )
 
 logger = logging.getLogger("bild")
@@ -55,6 +55,14 @@ class BigLittleDecoder:
         tokenizer: of the pair; None: only token ids can be decoded.
         small_tokenizer: to check that the vocabularies agree; None: only sizes are compared.
         policy: what ``policy="bild"`` means for this pair; default thresholds otherwise.
+        middle: network of a model in between, which judges what is drafted before the large one reads it; ``"exit:N"``
+            of the large one; ``"small"``: the small one, where ``drafter`` needs none; None: there is none.
+        middle_tokenizer: as ``small_tokenizer``.
+        middle_window: longest draft that the middle model is given, in tokens, 1…, default 4; how many tokens it
+            collects for the large one says the policy (``max_draft_tokens``).
+        experts: networks of the same vocabulary whose logits are added to the large one's, each with a weight, so that
+            ``[(plus, a), (minus, -a)]`` steers it; ``"unconditioned"``: the large one without its source
+            (docs/related/ensemble.md).
         drafter: who drafts where a call does not say: text as in ``"first:ngram,small"``, or a function that makes a
             :class:`~bild.decoding.Drafter` (docs/drafters.md). Default: ``"small"``, the small model.
         runtime: how the networks are run; ``"eager"``, ``"static"`` or ``"auto"``, see :meth:`from_pretrained`.
@@ -72,6 +80,10 @@ class BigLittleDecoder:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         small_tokenizer: PreTrainedTokenizerBase | None = None,
+        middle: PreTrainedModel | str | None = None,
+        middle_tokenizer: PreTrainedTokenizerBase | None = None,
+        middle_window: int = DEFAULT_WINDOW,
+        experts: Sequence[tuple[PreTrainedModel | str, float]] = (),
         policy: Policy | None = None,
         drafter: str | Maker | None = None,
         runtime: str = "eager",
@@ -81,13 +93,27 @@ class BigLittleDecoder:
         other = large if small is None or isinstance(small, str) else small
         self.drafter = maker_of("small" if drafter is None else drafter)
         check_small(self.drafter, small is not None)
-        check_kinds(large.config, other.config)
-        sizes = [head_size(network) for network in (large, other)]
-        shared = check_shared_vocabulary(tokenizer, small_tokenizer, sizes[0], sizes[1])
-        self.large, cheap = run_pair(large, large if small is None else small, runtime)
-        self._small = None if small is None else cheap
+        check_middle(middle, middle_window, self.drafter, small is not None)
+        shared = head_size(large)
+        steering = [(network, tokenizer) for network, _ in experts]
+        for network, own in ((other, small_tokenizer), (middle, middle_tokenizer), *steering):
+            if isinstance(network, PreTrainedModel):
+                check_kinds(large.config, network.config)
+                same = check_shared_vocabulary(tokenizer, own, head_size(large), head_size(network))
+                shared = min(shared, same)
+        cheap: PreTrainedModel | str = large if small is None else small
+        if middle in (None, SMALL):
+            self.large, second = run_pair(large, cheap, runtime)
+            between = None if middle is None else Middle(second, middle_window, SMALL, SMALL)
+        else:
+            self.large, second, third = run_three(large, cheap, middle, runtime)
+            between = Middle(third, middle_window, part=middle if isinstance(middle, str) else None)
+        if experts:
+            self.large = steered(self.large, experts, runtime)
+        self._small, self._middle = None if small is None else second, between
         self.early_exit = small if isinstance(small, str) else None
-        self.large.vocab_size = cheap.vocab_size = shared
+        for model in self._parts:
+            model.vocab_size = shared
         self.tokenizer = tokenizer
         self.src_lang: str | None = None
         """See :meth:`set_languages`."""
@@ -95,7 +121,7 @@ class BigLittleDecoder:
         """See :meth:`set_languages`."""
         self.policy = Policy() if policy is None else policy
         self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
-        for model in self.models:
+        for model in self._parts:
             if not model.batches:
                 name = type(model.network).__name__
                 logger.warning("%s counts positions inside its modules: batches are decoded row by row", name)
@@ -107,6 +133,8 @@ class BigLittleDecoder:
         *,
         large: str | os.PathLike[str] | None = None,
         small: str | os.PathLike[str] | None = None,
+        middle: str | os.PathLike[str] | None = None,
+        middle_window: int | None = None,
         drafter: str | Maker | None = None,
         runtime: str = "auto",
         dtype: str | torch.dtype = "auto",
@@ -120,8 +148,12 @@ class BigLittleDecoder:
         Args:
             pair: folder or ``bild.json`` of a pair; ``large`` and ``small`` override its checkpoints.
             large: folder, GGUF file or hub name of the accurate model: ``NAME[@REVISION][:SUBFOLDER or FILE.gguf]``;
-                docs/checkpoints.md has what can be loaded.
+                docs/checkpoints.md has what can be loaded. Or one that others steer:
+                ``"ensemble:base=MODEL,plus=MODEL,minus=MODEL,weight=0.5"`` (docs/related/ensemble.md).
             small: likewise of the cheap one; ``"exit:N"``: the first N decoder layers of the large one.
+            middle: likewise of a model in between, see :class:`BigLittleDecoder`; ``"exit:N"``, or ``"small"``: the
+                small one, where ``drafter`` needs none. Default: the pair's own.
+            middle_window: longest draft that it is given, in tokens, 1…; default: the pair's own, or 4.
             drafter: who drafts where a call does not say, see :class:`BigLittleDecoder`; default: the pair's own.
                 With one that needs no small model, as ``"ngram"``, ``large`` may be named alone.
             runtime: ``"eager"``: transformers' modules as they are. ``"static"``: compiled, several times
@@ -138,27 +170,14 @@ class BigLittleDecoder:
         Raises:
             LoadError, VocabularyError, InputError: see :mod:`bild.errors`.
         """
-        chosen = choose_pair(pair, large, small, drafter)
+        chosen = choose_pair(pair, large, small, drafter, middle, middle_window)
         check_runtime(runtime)
-        on = resolve_device(device)
         where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "trust_remote_code": trust_remote_code}
-        options: dict[str, Any] = {"dtype": resolve_dtype(dtype, on), "device": on, **where}
-        cheap = chosen.small
-        count = None if cheap is None else exit_layer(cheap)
-        # One checkpoint on both sides, or an early exit of it, is loaded once.
-        names = dict.fromkeys([chosen.large] if cheap is None or count is not None else [chosen.large, cheap])
-        outlines = [read_outline(name, **options) for name in names]
-        check_outlines(outlines[0], outlines[-1], device=on, int8=dtype == INT8)
-        if count is not None:
-            check_exit(outlines[0], count)
-        networks: list[Any] = [load_network(each.name, **options, config=each.config) for each in outlines]
-        if dtype == INT8:
-            networks = [to_int8(network) for network in networks]
+        large_network, cheap, rest = load_sides(chosen, dtype=dtype, device=resolve_device(device), **where)
         return cls(
-            networks[0],
-            networks[-1] if cheap is not None and count is None else cheap,
-            outlines[0].tokenizer,
-            small_tokenizer=outlines[-1].tokenizer,
+            large_network,
+            cheap,
+            **rest,
             policy=chosen.policy,
             drafter=chosen.drafter if drafter is None else drafter,
             runtime=runtime,
@@ -168,17 +187,28 @@ class BigLittleDecoder:
         """Write the checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads.
 
         Raises:
-            InputError: the weights are int8, which is made when a pair is loaded, or the drafter is a function.
+            InputError: the weights are int8, which is made when a pair is loaded, the drafter is a function, or the
+                large model an ensemble.
         """
         if not isinstance(self.drafter, Recipe):
             raise InputError("the drafter is a function, which a folder does not hold; give one by name to save it")
+        if isinstance(self.large, EnsembleModel):
+            raise InputError("the large model is an ensemble, which a folder does not hold; save and name its parts")
         if self.dtype == INT8:
             raise InputError("dtype is int8, which checkpoints do not hold; load the pair in another dtype to save it")
         large = self._save(self.large.network, Path(folder) / "large")
         small = self.early_exit
         if small is None and self._small is not None:
             small = self._save(self._small.network, Path(folder) / "small")
-        Pair(large, small, self.policy, drafter=str(self.drafter)).save(folder)
+        pair = Pair(large, small, self.policy, drafter=str(self.drafter))
+        self._with_middle(pair, Path(folder) / "middle").save(folder)
+
+    def _with_middle(self, pair: Pair, place: Path) -> Pair:
+        if self._middle is None:
+            return pair
+        part = self._middle.part
+        name = self._save(self._middle.model.network, place) if part is None else part
+        return replace(pair, middle=name, middle_window=self._middle.window)
 
     def _save(self, network: Any, place: Path) -> str:
         network.save_pretrained(place)
@@ -196,6 +226,17 @@ class BigLittleDecoder:
         return running.small_of(self._models)
 
     @property
+    def middle(self) -> Model | None:
+        """The model in between, if there is one."""
+        return None if self._middle is None else self._middle.model
+
+    @property
+    def _parts(self) -> list[Model]:
+        """All models that read."""
+        middle = self.middle
+        return [*self.models, *([] if middle is None or middle in self.models else [middle])]
+
+    @property
     def models(self) -> tuple[Model, ...]:
         """Large, then small if there is one."""
         return (self.large,) if self._small is None else (self.large, self._small)
@@ -210,7 +251,7 @@ class BigLittleDecoder:
     @property
     def batches(self) -> bool:
         """Whether rows of different length can share a batch; if not, they are decoded one by one."""
-        return all(model.batches for model in self.models)
+        return all(model.batches for model in self._parts)
 
     def generate(self, inputs: Any, policy: str | Policy | None = None, **options: Any) -> list[Result]:
         """Decode every input.
@@ -411,7 +452,7 @@ class BigLittleDecoder:
             return self._prepare(prompter.encode(item), asked, index)
 
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
-        return prepare(ids, asked, index, models=self.models, tokenizer=self.tokenizer)
+        return prepare(ids, asked, index, models=self._parts, tokenizer=self.tokenizer)
 
     def results(
         self,
@@ -455,7 +496,7 @@ class BigLittleDecoder:
 
     @property
     def _models(self) -> running.Models:
-        return running.Models(self.large, self._small, self.drafter)
+        return running.Models(self.large, self._small, self.drafter, self._middle)
 
     def _drafting(self, drafter: str | Maker | None, policy: Policy) -> running.Models:
         """The models and who drafts for a call.
@@ -466,7 +507,10 @@ class BigLittleDecoder:
         models = self._models
         if policy.alone == "small":
             running.small_of(models)
+        check_qualifier(policy, self._middle is not None)
         if drafter is None:
             return models
         check_small(drafter, self._small is not None)
+        if self._middle is not None:
+            check_middle(self._middle.name, self._middle.window, drafter, self._small is not None)
         return models._replace(drafter=maker_of(drafter))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bild.data.json_text import from_json, to_json
 from bild.decoding import Maker, Policy, Recipe
+from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.errors import InputError, LoadError
 from bild.generation.drafting import check_small, needs_small
+from bild.generation.middle import SMALL, check_middle
 
 FILE = "bild.json"
 
@@ -26,9 +28,12 @@ class Pair:
         policy: tuned for the two; the default ``bild`` preset otherwise.
         evidence: how the policy was found (data, scores, machine), kept as it is.
         drafter: who drafts, as text (docs/drafters.md).
+        middle: a model in between that judges drafts first: folder, file or hub name; ``"exit:N"``; ``"small"``: the
+            small one, where ``drafter`` needs none; None: there is none.
+        middle_window: longest draft that it is given, in tokens, 1…
 
     Raises:
-        InputError: a drafter that does not exist, or needs a small model where there is none.
+        InputError: a drafter that does not exist, or needs a small model where there is none; likewise a middle one.
     """
 
     large: str
@@ -36,9 +41,12 @@ class Pair:
     policy: Policy = field(default_factory=Policy)
     evidence: dict[str, Any] = field(default_factory=dict)
     drafter: str = "small"
+    middle: str | None = None
+    middle_window: int = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
         check_small(self.drafter, self.small is not None)
+        check_middle(self.middle, self.middle_window, self.drafter, self.small is not None)
 
     @property
     def cheap(self) -> str:
@@ -77,7 +85,8 @@ class Pair:
             # A pair of two models says so; only a drafter that needs no small one may leave it out.
             alone = not needs_small(drafter) and values.get("small") is None
             small = None if alone else _relative_to(file.parent, values["small"])
-            return cls(large, small, policy, dict(values.get("evidence", {})), drafter)
+            middle, window = _middle_of(values.get("middle"), file.parent)
+            return cls(large, small, policy, dict(values.get("evidence", {})), drafter, middle, window)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{file} does not describe a pair ({type(error).__name__}: {error})") from None
 
@@ -91,13 +100,15 @@ class Pair:
         file = path if path.suffix == ".json" else path / FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            values = {
+            values: dict[str, Any] = {
                 "large": _seen_from(file.parent, self.large),
                 "small": None if self.small is None else _seen_from(file.parent, self.small),
                 "policy": self.policy.to_dict(),
                 "drafter": self.drafter,
                 "evidence": self.evidence,
             }
+            if self.middle is not None:
+                values["middle"] = {"model": _seen_from(file.parent, self.middle), "window": self.middle_window}
             file.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {file} ({error.strerror})") from None
@@ -123,6 +134,8 @@ def choose_pair(
     large: str | os.PathLike[str] | None,
     small: str | os.PathLike[str] | None,
     drafter: str | Maker | None = None,
+    middle: str | os.PathLike[str] | None = None,
+    middle_window: int | None = None,
 ) -> Pair:
     """The pair that these names stand for; the bundled one where nothing is named.
 
@@ -131,28 +144,62 @@ def choose_pair(
         large: the accurate model; overrides the pair's.
         small: the cheap one, likewise; may be left out where the drafter needs none.
         drafter: who drafts, if that is known; overrides the pair's.
+        middle: the model in between, likewise.
+        middle_window: longest draft that it is given, likewise.
 
     Raises:
         InputError: one checkpoint without the other, or a drafter that does not exist.
         LoadError: no pair there.
     """
+    between = None if middle is None else os.fspath(middle)
+    window = DEFAULT_WINDOW if middle_window is None else middle_window
     # Looked at first: a wrong name should not wait for a checkpoint.
     alone = drafter is not None and not needs_small(drafter)
     if pair is None and large is not None and (small is not None or alone):
-        # A function has no name; whoever gave it hands it on.
-        named = str(drafter) if isinstance(drafter, str | Recipe) else "ngram" if alone else "small"
-        return Pair(os.fspath(large), None if small is None else os.fspath(small), drafter=named)
+        named = "small" if drafter is None else _name_of(drafter)
+        cheap = None if small is None else os.fspath(small)
+        return _checked(
+            Pair(os.fspath(large), cheap, drafter=named, middle=between, middle_window=window), middle_window
+        )
     if pair is None and (large is not None or small is not None):
         missing = "small" if small is None else "large"
         raise InputError(f"{missing} is missing; name both checkpoints, or a pair")
     loaded = Pair.load(bundled_pair() if pair is None else pair)
     if large is not None or small is not None:
         # Thresholds tuned for other checkpoints say nothing about these.
-        cheap = loaded.small if small is None else os.fspath(small)
-        loaded = Pair(os.fspath(large or loaded.large), cheap, drafter=loaded.drafter)
+        other = loaded.small if small is None else os.fspath(small)
+        # Nor does a middle model of another large one.
+        kept: dict[str, Any] = {"middle": loaded.middle, "middle_window": loaded.middle_window} if large is None else {}
+        loaded = Pair(os.fspath(large or loaded.large), other, drafter=loaded.drafter, **kept)
+    changes: dict[str, Any] = {} if between is None else {"middle": between}
+    if middle_window is not None:
+        changes["middle_window"] = middle_window
     if drafter is not None:
         check_small(drafter, loaded.small is not None)
-    return loaded
+        changes["drafter"] = _name_of(drafter)
+    return _checked(replace(loaded, **changes), middle_window)
+
+
+def _name_of(drafter: str | Maker) -> str:
+    """A function has no name; whoever gave it hands it on, and it is taken for one that needs no small model."""
+    return str(drafter) if isinstance(drafter, str | Recipe) else "ngram"
+
+
+def _checked(pair: Pair, window: int | None) -> Pair:
+    if window is not None and pair.middle is None:
+        raise InputError(f"middle_window is {window}, and there is no middle model; name one with middle=… (--middle)")
+    return pair
+
+
+def _middle_of(value: Any, folder: Path) -> tuple[str | None, int]:
+    """A pair file's middle model and its window."""
+    if value is None:
+        return None, DEFAULT_WINDOW
+    fields: dict[str, Any] = {"model": value} if isinstance(value, str) else dict(value)
+    name, window = fields.pop("model"), fields.pop("window", DEFAULT_WINDOW)
+    if fields:
+        raise ValueError(f"middle has {min(fields)!r}; allowed are model and window")
+    return name if name == SMALL else _relative_to(folder, name), window
 
 
 def _relative_to(folder: Path, name: str) -> str:

@@ -11,9 +11,23 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding import Batch, Commit, Drafter, Kit, LocalVerifier, Maker, ModelDrafter, Recipe, Row, Rules, Scorer
+from bild.decoding import (
+    Batch,
+    Cascade,
+    Commit,
+    Drafter,
+    Kit,
+    LocalVerifier,
+    Maker,
+    ModelDrafter,
+    Recipe,
+    Row,
+    Rules,
+    Scorer,
+)
 from bild.errors import InputError
 from bild.generation.jobs import Job
+from bild.generation.middle import Middle
 from bild.generation.result import Result
 from bild.models import Model
 
@@ -27,11 +41,12 @@ rows whose draft is done are still carried through every pass of the others (``b
 
 
 class Models(NamedTuple):
-    """The two sides of a pair, and what drafts for the large one."""
+    """The two sides of a pair, what drafts, and the model in between if there is one."""
 
     large: Model
     small: Model | None
     drafter: Maker = Recipe()
+    middle: Middle | None = None
 
 
 def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batch:
@@ -49,7 +64,7 @@ def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batc
     alone, sources = rules.policy.alone, [job.source for job in jobs]
     encoded = [job.encoded for job in jobs if job.encoded is not None]
     scorer = small_of(models).start(sources) if alone == "small" else models.large.start(sources, encoded or None)
-    drafter = models.drafter(_kit(models, scorer, sources)) if alone is None else None
+    drafter = _drafter(models, scorer, sources) if alone is None else None
     if alone == "small":
         # The one model there is takes the large model's place.
         rules = replace(rules, policy=replace(rules.policy, alone="large"))
@@ -69,11 +84,18 @@ def small_of(models: Models) -> Model:
     return models.small
 
 
+def _drafter(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Drafter:
+    drafter, middle = models.drafter(_kit(models, scorer, sources)), models.middle
+    if middle is None:
+        return drafter
+    return Cascade(middle.model.beside(scorer, sources), drafter, middle.window, middle.name)
+
+
 def _kit(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Kit:
     def small() -> Drafter:
         return ModelDrafter(small_of(models).beside(scorer, sources))
 
-    return Kit(small, models.large.vocab_size)
+    return Kit(small, models.large.vocab_size, len(sources))
 
 
 def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int) -> Generator[Commit]:

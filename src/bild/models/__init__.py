@@ -9,6 +9,7 @@ from bild.models.calm import CalmModel, CalmScorer, ExitRule
 from bild.models.compiled import CompiledModel, CompiledScorer, is_prepared
 from bild.models.eager import EagerModel, EagerScorer
 from bild.models.early_exit import exit_layer
+from bild.models.ensemble import EnsembleModel, EnsembleScorer, OtherSource
 from bild.models.int8 import Int8Linear, to_int8
 from bild.models.loading import (
     INT8,
@@ -25,6 +26,7 @@ from bild.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from bild.models.middle import run_three
 from bild.models.pairing import check_runtime, run_pair
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
@@ -37,9 +39,12 @@ __all__ = [
     "CompiledScorer",
     "EagerModel",
     "EagerScorer",
+    "EnsembleModel",
+    "EnsembleScorer",
     "ExitRule",
     "Int8Linear",
     "Model",
+    "OtherSource",
     "check_exit",
     "check_kinds",
     "check_outlines",
@@ -57,5 +62,6 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "run_pair",
+    "run_three",
     "to_int8",
 ]

@@ -7,8 +7,9 @@ align({"train": read_examples("train.jsonl")}, "aligned", recipe, pair="models")
 
 from bild.training.alignment import align
 from bild.training.job import train
+from bild.training.ngrams import count_ngrams
 from bild.training.recipe import Recipe
 from bild.training.settings import Settings
 from bild.training.start import Start
 
-__all__ = ["Recipe", "Settings", "Start", "align", "train"]
+__all__ = ["Recipe", "Settings", "Start", "align", "count_ngrams", "train"]

@@ -5,12 +5,28 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from bild.decoding import Bandit, Commit, Draft, Drafter, First, ModelDrafter, NGram, Policy, Replay, Request, decode
+from bild.decoding import (
+    Backoff,
+    Bandit,
+    Cascade,
+    Commit,
+    Draft,
+    Drafter,
+    First,
+    ModelDrafter,
+    NGram,
+    Ngrams,
+    Policy,
+    Replay,
+    Request,
+    decode,
+)
 from bild.decoding.draft import ENDS
 from tests.toy import ToyModel, ToyScorer
 
 VOCAB = 4
 SMALL, LARGE = ToyModel(1, VOCAB, blend=0.8), ToyModel(2, VOCAB, blend=0.8)
+MIDDLE = ToyModel(3, VOCAB, blend=0.85)
 
 
 class Random:
@@ -49,11 +65,13 @@ def small(count: int) -> ModelDrafter:
     return ModelDrafter(ToyScorer(SMALL, count))
 
 
+COUNTS = Ngrams(VOCAB).add([[0, 1, 2, 1, 2, 3], [1, 1, 2, 0, 1, 2, 3], [2, 0, 2, 1, 2]])
 MAKERS: dict[str, Callable[[int], Drafter]] = {
     "small": small,
     "random": lambda count: Random(),
     "ngram": lambda count: NGram(shortest=1),
     "source": lambda count: NGram(look_in="source", which="first", longest=2, shortest=1, window=3),
+    "backoff": lambda count: Backoff(COUNTS, count),
     "replay": lambda count: Replay({row: [1, 2, 3, 1, 2, 0, 1, 2] * 3 for row in range(64)}),
     "first": lambda count: First([NGram(shortest=2, longest=3), small(count)]),
     "first of three": lambda count: First([NGram(shortest=3), small(count), Random()]),
@@ -61,6 +79,14 @@ MAKERS: dict[str, Callable[[int], Drafter]] = {
     "exp3": lambda count: Bandit([NGram(shortest=1), small(count), Random()], rule="exp3"),
     "exp3 of two": lambda count: Bandit([NGram(shortest=1), small(count)], rule="exp3"),
     "halving": lambda count: Bandit([NGram(shortest=1), small(count)], rule="halving", reward="overlap"),
+    "cascade": lambda count: Cascade(ToyScorer(MIDDLE, count), small(count), window=2),
+    "cascade of n-grams": lambda count: Cascade(ToyScorer(MIDDLE, count), NGram(shortest=1)),
+    "cascade of four": lambda count: Cascade(
+        ToyScorer(MIDDLE, count), Cascade(ToyScorer(SMALL, count), Backoff(COUNTS, count), 2, "low", 2), 3
+    ),
+    "cascade of several": lambda count: Cascade(
+        ToyScorer(MIDDLE, count), First([NGram(shortest=2), Bandit([Replay([[1, 2, 3] * 9] * 64), small(count)])])
+    ),
     "nested": lambda count: First([First([Replay([]), NGram(shortest=3)]), Bandit([NGram(shortest=1), small(count)])]),
 }
 """Given the number of rows."""

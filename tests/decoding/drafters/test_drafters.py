@@ -69,6 +69,8 @@ def test_every_drafter_is_kept_and_rolled_back_and_signs_its_tokens(name):
         "ucb": {"ngram", "small"}, "exp3": {"ngram", "small", "random"}, "halving": {"ngram", "small"},
         "exp3 of two": {"ngram", "small"},
         "nested": {"ngram", "small"},
+        "cascade": {"middle", "small"}, "cascade of n-grams": {"middle", "ngram"},
+        "cascade of four": {"middle", "low", "backoff"}, "cascade of several": {"middle", "ngram", "replay", "small"},
     }  # fmt: skip
     assert writers == {"large"} | own.get(name, {name})
 

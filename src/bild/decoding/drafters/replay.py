@@ -46,7 +46,11 @@ class Replay(Certain):
     def propose(self, row: Row) -> Sequence[int]:
         text = self.texts.get(row.index, ())
         at = self._follow(row, text)
-        return () if at is None else text[at:]
+        if at is None:
+            return ()
+        # Beneath a model in between, some of the row's tokens are not committed yet.
+        drafted = row.tokens[row.committed :]
+        return text[at + len(drafted) :] if list(text[at : at + len(drafted)]) == drafted else ()
 
     def join(self, other: Self) -> None:
         self.texts = {**self.texts, **other.texts}

@@ -1,0 +1,94 @@
+"""Presets of related systems, as their papers have them; docs/related/ says what is theirs and what is ours."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from bild.decoding.acceptance import Acceptance, ExactMatch, RejectionSampling, WithinDistance
+from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
+from bild.decoding.distances import METRICS, MetricName
+from bild.decoding.hand_over import FixedWindow
+
+ADASD_DRAFT_TOKENS = 20
+PYRAMID_DRAFT_TOKENS = 10
+PYRAMID_JS = {"qualifier_threshold": 0.76, "target_threshold": 0.85}
+"""The paper's 0.4 and 0.5, if its divergence is that of its parent: Jensen and Shannon's in nats, without the root."""
+Qualifier = Literal["within_distance", "exact_match", "rejection_sampling"]
+
+
+class RelatedPresets:
+    """Constructors of :class:`~bild.decoding.Policy`."""
+
+    @classmethod
+    def adasd(
+        cls,
+        *,
+        version: int = 2,
+        max_draft_tokens: int = ADASD_DRAFT_TOKENS,
+        verify_end: bool | float = True,
+        decay: float = 1.0,
+    ) -> Self:
+        """AdaSD (arXiv 2512.11280): both thresholds follow from what was rejected and accepted. Not lossless.
+
+        Args:
+            version: of the paper, 1 or 2, see :mod:`bild.decoding.adasd`.
+            max_draft_tokens: longest draft, 1…∞, default 20, the paper's.
+            verify_end: whether the large model reads a draft that ends in an end token, default True.
+            decay: what a token counts for when one more has been seen, above 0, up to 1, the paper's: never less.
+        """
+        return cls._of(
+            hand_over=EntropyOfRejected(decay),
+            acceptance=DistanceOfAccepted(version, decay),
+            max_draft_tokens=max_draft_tokens,
+            verify_end=verify_end,
+        )
+
+    @classmethod
+    def pyramid(
+        cls,
+        *,
+        qualifier: Qualifier = "within_distance",
+        qualifier_threshold: float | None = None,
+        target_threshold: float | None = None,
+        metric: MetricName = "js",
+        max_draft_tokens: int = PYRAMID_DRAFT_TOKENS,
+    ) -> Self:
+        """PyramidSD (arXiv 2510.12966): a middle model judges drafts first, both as far as a distance. Not lossless.
+
+        Args:
+            qualifier: how the middle model judges: ``"within_distance"`` (PSD_F, fuzzy), or ``"exact_match"`` or
+                ``"rejection_sampling"`` (PSD_A, assisted).
+            qualifier_threshold: what the middle model lets pass, 0…∞, of a fuzzy one; lower = slower, nearer to
+                middle. Default 0.76 for the Jensen–Shannon distance.
+            target_threshold: what the large model lets pass of that, likewise; default 0.85. The paper advises to
+                take the higher one here.
+            metric: of distance, ``"js"`` by default; see :class:`~bild.decoding.WithinDistance`.
+            max_draft_tokens: that the middle model collects, 1…∞, default 10; the paper has 25. How many it is
+                given at once says the pair (``middle_window``); half or a third of this, says the paper.
+        """
+        rules: dict[str, Acceptance] = {"exact_match": ExactMatch(), "rejection_sampling": RejectionSampling()}
+        if qualifier == "within_distance":
+            rules[qualifier] = _near("qualifier_threshold", qualifier_threshold, metric)
+        elif qualifier not in rules:
+            raise ValueError(f"qualifier is {qualifier!r}; allowed are within_distance, {', '.join(rules)}")
+        elif qualifier_threshold is not None:
+            raise ValueError(f"qualifier_threshold says nothing to qualifier {qualifier!r}; leave one of them out")
+        return cls._of(
+            hand_over=FixedWindow(),
+            acceptance=_near("target_threshold", target_threshold, metric),
+            max_draft_tokens=max_draft_tokens,
+            verify_end=True,
+            qualifier=rules[qualifier],
+        )
+
+    @classmethod
+    def _of(cls, **fields: Any) -> Self:
+        return cls(**fields)
+
+
+def _near(name: str, threshold: float | None, metric: MetricName) -> WithinDistance:
+    if threshold is None:
+        threshold = PYRAMID_JS[name] if metric == "js" or metric not in METRICS else METRICS[metric].default
+    if not threshold >= 0:
+        raise ValueError(f"{name} is {threshold}; allowed is 0 or more (inf: never roll back)")
+    return WithinDistance(threshold, metric)

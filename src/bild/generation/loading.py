@@ -1,0 +1,75 @@
+"""The networks of a pair, from the names that a user gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bild.generation.ensembles import UNCONDITIONED, parse_ensemble
+from bild.generation.middle import SMALL
+from bild.generation.pair import Pair
+from bild.models import INT8, check_exit, check_outlines, exit_layer, load_network, read_outline, resolve_dtype, to_int8
+
+
+def load_sides(
+    pair: Pair, *, dtype: str | torch.dtype, device: torch.device, **where: Any
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Load what a pair names; each checkpoint once.
+
+    Args:
+        pair: the names.
+        dtype: as for :meth:`~bild.BigLittleDecoder.from_pretrained`.
+        device: where the networks are put.
+        where: revision, subfolder and whether code of a checkpoint may run.
+
+    Returns:
+        The large network, the small one or what names a part of the large one, and the other arguments of
+        :class:`~bild.BigLittleDecoder` about networks.
+
+    Raises:
+        LoadError, VocabularyError, InputError: see :mod:`bild.errors`.
+    """
+    options: dict[str, Any] = {"dtype": resolve_dtype(dtype, device), "device": device, **where}
+    large = parse_ensemble(pair.large)
+    others = [name for name in (pair.small, pair.middle) if name is not None and name != SMALL]
+    exits = {name: exit_layer(name) for name in others}
+    # One checkpoint on two sides is loaded once, and an early exit is a part of the large one.
+    wholes = [
+        large.base,
+        *(name for name in others if exits[name] is None),
+        *(name for name, _ in large.experts if name != UNCONDITIONED),
+    ]
+    outlines = {name: read_outline(name, **options) for name in dict.fromkeys(wholes)}
+    first = outlines[large.base]
+    for each in list(outlines.values())[1:] or [first]:
+        check_outlines(first, each, device=device, int8=dtype == INT8)
+    _check_exits(first, list(exits.values()))
+    networks: dict[str, Any] = {
+        name: load_network(each.name, **options, config=each.config) for name, each in outlines.items()
+    }
+    if dtype == INT8:
+        networks = {name: to_int8(network) for name, network in networks.items()}
+
+    def side(name: str | None) -> tuple[Any, Any]:
+        """Its network, or what names a part of another; and its tokenizer."""
+        return (networks[name], outlines[name].tokenizer) if name in networks else (name, first.tokenizer)
+
+    small, small_tokenizer = side(pair.small)
+    middle, middle_tokenizer = side(pair.middle)
+    rest = {
+        "tokenizer": first.tokenizer,
+        "small_tokenizer": small_tokenizer,
+        "middle": middle,
+        "middle_tokenizer": middle_tokenizer,
+        "middle_window": pair.middle_window,
+        "experts": [(networks.get(name, name), weight) for name, weight in large.experts],
+    }
+    return networks[large.base], small, rest
+
+
+def _check_exits(large: Any, counts: Sequence[int | None]) -> None:
+    for count in counts:
+        if count is not None:
+            check_exit(large, count)

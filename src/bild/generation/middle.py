@@ -1,0 +1,59 @@
+"""The model in between, as a user says it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bild.decoding import Maker, Policy
+from bild.errors import InputError
+from bild.generation.drafting import needs_small
+from bild.models import Model
+
+SMALL = "small"
+"""The pair's small model stands in between, and something else drafts for it."""
+
+
+class Middle(NamedTuple):
+    """A model in between, and how it is used.
+
+    Args:
+        model: it judges what is drafted, before the large one does.
+        window: longest draft that it is given, in tokens, 1…
+        name: what its own tokens are signed with.
+        part: ``"small"`` or ``"exit:N"``, if it is no network of its own.
+    """
+
+    model: Model
+    window: int
+    name: str = "middle"
+    part: str | None = None
+
+
+def check_middle(middle: object, window: int, drafter: str | Maker, has_small: bool) -> None:
+    """Whether there is something for a middle model to read.
+
+    Raises:
+        InputError: the small model in two places, or in none, or a window out of range.
+    """
+    if middle is None:
+        return
+    if type(window) is not int or window < 1:
+        raise InputError(f"middle_window is {window!r}; allowed is 1 or more, a whole number")
+    if middle == SMALL and not has_small:
+        raise InputError("middle is the small model, and there is none; name one with small=…")
+    if middle == SMALL and needs_small(drafter):
+        raise InputError(
+            f"middle is the small model, and drafter {str(drafter)!r} needs it too; take one that does not: 'ngram'"
+        )
+
+
+def check_qualifier(policy: Policy, has_middle: bool) -> None:
+    """Whether a policy that says what a middle model lets pass has one.
+
+    Raises:
+        InputError: there is none.
+    """
+    if policy.qualifier is not None and not has_middle:
+        raise InputError(
+            "the policy says what a middle model lets pass, and there is none; name one with middle=… (--middle)"
+        )
