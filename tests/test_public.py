@@ -21,6 +21,7 @@ ROOMS = [
     "cache",
     "data",
     "models",
+    "engine",
     "generation",
     "training",
     "evaluation",

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Request
+from bild.engine import Job
 from bild.errors import InputError
 from bild.generation.options import GenerationOptions
 from bild.generation.stop_strings import StopStrings
 from bild.models import Model
-
-
-@dataclass(frozen=True)
-class Job:
-    """A row of a batch."""
-
-    source: list[int]
-    """Encoder input; empty for a decoder-only model."""
-    request: Request
-    encoded: Tensor | None = None
-    """What the large model's encoder makes of it ``[S, H]``, where that is known before."""
 
 
 def prepare(
