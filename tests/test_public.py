@@ -27,6 +27,7 @@ ROOMS = [
     "evaluation",
     "tuning",
     "reproduction",
+    "serving",
     "cli",
 ]
 """A room may import itself and those before it."""

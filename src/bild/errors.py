@@ -3,6 +3,7 @@
 BildError                   catch this to catch all of them
 ├── BusyError               more is asked of an engine than may wait; try again later
 ├── InputError              a text, file or option that cannot be used: what came, what is allowed
+│   └── TooLongError        a text that the models, or the memory set aside for them, have no room for
 ├── LoadError               a checkpoint that cannot be loaded or cannot decode
 ├── ScoreError              a model whose scores are not numbers (NaN)
 ├── StoppedError            an engine that takes on nothing more
@@ -35,6 +36,10 @@ class BusyError(BildError):
 
 class InputError(BildError, ValueError):
     """A text, file or option that cannot be used."""
+
+
+class TooLongError(InputError):
+    """A text that the models, or the memory set aside for them, have no room for."""
 
 
 class LoadError(BildError):

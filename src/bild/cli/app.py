@@ -16,6 +16,7 @@ from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
 from bild.cli.reproduce import reproduce
+from bild.cli.serve import serve
 from bild.cli.streams import finish, prepare_streams
 from bild.cli.train import train
 from bild.cli.tune import tune
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(serve)
 app.command()(evaluate)
 app.command()(train)
 app.command()(align)

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from bild.engine.opening import Job
 from bild.engine.tickets import Ticket
-from bild.errors import InputError
+from bild.errors import InputError, TooLongError
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,15 @@ class Admission:
     limits: Limits
     rows: int
 
-    def check(self, ticket: Ticket) -> None:
+    def check(self, job: Job) -> None:
         """Whether a text can be decoded at all.
 
         Raises:
-            InputError: it is longer than all the room there is.
+            TooLongError: it is longer than all the room there is.
         """
-        needed = cells([ticket])
+        needed = len(job.source) + len(job.request.prompt) + job.request.max_new_tokens
         if needed > self.limits.cells:
-            raise InputError(
+            raise TooLongError(
                 f"the text needs room for {needed} tokens (source, prompt and the longest continuation), and there is "
                 f"room for {self.limits.cells}; shorten it, or lower max_tokens"
             )

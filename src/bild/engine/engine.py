@@ -154,19 +154,27 @@ class Engine:
             Ids of the tickets.
 
         Raises:
-            InputError: a text that there is not enough room for, ever.
+            TooLongError: a text that there is not enough room for, ever.
             StoppedError: the engine has stopped.
         """
+        self.check(jobs)
         now = self._clock()
         tickets = [Ticket(next(self._ids), job, rules, sink, place, now) for job in jobs]
-        for ticket in tickets:
-            self._admission.check(ticket)
         with self._changed:
             if not self.alive or self._stopping:
                 raise StoppedError("the engine has stopped")
             self._waiting += tickets
             self._changed.notify_all()
         return [ticket.id for ticket in tickets]
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Whether there is room for each of these texts.
+
+        Raises:
+            TooLongError: not for one of them, ever.
+        """
+        for job in jobs:
+            self._admission.check(job)
 
     def cancel(self, tickets: Iterable[int]) -> None:
         """Stop decoding these; they end within a turn. Those that have ended stay as they are."""

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Request
 from bild.engine import Job
-from bild.errors import InputError
+from bild.errors import InputError, TooLongError
 from bild.generation.options import GenerationOptions
 from bild.generation.stop_strings import StopStrings
 from bild.models import Model
@@ -86,7 +86,7 @@ def _decoder_start(asked: GenerationOptions, large: Model) -> int:
 def _check_fits(length: int, limits: Sequence[int | None], what: str) -> None:
     limit = min((limit for limit in limits if limit is not None), default=None)
     if limit is not None and length > limit:
-        raise InputError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
+        raise TooLongError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
 
 
 def _stop(
