@@ -21,9 +21,11 @@ LANGUAGES = (Languages("de", "en"),)
 
 
 def decoder(kind: str = "t5") -> BigLittleDecoder:
-    large = build(kind, seed=3, dtype=torch.float32)
+    large = build(kind, seed=5, dtype=torch.float32)
     policy = Policy.bild(fallback_threshold=0.3, rollback_threshold=1.0)
-    return BigLittleDecoder(large, perturbed(large, 0.3), word_tokenizer(), policy=policy)
+    pair = BigLittleDecoder(large, perturbed(large, 0.2), word_tokenizer(), policy=policy)
+    pair.generation_config.max_new_tokens = 16
+    return pair
 
 
 @pytest.fixture(scope="session")

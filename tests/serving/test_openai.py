@@ -100,11 +100,13 @@ def test_a_stop_string_ends_the_text_and_is_no_part_of_it(client, pair):
 
 
 def test_options_reach_the_loop(client, pair):
-    (plain,) = pair.generate(TEXTS[2], max_new_tokens=LONGEST)
+    (plain,) = pair.generate(TEXTS[2], "large", max_new_tokens=LONGEST)
     words = plain.text.split()
 
     def text(**options):
-        answer = client.post("/v1/completions", json={"prompt": TEXTS[2], "max_tokens": LONGEST, **options})
+        answer = client.post(
+            "/v1/completions", json={"prompt": TEXTS[2], "max_tokens": LONGEST, "policy": "large", **options}
+        )
         assert answer.status_code == 200, answer.text
         return answer.json()["choices"][0]["text"]
 
@@ -112,13 +114,14 @@ def test_options_reach_the_loop(client, pair):
     other = next(at for at, id in enumerate(plain.token_ids) if id != plain.token_ids[0])
     assert text(stop_token_ids=[plain.token_ids[other]]).split() == words[: other + 1]
     assert (
-        text(repetition_penalty=3.0) == pair.generate(TEXTS[2], max_new_tokens=LONGEST, repetition_penalty=3.0)[0].text
+        text(repetition_penalty=3.0)
+        == pair.generate(TEXTS[2], "large", max_new_tokens=LONGEST, repetition_penalty=3.0)[0].text
     )
     sampled = {"temperature": 2.0, "seed": 1}
     options = {"do_sample": True, "temperature": 2.0, "seed": 1, "top_p": 0.5, "top_k": 3, "min_p": 0.1}
     assert (
         text(top_p=0.5, top_k=3, min_p=0.1, **sampled)
-        == pair.generate(TEXTS[2], max_new_tokens=LONGEST, **options)[0].text
+        == pair.generate(TEXTS[2], "large", max_new_tokens=LONGEST, **options)[0].text
     )
     assert text(temperature=0, top_p=0.3, seed=4) == plain.text
     assert text(user="me", metadata={"a": 1}, frequency_penalty=0, logit_bias={}, echo=False, n=1) == plain.text

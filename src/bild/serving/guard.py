@@ -80,6 +80,8 @@ class Guard:
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         path, settings = scope["path"], self.service.settings
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > settings.header_bytes:
+            raise Problem(431, "invalid_request_error", f"the headers are larger than {settings.header_bytes} bytes")
         scope["state"]["allowed"] = settings.keys.allow(_key(headers))
         if not scope["state"]["allowed"] and path not in OPEN and path not in KEY_INSIDE:
             raise no_key()

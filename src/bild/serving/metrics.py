@@ -50,7 +50,7 @@ class Board:
         self.latency = seconds("e2e_request_latency_seconds", "From a text's arrival to its last token.")
         self.queued = seconds("request_queue_time_seconds", "How long a text waited for a row.")
         self.turns = seconds("turn_seconds", "One round of all rows.")
-        self.iteration = self._histogram("iteration_tokens", "Tokens of a turn.", TOKENS)
+        self.iteration = self._histogram("iteration_tokens_total", "Tokens of a turn.", TOKENS)
         engine.watch = self.turn
 
     def page(self) -> bytes:

@@ -16,7 +16,6 @@ from bild.errors import InputError, reason
 from bild.serving.app import build_app
 from bild.serving.service import Service
 
-HEADER_BYTES = 16384
 CONNECTIONS = 1024
 KEEP_ALIVE_S = 75
 """Longer than the proxies in front of it, which would otherwise write into closed connections."""
@@ -53,7 +52,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                h11_max_incomplete_event_size=HEADER_BYTES,
+                h11_max_incomplete_event_size=service.settings.header_bytes,
                 limit_concurrency=CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=FLUSH_S,

@@ -91,7 +91,8 @@ class Settings:
         receive_s: longest time the whole of a request may take to arrive, in seconds.
         send_s: longest time a client may take to read a piece of an answer, in seconds.
         ping_s: silence after which a stream says that it is still there, in seconds.
-        body_bytes: largest request.
+        body_bytes: largest body.
+        header_bytes: largest headers, all together.
         items: most texts of a request: prompts × n, or sentences.
         stops: most stop strings of a request.
         cors: origins of pages that may ask from a browser.
@@ -107,6 +108,7 @@ class Settings:
     send_s: float = 30
     ping_s: float = 15
     body_bytes: int = 1 << 20
+    header_bytes: int = 1 << 14
     items: int = 4096
     stops: int = 4
     cors: tuple[str, ...] = ()
