@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import random
 import signal
@@ -17,6 +18,8 @@ import openai
 import pytest
 
 from bild.engine import Limits
+from bild.errors import InputError
+from bild.serving.server import listen
 from tests.serving.conftest import is_idle, wait_until
 
 TEXTS = ["w7 w8 w9", "w3", "w20 w21 w22 w23 w5 w6", "w11 w12"]
@@ -123,6 +126,26 @@ def test_nonsense_is_refused_and_harms_nobody(server, api, sent, status):
     assert answer.split(b" ")[1] == status
     assert api.completions.create(model="bild", prompt="w7", max_tokens=1).choices
     assert is_idle(server.service)
+
+
+def test_answers_are_not_held_back(server):
+    # Nagle's algorithm would wait 40 ms for an acknowledgement of the headers before it sends the body.
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[4] < 0.03
+    connection.close()
+
+
+def test_an_address_that_is_taken_is_said_so(server):
+    with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1 port {server.port}: Address already in use"):
+        listen("127.0.0.1", server.port)
+    with pytest.raises(InputError, match=r"cannot listen on 127.0.0.1 port 70000"):
+        listen("127.0.0.1", 70000)
 
 
 def test_pipelined_requests_are_answered_in_order(server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import time
 from types import FrameType
 from typing import Any
@@ -140,9 +141,16 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: it cannot be listened on.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends at once on sockets that say they are TCP; others wait 40 ms for each other's acknowledgements.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+        if sys.platform != "win32":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(CONNECTIONS)
+        return listening
     except (OSError, OverflowError) as error:
+        listening.close()
         said = reason(error) if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot listen on {host} port {port}: {said}; name another with --host and --port") from None
