@@ -282,6 +282,19 @@ def test_a_sink_that_raises_is_cancelled_and_harms_nobody():
     assert isinstance(caller.last(id), Finished)
 
 
+def test_who_counts_and_raises_harms_nobody():
+    caller = engine(rows=1)
+
+    def broken(turn):
+        raise ZeroDivisionError
+
+    caller.engine.watch = broken
+    (id,) = caller.ask(job(1))
+    while caller.engine.step():
+        pass
+    assert isinstance(caller.last(id), Finished)
+
+
 def test_in_a_thread_it_waits_for_work_and_stops():
     caller = Caller(Engine(Toys(), Limits(rows=2)))
     thread = caller.engine.start()

@@ -191,6 +191,12 @@ def test_the_log_has_a_line_a_request_and_no_text(client, caplog):
     assert not [word for word in ("w7", "w9", "w3") if word in caplog.text]
 
 
+def test_a_client_s_mistake_is_no_error_of_ours(client, caplog):
+    with caplog.at_level(logging.INFO, "bild.serving"):
+        assert client.post("/v1/completions", json={"prompt": ""}).status_code == 400
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
 def test_ids_that_could_break_a_log_are_replaced(client):
     for id in ("a b", "x" * 200, "é"):
         assert client.get("/health", headers={"X-Request-Id": id.encode()}).headers["x-request-id"] != id

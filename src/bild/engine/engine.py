@@ -328,7 +328,10 @@ class Engine:
                 # Whoever asked is gone.
                 self.cancel(event.ticket for event in events if isinstance(event, Written))
         if self.watch is not None:
-            self.watch(Turn(self.last_turn - start, told.commits, told.failed, told.finished))
+            try:
+                self.watch(Turn(self.last_turn - start, told.commits, told.failed, told.finished))
+            except Exception:
+                logger.exception("a turn could not be counted")
 
     def _check_open(self) -> None:
         if not self.alive:

@@ -50,7 +50,7 @@ class Answer:
         """
         done += [Text(self.service.writing(self.work)) for _ in self.work.jobs]
         started: set[int] = set()
-        async with aclosing(self.service.events(self.work, place)) as events:
+        async with aclosing(self.service.events(self.work, place, live=True)) as events:
             async for index, event in events:
                 text = done[index]
                 if isinstance(event, Finished):

@@ -70,11 +70,11 @@ class Guard:
             scope["state"]["log"]["gone"] = True
             raise ClosedError from None
         except Exception as error:
-            if not isinstance(error, Problem):
+            problem = problem_of(error)
+            if problem.status == 500 and problem is not error:
                 logger.error("request %s failed", scope["state"]["id"], exc_info=_without_text(error))
             if answer.status:
                 raise ClosedError from None
-            problem = problem_of(error)
             problem.headers |= early
             await problem.answer(scope["path"])(scope, receive, answer)
 

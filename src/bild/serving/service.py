@@ -135,15 +135,20 @@ class Service:
         """A text of a request, of which nothing is written yet."""
         return Writing(self.tokenizer, Trimmer(work.ask.stops, keep=work.ask.keep_stop))
 
-    async def events(self, work: Work, place: Place) -> AsyncGenerator[tuple[int, Event]]:
+    async def events(self, work: Work, place: Place, *, live: bool) -> AsyncGenerator[tuple[int, Event]]:
         """What becomes of the texts of a request, within the time a request may take.
+
+        Args:
+            work: what there is to decode.
+            place: of the request.
+            live: whether each round is wanted at once, or all of a text together.
 
         Raises:
             Problem: a text that will not come.
             TimeoutError: it took longer.
         """
         limit = asyncio.get_running_loop().time() + self.settings.timeout_s
-        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows)
+        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows, live=live)
         async with aclosing(following):
             while True:
                 try:
@@ -159,7 +164,7 @@ class Service:
     async def texts(self, work: Work, place: Place) -> list[Text]:
         """All texts of a request, in order."""
         found = [Text(self.writing(work)) for _ in work.jobs]
-        async with aclosing(self.events(work, place)) as events:
+        async with aclosing(self.events(work, place, live=False)) as events:
             async for index, event in events:
                 if isinstance(event, Written):
                     found[index].writing.add(event.commit)
