@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,6 +28,7 @@ from bild.serving.problems import Problem, answer, no_key, problem_of, unavailab
 from bild.serving.service import Service, Text
 from bild.serving.sse import EventStream
 
+PAGE = Path(__file__).with_name("page.html")
 HTTP_ERRORS = {404: "there is nothing at this path", 405: "this path takes another method"}
 
 
@@ -38,6 +42,7 @@ def build_app(service: Service) -> ASGIApp:
     _add_state(app, service)
     _add_openai(app, service)
     _add_translate(app, service)
+    _add_page(app)
     app.add_exception_handler(Exception, _failed)
     for kind in (Problem, HTTPException):
         app.add_exception_handler(kind, _failed)
@@ -177,6 +182,28 @@ def _add_translate(app: FastAPI, service: Service) -> None:
         return answer(translate.languages(service))
 
     del translated, detected, languages
+
+
+def _add_page(app: FastAPI) -> None:
+    page = PAGE.read_bytes()
+    headers = {"Content-Security-Policy": _policy(page), "X-Content-Type-Options": "nosniff"}
+    headers |= {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+
+    @app.get("/", include_in_schema=False)
+    async def shown() -> Response:
+        return Response(page, headers=headers, media_type="text/html")
+
+    del shown
+
+
+def _policy(page: bytes) -> str:
+    """What the page may do: run its own script and style, and ask this server."""
+    allowed = {
+        name: base64.b64encode(hashlib.sha256(page[page.index(begin) + len(begin) : page.index(end)]).digest()).decode()
+        for name, begin, end in (("script", b"<script>", b"</script>"), ("style", b"<style>", b"</style>"))
+    }
+    own = "; ".join(f"{name}-src 'sha256-{digest}'" for name, digest in allowed.items())
+    return f"default-src 'none'; connect-src 'self'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def _check_key(service: Service, request: Request, body: Any) -> None:

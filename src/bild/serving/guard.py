@@ -18,8 +18,8 @@ from bild.serving.service import Service
 from bild.serving.sse import SlowError
 
 logger = logging.getLogger("bild.serving")
-OPEN = ("/health", "/ready")
-"""Paths that need no key."""
+OPEN = ("/health", "/ready", "/")
+"""Paths that need no key: the page holds nothing, and asks with the key that is typed into it."""
 KEY_INSIDE = ("/translate", "/detect", "/languages")
 """Paths whose clients may send their key in the body."""
 ID = re.compile(rb"[0-9A-Za-z_.:-]{1,128}")
