@@ -188,7 +188,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--policies", nargs="+", default=["bild", "exact", "large"])
     parser.add_argument("--other", nargs="*", default=[], help="NAME=URL of a server that runs already")
-    parser.add_argument("--max-rows", type=int, default=8)
+    parser.add_argument("--max-rows", type=int, default=4)
     parser.add_argument("--pair", default=None)
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--dtype", default="auto")

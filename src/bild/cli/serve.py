@@ -36,7 +36,7 @@ def serve(
     tgt_lang: options.TgtLang = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", rich_help_panel=SERVER)] = 8000,
-    max_rows: Annotated[int, typer.Option(help="Texts decoded together, 1….", rich_help_panel=SERVER)] = 8,
+    max_rows: Annotated[int, typer.Option(help="Texts decoded together, 1….", rich_help_panel=SERVER)] = 4,
     max_cells: Annotated[
         int, typer.Option(help="Tokens there is room for: rows × (source + text).", rich_help_panel=SERVER)
     ] = 65536,

@@ -16,7 +16,7 @@ class Limits:
     """What an engine takes on at once.
 
     Args:
-        rows: texts decoded together, 1….
+        rows: texts decoded together, 1…; how many pay is the pair's and the machine's (docs/serving.md).
         cells: tokens there is room for, 1…: rows × (longest source + longest text with its prompt). Storage is
             doubled and halved by steps, so for moments it may be up to four times that.
         queue: requests that may wait for their first row, 1….
@@ -26,7 +26,7 @@ class Limits:
         InputError: a limit below 1.
     """
 
-    rows: int = 8
+    rows: int = 4
     cells: int = 65536
     queue: int = 128
     source_tokens: int = 2048
