@@ -21,11 +21,13 @@ ROOMS = [
     "cache",
     "data",
     "models",
+    "engine",
     "generation",
     "training",
     "evaluation",
     "tuning",
     "reproduction",
+    "serving",
     "cli",
 ]
 """A room may import itself and those before it."""

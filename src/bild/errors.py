@@ -1,9 +1,12 @@
 """Every error a user can meet, as one tree.
 
 BildError                   catch this to catch all of them
+├── BusyError               more is asked of an engine than may wait; try again later
 ├── InputError              a text, file or option that cannot be used: what came, what is allowed
+│   └── TooLongError        a text that the models, or the memory set aside for them, have no room for
 ├── LoadError               a checkpoint that cannot be loaded or cannot decode
 ├── ScoreError              a model whose scores are not numbers (NaN)
+├── StoppedError            an engine that takes on nothing more
 └── VocabularyError         two checkpoints that do not share a vocabulary
 """
 
@@ -18,8 +21,25 @@ class BildError(Exception):
     """Base of all errors raised for a user's mistake; the message is one line."""
 
 
+class BusyError(BildError):
+    """More is asked of an engine than may wait.
+
+    Args:
+        message: one line.
+        retry_after_s: when there may be room, in seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class InputError(BildError, ValueError):
     """A text, file or option that cannot be used."""
+
+
+class TooLongError(InputError):
+    """A text that the models, or the memory set aside for them, have no room for."""
 
 
 class LoadError(BildError):
@@ -28,6 +48,10 @@ class LoadError(BildError):
 
 class ScoreError(BildError, ArithmeticError):
     """A model's scores are not numbers, so nothing can be decoded from them."""
+
+
+class StoppedError(BildError):
+    """An engine that takes on nothing more: it is being shut down, or has broken down."""
 
 
 class VocabularyError(BildError, ValueError):

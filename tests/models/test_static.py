@@ -127,7 +127,8 @@ def test_a_long_pass_runs_uncompiled(count, compiled, monkeypatch):
     row = SingleRow(kind("t5"), Random(4))
     row.extend(random_tokens(Random(5), count), last=9)
     row.extend([5, 6], last=2)
-    assert widths == ([BESIDE + count, BESIDE + 2] if compiled else [BESIDE + 2])
+    beside = BESIDE + static_model("t5").graphs.has_places
+    assert widths == ([beside + count, beside + 2] if compiled else [beside + 2])
 
 
 @every_architecture
@@ -140,7 +141,8 @@ def test_compiled_and_uncompiled_passes_read_what_the_other_wrote(name, monkeypa
     while len(row.tokens) < 50:
         row.extend(random_tokens(rng, count := rng.randint(1, 8)), last=count)
         row.truncate(len(row.tokens) - rng.randint(0, 2))
-    assert compiled and max(compiled) <= BESIDE + 3 < min(uncompiled)
+    beside = BESIDE + static_model(name).graphs.has_places
+    assert compiled and max(compiled) <= beside + 3 < min(uncompiled)
 
 
 @every_batching

@@ -17,6 +17,7 @@ from bild.cli.generate import generate
 from bild.cli.info import info
 from bild.cli.reproduce import reproduce
 from bild.cli.retranslate import retranslate
+from bild.cli.serve import serve
 from bild.cli.streams import finish, prepare_streams
 from bild.cli.train import train
 from bild.cli.train_ngram import train_ngram
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(serve)
 app.command()(evaluate)
 app.command()(train)
 app.command()(align)

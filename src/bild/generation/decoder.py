@@ -15,13 +15,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from bild.decoding import Choice, Commit, Maker, Policy, Recipe, Rules
 from bild.decoding.drafters.cascade import DEFAULT_WINDOW
+from bild.engine import Engine, Job, Limits, Middle, Models, opener, small_of
 from bild.errors import InputError
 from bild.generation import running
 from bild.generation.drafting import check_small, maker_of
 from bild.generation.ensembles import steered
-from bild.generation.jobs import Job, prepare
+from bild.generation.jobs import prepare
 from bild.generation.loading import load_sides
-from bild.generation.middle import SMALL, Middle, check_middle, check_qualifier
+from bild.generation.middle import SMALL, check_middle, check_qualifier
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
 from bild.generation.prompts import SOURCE_OPTIONS, Input, Prompter, as_list, of_input, task_prefix
@@ -223,7 +224,7 @@ class BigLittleDecoder:
         Raises:
             InputError: there is none.
         """
-        return running.small_of(self._models)
+        return small_of(self._models)
 
     @property
     def middle(self) -> Model | None:
@@ -331,6 +332,18 @@ class BigLittleDecoder:
         start = time.perf_counter()
         written = running.run([job], Rules(resolved, asked.choice()), models, 1)
         return Stream(written, self.tokenizer, start)
+
+    def engine(self, limits: Limits | None = None, **options: Any) -> Engine:
+        """An engine that decodes texts of many callers together with this pair (docs/serving.md).
+
+        Args:
+            limits: of rows, memory and queue; where rows of different length cannot share a batch, there is one row.
+            options: further arguments of :class:`~bild.engine.Engine`.
+        """
+        limits = Limits() if limits is None else limits
+        if not self.batches:
+            limits = replace(limits, rows=1)
+        return Engine(opener(self._models), limits, **options)
 
     def prompter(
         self,
@@ -495,10 +508,10 @@ class BigLittleDecoder:
         return running.results(jobs, rules, models, self.tokenizer, width=width, watch=watch)
 
     @property
-    def _models(self) -> running.Models:
-        return running.Models(self.large, self._small, self.drafter, self._middle)
+    def _models(self) -> Models:
+        return Models(self.large, self._small, self.drafter, self._middle)
 
-    def _drafting(self, drafter: str | Maker | None, policy: Policy) -> running.Models:
+    def _drafting(self, drafter: str | Maker | None, policy: Policy) -> Models:
         """The models and who drafts for a call.
 
         Raises:
@@ -506,7 +519,7 @@ class BigLittleDecoder:
         """
         models = self._models
         if policy.alone == "small":
-            running.small_of(models)
+            small_of(models)
         check_qualifier(policy, self._middle is not None)
         if drafter is None:
             return models

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Request
-from bild.errors import InputError
+from bild.engine import Job
+from bild.errors import InputError, TooLongError
 from bild.generation.options import GenerationOptions
 from bild.generation.stop_strings import StopStrings
 from bild.models import Model
-
-
-@dataclass(frozen=True)
-class Job:
-    """A row of a batch."""
-
-    source: list[int]
-    """Encoder input; empty for a decoder-only model."""
-    request: Request
-    encoded: Tensor | None = None
-    """What the large model's encoder makes of it ``[S, H]``, where that is known before."""
 
 
 def prepare(
@@ -98,7 +86,7 @@ def _decoder_start(asked: GenerationOptions, large: Model) -> int:
 def _check_fits(length: int, limits: Sequence[int | None], what: str) -> None:
     limit = min((limit for limit in limits if limit is not None), default=None)
     if limit is not None and length > limit:
-        raise InputError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
+        raise TooLongError(f"the text has {length} {what}; the models place at most {limit}; shorten it")
 
 
 def _stop(

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from bild.decoding import Maker, Policy
 from bild.errors import InputError
 from bild.generation.drafting import needs_small
-from bild.models import Model
 
 SMALL = "small"
 """The pair's small model stands in between, and something else drafts for it."""
-
-
-class Middle(NamedTuple):
-    """A model in between, and how it is used.
-
-    Args:
-        model: it judges what is drafted, before the large one does.
-        window: longest draft that it is given, in tokens, 1…
-        name: what its own tokens are signed with.
-        part: ``"small"`` or ``"exit:N"``, if it is no network of its own.
-    """
-
-    model: Model
-    window: int
-    name: str = "middle"
-    part: str | None = None
 
 
 def check_middle(middle: object, window: int, drafter: str | Maker, has_small: bool) -> None:

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding import (
-    Batch,
-    Cascade,
-    Commit,
-    Drafter,
-    Kit,
-    LocalVerifier,
-    Maker,
-    ModelDrafter,
-    Recipe,
-    Row,
-    Rules,
-    Scorer,
-)
-from bild.errors import InputError
-from bild.generation.jobs import Job
-from bild.generation.middle import Middle
+from bild.decoding import Batch, Commit, Rules
+from bild.engine import Job, Models, begin
 from bild.generation.result import Result
-from bild.models import Model
 
 REFILL_ALONE, REFILL_DRAFTING = 0.5, 1.0
 """Share of the rows that must be free before others take their places, of one model alone and of two.
@@ -38,64 +21,6 @@ Measured with the bundled pair, eight rows, on two cores without AMX: one model 
 the rows are refilled together than when the last row is waited for. With drafts it is 0.85 times as fast, because
 rows whose draft is done are still carried through every pass of the others (``benchmarks/refill.py``).
 """
-
-
-class Models(NamedTuple):
-    """The two sides of a pair, what drafts, and the model in between if there is one."""
-
-    large: Model
-    small: Model | None
-    drafter: Maker = Recipe()
-    middle: Middle | None = None
-
-
-def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batch:
-    """A batch of rows that have read nothing.
-
-    Args:
-        jobs: one a row.
-        first: index of the first row; the others follow.
-        rules: of all rows.
-        models: of the pair.
-
-    Raises:
-        InputError: a small model is needed, and there is none.
-    """
-    alone, sources = rules.policy.alone, [job.source for job in jobs]
-    encoded = [job.encoded for job in jobs if job.encoded is not None]
-    scorer = small_of(models).start(sources) if alone == "small" else models.large.start(sources, encoded or None)
-    drafter = _drafter(models, scorer, sources) if alone is None else None
-    if alone == "small":
-        # The one model there is takes the large model's place.
-        rules = replace(rules, policy=replace(rules.policy, alone="large"))
-    rows = [Row(first + at, job.request, rules) for at, job in enumerate(jobs)]
-    verifier = LocalVerifier(scorer, "small" if alone == "small" else "large")
-    return Batch(rows, verifier, drafter, models.large.vocab_size)
-
-
-def small_of(models: Models) -> Model:
-    """The small model.
-
-    Raises:
-        InputError: there is none.
-    """
-    if models.small is None:
-        raise InputError("there is no small model; name one with small=…, or a drafter that needs none: 'ngram'")
-    return models.small
-
-
-def _drafter(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Drafter:
-    drafter, middle = models.drafter(_kit(models, scorer, sources)), models.middle
-    if middle is None:
-        return drafter
-    return Cascade(middle.model.beside(scorer, sources), drafter, middle.window, middle.name)
-
-
-def _kit(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Kit:
-    def small() -> Drafter:
-        return ModelDrafter(small_of(models).beside(scorer, sources))
-
-    return Kit(small, models.large.vocab_size, len(sources))
 
 
 def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int) -> Generator[Commit]:

@@ -21,10 +21,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from bild.decoding import Choice, Greedy, Maker, Policy, Request, Sampling
+from bild.engine import Job
 from bild.errors import InputError, VocabularyError
 from bild.generation import BigLittleDecoder, Result
 from bild.generation.drafting import check_small
-from bild.generation.jobs import Job, copyable, fit, generator_of
+from bild.generation.jobs import copyable, fit, generator_of
 from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
 from bild.generation.prompts import as_list
 from bild.generation.stream import Columns

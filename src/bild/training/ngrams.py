@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from bild.decoding import Ngrams, Rules
+from bild.engine import Job
 from bild.errors import InputError
 from bild.generation import BigLittleDecoder
-from bild.generation.jobs import Job
 
 
 def count_ngrams(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bild.decoding import FinishReason
     from bild.decoding.distances import MetricName
     from bild.decoding.hand_over import MeasureName
+    from bild.engine import Job
     from bild.generation import BigLittleDecoder
-    from bild.generation.jobs import Job
 
 BATCH = 32
 """Texts read together."""

@@ -1,0 +1,201 @@
+"""A server under load: requests a second and latencies, by policy and by clients that ask at once.
+
+    python benchmarks/serve.py --data multi30k/test.jsonl.gz --texts 256 --clients 1 2 4 8 16 32
+    python benchmarks/serve.py --data … --other ctranslate2=http://127.0.0.1:9000/v1/completions
+
+Starts ``bild serve`` on the bundled pair (or --pair) and asks for the same texts with each policy, each client in turn
+for its share, over a connection it keeps. Another server can be measured beside it: one that takes OpenAI's
+completions, or LibreTranslate's /translate. What HTTP costs is measured with one client against the same texts
+decoded in this process. Runs on the cores the clients run on too; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import sacrebleu
+
+import bild
+from bild.data import read_sets
+from bild.machine import describe_machine
+
+
+@dataclass
+class Load:
+    """What became of the texts of one run."""
+
+    texts: list[str]
+    milliseconds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def summary(self, targets: Sequence[str]) -> dict[str, float]:
+        """Requests a second, medians and 99th percentiles in ms, and BLEU of what came back."""
+        found = {
+            "rps": len(self.texts) / self.seconds,
+            "ms_p50": statistics.median(self.milliseconds),
+            "ms_p99": percentile(self.milliseconds, 0.99),
+            "bleu": sacrebleu.corpus_bleu(self.texts, [list(targets)]).score,
+        }
+        if self.first:
+            found |= {"ttft_p50": statistics.median(self.first), "ttft_p99": percentile(self.first, 0.99)}
+        return {name: round(value, 3) for name, value in found.items()}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+class Asker:
+    """Asks a server over one connection.
+
+    Args:
+        url: of its API; ``/translate`` is asked as LibreTranslate is, everything else as OpenAI.
+        policy: of a server of ours; None: of another.
+    """
+
+    def __init__(self, url: str, policy: str | None) -> None:
+        self.place, self.policy = urlsplit(url), policy
+        self.translates = self.place.path.endswith("/translate")
+
+    async def __aenter__(self) -> Asker:
+        self._reader, self._writer = await asyncio.open_connection(self.place.hostname, self.place.port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+
+    async def ask(self, text: str) -> tuple[str, float | None]:
+        """The text that comes back, and ms to its first token where the server says so."""
+        own = {} if self.policy is None else {"policy": self.policy}
+        body = {"q": text, "source": "de", "target": "en"} if self.translates else {"prompt": text}
+        sent = json.dumps(body | own).encode()
+        head = f"POST {self.place.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        self._writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
+        found = await self._answer()
+        if self.translates:
+            return found["translatedText"], None
+        return found["choices"][0]["text"], found.get("metrics", {}).get("time_to_first_token_ms")
+
+    async def _answer(self) -> Any:
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        length = int(head.split("content-length:")[1].split("\r\n")[0])
+        body = await self._reader.readexactly(length)
+        if " 200 " not in head.split("\r\n")[0]:
+            raise SystemExit(f"the server refused: {body.decode()[:300]}")
+        return json.loads(body)
+
+
+async def load(url: str, policy: str | None, texts: Sequence[str], clients: int) -> Load:
+    """Ask for all texts, so many at once."""
+    done = Load([""] * len(texts))
+    left = iter(enumerate(texts))
+
+    async def client() -> None:
+        async with Asker(url, policy) as asker:
+            for at, text in left:
+                start = time.perf_counter()
+                done.texts[at], first = await asker.ask(text)
+                done.milliseconds.append((time.perf_counter() - start) * 1e3)
+                done.first += [] if first is None else [first]
+
+    start = time.perf_counter()
+    await asyncio.gather(*[client() for _ in range(clients)])
+    done.seconds = time.perf_counter() - start
+    return done
+
+
+@contextmanager
+def served(arguments: Sequence[str]) -> Iterator[str]:
+    """A server of ours in a process of its own; its address."""
+    command = [sys.executable, "-m", "bild", "serve", "--port", "0", "--queue", "1000", *arguments]
+    with open(os.devnull, "w") as nothing, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None
+        line = program.stderr.readline()
+        if not line.startswith("serving "):
+            raise SystemExit(f"the server did not start: {line.strip()}")
+        # Its log is read by nobody, and must not stop it.
+        drain = subprocess.Popen(["cat"], stdin=program.stderr, stdout=nothing)
+        try:
+            yield line.split()[-1]
+        finally:
+            program.send_signal(signal.SIGTERM)
+            program.wait(60)
+            drain.kill()
+            drain.wait()
+
+
+def overhead(args: argparse.Namespace, texts: Sequence[str], url: str) -> dict[str, float]:
+    """Milliseconds a text in this process and over HTTP, one text at a time, in turn, and the share HTTP adds."""
+    decoder = bild.BigLittleDecoder.from_pretrained(args.pair, runtime=args.runtime, dtype=args.dtype)
+    own, http = [], []
+    for at in range(args.repeats + 1):
+        start = time.perf_counter()
+        for text in texts:
+            decoder.generate(text)
+        here = time.perf_counter() - start
+        there = asyncio.run(load(url, "bild", texts, 1)).seconds
+        # The first time is a warm-up.
+        own += [here] if at else []
+        http += [there] if at else []
+    ms = [1e3 * statistics.median(times) / len(texts) for times in (own, http)]
+    return {"in_process_ms": round(ms[0], 3), "http_ms": round(ms[1], 3), "overhead": round(ms[1] / ms[0] - 1, 4)}
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse_arguments()
+    ((_, examples),) = read_sets([args.data], None, limit=args.texts).items()
+    texts = [example.source for example in examples.examples]
+    targets = [next(iter(example.references), "") for example in examples.examples]
+    options = ["--runtime", args.runtime, "--dtype", args.dtype, "--max-rows", str(args.max_rows)]
+    options += [] if args.pair is None else ["--pair", args.pair]
+    clients: dict[str, dict[str, Any]] = {}
+    with served(options) as address:
+        cost = overhead(args, texts[: args.overhead_texts], f"{address}/v1/completions")
+        print(json.dumps(cost), file=sys.stderr)
+        servers = [(policy, f"{address}/v1/completions", policy) for policy in args.policies]
+        servers += [(*other.split("=", 1), None) for other in args.other]
+        for name, url, policy in servers:
+            asyncio.run(load(url, policy, texts[: 2 * args.max_rows], args.max_rows))
+            for count in args.clients:
+                found = asyncio.run(load(url, policy, texts, count)).summary(targets)
+                clients.setdefault(str(count), {})[name] = found
+                print(f"{name}, {count} clients: {json.dumps(found)}", file=sys.stderr, flush=True)
+    print(json.dumps({**cost, "clients": clients, "max_rows": args.max_rows, "machine": describe_machine()}))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What is to be measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="JSON lines with a source and a target each")
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--policies", nargs="+", default=["bild", "exact", "large"])
+    parser.add_argument("--other", nargs="*", default=[], help="NAME=URL of a server that runs already")
+    parser.add_argument("--max-rows", type=int, default=4)
+    parser.add_argument("--pair", default=None)
+    parser.add_argument("--runtime", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--overhead-texts", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""One pair at work for many callers: tickets, turns, recovery; one thread owns torch, and nothing is HTTP."""
+
+from bild.engine.admission import Admission, Limits
+from bild.engine.engine import Engine, Load, Turn
+from bild.engine.opening import Job, Middle, Models, begin, opener, small_of
+from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Ticket, Written
+
+__all__ = [
+    "Admission",
+    "Engine",
+    "Event",
+    "Failed",
+    "Failure",
+    "Finished",
+    "Job",
+    "Limits",
+    "Load",
+    "Middle",
+    "Models",
+    "Place",
+    "Ticket",
+    "Turn",
+    "Written",
+    "begin",
+    "opener",
+    "small_of",
+]

@@ -1,0 +1,132 @@
+"""Batches of a pair: rows that have read nothing, and what reads, judges and drafts for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from bild.decoding import (
+    Batch,
+    Cascade,
+    Drafter,
+    Kit,
+    LocalVerifier,
+    Maker,
+    ModelDrafter,
+    Recipe,
+    Request,
+    Row,
+    Rules,
+    Scorer,
+    Writer,
+)
+from bild.errors import InputError
+from bild.models import Model
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of a batch."""
+
+    source: list[int]
+    """Encoder input; empty for a decoder-only model."""
+    request: Request
+    encoded: Tensor | None = None
+    """What the large model's encoder makes of it ``[S, H]``, where that is known before."""
+
+
+class Middle(NamedTuple):
+    """A model in between, and how it is used.
+
+    Args:
+        model: it judges what is drafted, before the large one does.
+        window: longest draft that it is given, in tokens, 1…
+        name: what its own tokens are signed with.
+        part: ``"small"`` or ``"exit:N"``, if it is no network of its own.
+    """
+
+    model: Model
+    window: int
+    name: str = "middle"
+    part: str | None = None
+
+
+class Models(NamedTuple):
+    """The two sides of a pair, what drafts for the large one, and the model in between if there is one."""
+
+    large: Model
+    small: Model | None
+    drafter: Maker = Recipe()
+    middle: Middle | None = None
+
+
+Open = Callable[[Sequence[Job], Sequence[Row], bool], Batch]
+"""Makes a batch of jobs and their rows; true where the small model decodes them alone."""
+
+
+def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batch:
+    """A batch of rows that have read nothing.
+
+    Args:
+        jobs: one a row.
+        first: index of the first row; the others follow.
+        rules: of all rows.
+        models: of the pair.
+
+    Raises:
+        InputError: a small model is needed, and there is none.
+    """
+    rows = [Row(first + at, job.request, within(rules)) for at, job in enumerate(jobs)]
+    return _batch(jobs, rows, models, rules.policy.alone)
+
+
+def within(rules: Rules) -> Rules:
+    """Rules of a row in its batch: the one model there is takes the large model's place."""
+    return replace(rules, policy=replace(rules.policy, alone="large")) if rules.policy.alone == "small" else rules
+
+
+def opener(models: Models) -> Open:
+    """Makes the batches of an engine: rows of which both models or the large one decode may share one."""
+    drafts = models.small is not None or not (isinstance(models.drafter, Recipe) and models.drafter.needs_small)
+
+    def opened(jobs: Sequence[Job], rows: Sequence[Row], alone: bool) -> Batch:
+        return _batch(jobs, rows, models, "small" if alone else None if drafts else "large")
+
+    return opened
+
+
+def _batch(jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None) -> Batch:
+    sources = [job.source for job in jobs]
+    encoded = [job.encoded for job in jobs if job.encoded is not None]
+    scorer = small_of(models).start(sources) if alone == "small" else models.large.start(sources, encoded or None)
+    drafter = _drafter(models, scorer, sources) if alone is None else None
+    verifier = LocalVerifier(scorer, "small" if alone == "small" else "large")
+    return Batch(list(rows), verifier, drafter, models.large.vocab_size)
+
+
+def small_of(models: Models) -> Model:
+    """The small model.
+
+    Raises:
+        InputError: there is none.
+    """
+    if models.small is None:
+        raise InputError("there is no small model; name one with small=…, or a drafter that needs none: 'ngram'")
+    return models.small
+
+
+def _drafter(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Drafter:
+    drafter, middle = models.drafter(_kit(models, scorer, sources)), models.middle
+    if middle is None:
+        return drafter
+    return Cascade(middle.model.beside(scorer, sources), drafter, middle.window, middle.name)
+
+
+def _kit(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Kit:
+    def small() -> Drafter:
+        return ModelDrafter(small_of(models).beside(scorer, sources))
+
+    return Kit(small, models.large.vocab_size, len(sources))

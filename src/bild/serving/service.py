@@ -1,0 +1,173 @@
+"""One pair behind its engine: requests in, texts out; what the APIs share."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bild.decoding import Policy, Rules
+from bild.engine import Engine, Event, Failed, Finished, Job, Place, Written
+from bild.generation import BigLittleDecoder
+from bild.generation.jobs import prepare
+from bild.generation.prompts import Input, of_input
+from bild.serving.following import follow
+from bild.serving.metrics import Board
+from bild.serving.problems import bad, of_failure
+from bild.serving.settings import Settings
+from bild.serving.texts import Trimmer, Writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What a request wants decoded.
+
+    Args:
+        items: texts, conversations or token ids.
+        options: those of :meth:`~bild.BigLittleDecoder.generate_each`.
+        count: texts of each item.
+        policy: name of a preset, with options.
+        lossless: whether only the large model's own text will do.
+        stops: stop strings.
+        keep_stop: whether they are part of the text.
+    """
+
+    items: Sequence[Input]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    count: int = 1
+    policy: str | None = None
+    lossless: bool = False
+    stops: Sequence[str] = ()
+    keep_stop: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request that is ready to be decoded: ``count`` jobs an item, item by item."""
+
+    jobs: Sequence[Job]
+    rules: Rules
+    ask: Ask
+
+    @property
+    def policy(self) -> Policy:
+        """Of all its texts."""
+        return self.rules.policy
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all its items: of the sources or, decoder-only, of the prompts."""
+        firsts = self.jobs[:: self.ask.count]
+        return sum(len(job.source) if job.source else len(job.request.prompt) for job in firsts)
+
+
+@dataclass
+class Text:
+    """One text and how long it took."""
+
+    writing: Writing
+    end: Finished | None = None
+
+
+class Service:
+    """What the APIs share: the pair, its engine, and what the server was told.
+
+    Args:
+        decoder: the pair.
+        engine: of the pair; runs in a thread of its own.
+        settings: what the server was told.
+    """
+
+    def __init__(self, decoder: BigLittleDecoder, engine: Engine, settings: Settings) -> None:
+        self.decoder, self.engine, self.settings = decoder, engine, settings
+        self.board = Board(engine, settings)
+        # The engine looks for stop strings with the pair's own, in its thread; a tokenizer is not for two.
+        self.tokenizer = copy.deepcopy(decoder.tokenizer)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the pair reads a source and writes another text."""
+        return self.decoder.large.is_encoder_decoder
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """A place in the queue; taken before any work is put into a request.
+
+        Raises:
+            BusyError: too many are waiting.
+            StoppedError: nothing is taken on any more.
+        """
+        place = self.engine.reserve()
+        try:
+            yield place
+        finally:
+            self.engine.release(place)
+
+    def work(self, ask: Ask) -> Work:
+        """What there is to decode for a request.
+
+        Raises:
+            InputError: an item or an option that cannot be used.
+            Problem: more texts than a request may ask for.
+        """
+        total = len(ask.items) * ask.count
+        if total > self.settings.items:
+            raise bad(f"the request asks for {total} texts; allowed are {self.settings.items}; send several requests")
+        policy = self.decoder.resolve_policy(ask.policy, lossless=ask.lossless)
+        prompter, asked = self.decoder.asked(ask.options)
+        prompter = replace(prompter, tokenizer=self.tokenizer)
+        jobs = []
+        for at, item in enumerate(ask.items):
+            with of_input(at, alone=len(ask.items) == 1):
+                ids = prompter.encode(item)
+                for copies in range(ask.count):
+                    jobs.append(self._job(ids, asked, at * ask.count + copies))
+        self.engine.check(jobs)
+        return Work(jobs, Rules(policy, asked.choice()), ask)
+
+    def _job(self, ids: list[int], asked: Any, index: int) -> Job:
+        return prepare(ids, asked, index, models=self.decoder.models, tokenizer=self.decoder.tokenizer)
+
+    def writing(self, work: Work) -> Writing:
+        """A text of a request, of which nothing is written yet."""
+        return Writing(self.tokenizer, Trimmer(work.ask.stops, keep=work.ask.keep_stop))
+
+    async def events(self, work: Work, place: Place, *, live: bool) -> AsyncGenerator[tuple[int, Event]]:
+        """What becomes of the texts of a request, within the time a request may take.
+
+        Args:
+            work: what there is to decode.
+            place: of the request.
+            live: whether each round is wanted at once, or all of a text together.
+
+        Raises:
+            Problem: a text that will not come.
+            TimeoutError: it took longer.
+        """
+        limit = asyncio.get_running_loop().time() + self.settings.timeout_s
+        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows, live=live)
+        async with aclosing(following):
+            while True:
+                try:
+                    # Not around the yield: a deadline that passes in between would hit whoever listens.
+                    async with asyncio.timeout_at(limit):
+                        index, event = await anext(following)
+                except StopAsyncIteration:
+                    return
+                if isinstance(event, Failed):
+                    raise of_failure(event)
+                yield index, event
+
+    async def texts(self, work: Work, place: Place) -> list[Text]:
+        """All texts of a request, in order."""
+        found = [Text(self.writing(work)) for _ in work.jobs]
+        async with aclosing(self.events(work, place, live=False)) as events:
+            async for index, event in events:
+                if isinstance(event, Written):
+                    found[index].writing.add(event.commit)
+                elif isinstance(event, Finished):
+                    found[index].end = event
+        return found

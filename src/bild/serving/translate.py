@@ -1,0 +1,161 @@
+"""LibreTranslate's API: texts, lists and HTML, sentence by sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bild.serving import fields
+from bild.serving.fields import Check, anything, boolean, text
+from bild.serving.markup import cut_html, escape
+from bild.serving.problems import Problem, bad
+from bild.serving.sentences import Piece, cut
+from bild.serving.service import Ask, Service, Text
+from bild.serving.settings import Languages
+
+NAMES = {
+    "ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
+    "es": "Spanish", "et": "Estonian", "fi": "Finnish", "fr": "French", "hi": "Hindi", "hu": "Hungarian",
+    "it": "Italian", "ja": "Japanese", "ko": "Korean", "lt": "Lithuanian", "lv": "Latvian", "nb": "Norwegian",
+    "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sk": "Slovak",
+    "sl": "Slovenian", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian", "zh": "Chinese",
+}  # fmt: skip
+CERTAIN = 100.0
+"""Confidence that a text is in the one language there is: nothing is detected."""
+
+
+def _texts(name: str, value: Any) -> Any:
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise fields.refuse(name, value, "a text or a list of texts")
+    return value
+
+
+def _no_alternatives(name: str, value: Any) -> None:
+    if value not in (0, "0", "") or isinstance(value, bool):
+        raise bad(f"{name} are not made here; leave them out, or send 0", name)
+
+
+FIELDS: dict[str, Check] = {
+    "q": _texts,
+    "source": text,
+    "target": text,
+    "format": text,
+    "alternatives": _no_alternatives,
+    "policy": text,
+    "lossless": boolean,
+    "api_key": anything,
+    "secret": anything,
+}
+DETECT_FIELDS: dict[str, Check] = {"q": text, "api_key": anything}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A request to translate.
+
+    Args:
+        pages: each text in its pieces.
+        many: whether they came as a list.
+        languages: from which into which.
+        html: whether they are HTML.
+        detect: whether the client wants to know the source language.
+        ask: what is to be decoded: all sentences.
+    """
+
+    pages: Sequence[Sequence[Piece]]
+    many: bool
+    languages: Languages
+    html: bool
+    detect: bool
+    ask: Ask
+
+    def answer(self, texts: Sequence[Text]) -> dict[str, Any]:
+        """LibreTranslate's answer, of the translations of all sentences in order."""
+        made = iter(texts)
+        pages = ["".join(self._shown(piece, made) for piece in page) for page in self.pages]
+        found: dict[str, Any] = {"translatedText": pages if self.many else pages[0]}
+        if self.detect:
+            one = {"confidence": CERTAIN, "language": self.languages.source}
+            found["detectedLanguage"] = [dict(one) for _ in pages] if self.many else one
+        return found
+
+    def _shown(self, piece: Piece, made: Any) -> str:
+        if not piece.said:
+            return piece.text
+        text: str = next(made).writing.text
+        return escape(text) if self.html else text
+
+
+def translation(service: Service, body: Any) -> Translation:
+    """What a body sent to ``/translate`` asks for.
+
+    Raises:
+        Problem: a field that cannot be used.
+    """
+    check_any(service)
+    given = fields.read(body, FIELDS, service.board.unknown if service.settings.lenient else None)
+    for name in ("q", "source", "target"):
+        if not given.get(name):
+            raise bad(f"Invalid request: missing {name} parameter", name)
+    kind = given.get("format", "text")
+    if kind not in ("text", "html"):
+        raise bad(f"format is {kind[: fields.SHOWN]!r}; allowed are text and html", "format")
+    languages = _languages(service, given["source"], given["target"])
+    many = isinstance(given["q"], list)
+    pages = [cut_html(each) if kind == "html" else cut(each) for each in (given["q"] if many else [given["q"]])]
+    sentences = [piece.text for page in pages for piece in page if piece.said]
+    options = {"prefix": languages.prefix} if languages.prefix else {}
+    ask = Ask(items=sentences, options=options, policy=given.get("policy"), lossless=given.get("lossless", False))
+    return Translation(pages, many, languages, kind == "html", given["source"] == "auto", ask)
+
+
+def check_any(service: Service) -> None:
+    """Whether this server translates.
+
+    Raises:
+        Problem: it does not.
+    """
+    if not service.settings.languages:
+        raise Problem(
+            404, "invalid_request_error", "this server was told no languages; start it with --translate de:en"
+        )
+
+
+def languages(service: Service) -> list[dict[str, Any]]:
+    """LibreTranslate's list of languages."""
+    check_any(service)
+    known = service.settings.languages
+    codes = dict.fromkeys([each.source for each in known] + [each.target for each in known])
+    return [
+        {
+            "code": code,
+            "name": NAMES.get(code.split("-")[0].lower(), code),
+            "targets": [each.target for each in known if each.source == code],
+        }
+        for code in codes
+    ]
+
+
+def detect(service: Service, body: Any) -> list[dict[str, Any]]:
+    """The source languages there are; nothing is detected where there is one."""
+    check_any(service)
+    given = fields.read(body, DETECT_FIELDS, service.board.unknown if service.settings.lenient else None)
+    if not given.get("q"):
+        raise bad("Invalid request: missing q parameter", "q")
+    sources = dict.fromkeys(each.source for each in service.settings.languages)
+    return [{"confidence": CERTAIN / len(sources), "language": code} for code in sources]
+
+
+def _languages(service: Service, source: str, target: str) -> Languages:
+    known = service.settings.languages
+    sources = {each.source for each in known}
+    if source == "auto" and len(sources) == 1:
+        source = next(iter(sources))
+    if source not in sources:
+        raise bad(f"{source[: fields.SHOWN]} is not supported; allowed are {', '.join(sorted(sources))}", "source")
+    for each in known:
+        if each.source == source and each.target == target:
+            return each
+    targets = ", ".join(each.target for each in known if each.source == source)
+    raise bad(f"{target[: fields.SHOWN]} is not supported; allowed are {targets}", "target")

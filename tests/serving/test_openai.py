@@ -1,0 +1,291 @@
+"""OpenAI's API without a socket: every text is that of ``generate``, and every wrong field is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bild.serving import build_app
+from tests.serving.conftest import TestClient, decoder, is_idle, started, wait_until
+
+TEXTS = ["w7 w8 w9", "w3", "w20 w21 w22 w23 w5 w6", "w11 w12"]
+LONGEST = 12
+
+
+def chunks(response) -> list[dict]:
+    """The events of a stream."""
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
+    assert lines[-1] == "data: [DONE]" and all(line.startswith("data: ") for line in lines)
+    return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+def test_texts_are_those_of_generate(client, pair):
+    for policy in ("bild", "exact", "large", "small"):
+        body = {"model": "bild", "prompt": TEXTS, "max_tokens": LONGEST, "policy": policy}
+        answer = client.post("/v1/completions", json=body).json()
+        expected = pair.generate(TEXTS, policy, max_new_tokens=LONGEST)
+        assert [choice["text"] for choice in answer["choices"]] == [result.text for result in expected]
+        assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+        reasons = ["length" if result.finish_reason == "length" else "stop" for result in expected]
+        assert [choice["finish_reason"] for choice in answer["choices"]] == reasons
+        assert answer["usage"]["completion_tokens"] == sum(len(result.token_ids) for result in expected)
+        assert answer["usage"]["prompt_tokens"] == sum(len(pair.tokenizer(text).input_ids) for text in TEXTS)
+        assert answer["bild"]["lossless"] == (policy in ("exact", "large"))
+
+
+def test_prompts_may_be_token_ids(client, pair):
+    ids = [pair.tokenizer(text).input_ids for text in TEXTS[:2]]
+    by_text = client.post("/v1/completions", json={"prompt": TEXTS[:2], "max_tokens": 5}).json()["choices"]
+    assert client.post("/v1/completions", json={"prompt": ids, "max_tokens": 5}).json()["choices"] == by_text
+    assert client.post("/v1/completions", json={"prompt": ids[0], "max_tokens": 5}).json()["choices"] == by_text[:1]
+
+
+def test_a_chat_with_one_turn_is_the_source_and_its_system_turn_the_prefix(client, pair):
+    turns = [{"role": "system", "content": "w4 "}, {"role": "user", "content": [{"type": "text", "text": "w7"}]}]
+    answer = client.post("/v1/chat/completions", json={"messages": turns, "max_completion_tokens": 9}).json()
+    (expected,) = pair.generate("w7", prefix="w4 ", max_new_tokens=9)
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": expected.text, "refusal": None}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_stream_is_the_same_text_in_pieces(client, pair, path):
+    asked = {"prompt": TEXTS[2]} if path == "/v1/completions" else {"messages": [{"role": "user", "content": TEXTS[2]}]}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {**asked, "max_tokens": LONGEST, "stream": True, "stream_options": options, "stop": None}
+    found = chunks(client.post(path, json=body))
+    (expected,) = pair.generate(TEXTS[2], max_new_tokens=LONGEST)
+    *pieces, end, usage = found
+    said = [c["choices"][0].get("text", c["choices"][0].get("delta", {}).get("content")) for c in pieces]
+    assert "".join(said) == expected.text and len(pieces) > 1
+    if "messages" in asked:
+        assert ["role" in c["choices"][0]["delta"] for c in pieces] == [True] + [False] * (len(pieces) - 1)
+    assert end["choices"][0]["finish_reason"] == "length" and usage["choices"] == []
+    assert [c["choices"][0]["finish_reason"] for c in pieces] == [None] * len(pieces)
+    assert usage["usage"]["completion_tokens"] == len(expected.token_ids)
+    seen = [c["usage"]["completion_tokens"] for c in pieces]
+    assert seen == sorted(seen) and seen[-1] <= len(expected.token_ids)
+    assert len({c["id"] for c in found}) == 1
+
+
+def test_streams_of_several_texts_are_told_apart_by_their_index(client, pair):
+    found = chunks(client.post("/v1/completions", json={"prompt": TEXTS, "max_tokens": 8, "stream": True}))
+    texts = ["".join(c["choices"][0]["text"] for c in found if c["choices"][0]["index"] == at) for at in range(4)]
+    assert texts == [result.text for result in pair.generate(TEXTS, max_new_tokens=8)]
+
+
+def test_n_texts_of_one_seed_are_those_of_generate(client, pair):
+    body = {"prompt": TEXTS[0], "n": 3, "temperature": 1.5, "seed": 5, "max_tokens": LONGEST}
+    answer = client.post("/v1/completions", json=body).json()
+    drawn = {"do_sample": True, "temperature": 1.5, "seed": 5, "top_p": 1.0, "top_k": 0}
+    expected = [result.text for result in pair.generate([TEXTS[0]] * 3, max_new_tokens=LONGEST, **drawn)]
+    assert [choice["text"] for choice in answer["choices"]] == expected and len(set(expected)) == 3
+    assert client.post("/v1/completions", json=body).json()["choices"] == answer["choices"]
+    assert answer["usage"]["prompt_tokens"] == len(pair.tokenizer(TEXTS[0]).input_ids)
+
+
+def test_a_stop_string_ends_the_text_and_is_no_part_of_it(client, pair):
+    (whole,) = pair.generate(TEXTS[2], max_new_tokens=LONGEST)
+    stop = whole.text.split()[4]
+    before = whole.text[: whole.text.index(stop)]
+    body = {"prompt": TEXTS[2], "max_tokens": LONGEST, "stop": [stop, "never"]}
+    (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (before, "stop")
+    found = chunks(client.post("/v1/completions", json=body | {"stream": True}))
+    assert "".join(c["choices"][0]["text"] for c in found) == before
+    (choice,) = client.post("/v1/completions", json=body | {"include_stop_str_in_output": True}).json()["choices"]
+    assert choice["text"] == before + stop
+
+
+def test_options_reach_the_loop(client, pair):
+    (plain,) = pair.generate(TEXTS[2], "large", max_new_tokens=LONGEST)
+    words = plain.text.split()
+
+    def text(**options):
+        answer = client.post(
+            "/v1/completions", json={"prompt": TEXTS[2], "max_tokens": LONGEST, "policy": "large", **options}
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["text"]
+
+    assert words[0] not in text(bad_words=[words[0]]).split()
+    other = next(at for at, id in enumerate(plain.token_ids) if id != plain.token_ids[0])
+    assert text(stop_token_ids=[plain.token_ids[other]]).split() == words[: other + 1]
+    assert (
+        text(repetition_penalty=3.0)
+        == pair.generate(TEXTS[2], "large", max_new_tokens=LONGEST, repetition_penalty=3.0)[0].text
+    )
+    sampled = {"temperature": 2.0, "seed": 1}
+    options = {"do_sample": True, "temperature": 2.0, "seed": 1, "top_p": 0.5, "top_k": 3, "min_p": 0.1}
+    assert (
+        text(top_p=0.5, top_k=3, min_p=0.1, **sampled)
+        == pair.generate(TEXTS[2], "large", max_new_tokens=LONGEST, **options)[0].text
+    )
+    assert text(temperature=0, top_p=0.3, seed=4) == plain.text
+    assert text(user="me", metadata={"a": 1}, frequency_penalty=0, logit_bias={}, echo=False, n=1) == plain.text
+    assert text(policy="exact", lossless=True) == pair.generate(TEXTS[2], "exact", max_new_tokens=LONGEST)[0].text
+    ends = pair.generation_config
+    before, ends.eos_token_id = ends.eos_token_id, plain.token_ids[other]
+    try:
+        assert text().split() == words[: other + 1]
+        assert text(ignore_eos=True, min_tokens=99) == plain.text
+    finally:
+        ends.eos_token_id = before
+
+
+def test_a_trace_says_who_wrote_what_and_what_was_lost(client, pair):
+    (expected,) = pair.generate(TEXTS[2], max_new_tokens=40)
+    assert expected.stats.num_rollbacks
+    body = {"prompt": TEXTS[2], "max_tokens": 40, "bild": {"trace": True}}
+    (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+    found = chunks(client.post("/v1/completions", json=body | {"stream": True}))
+    for rounds in (choice["bild"], [c["choices"][0]["bild"] for c in found if "bild" in c["choices"][0]]):
+        tokens = [token for each in rounds for token in each["tokens"]]
+        assert [token["id"] for token in tokens] == expected.token_ids
+        assert [token["writer"] for token in tokens] == expected.writers
+        assert sum(bool(each["lost"]) for each in rounds) == expected.stats.num_rollbacks
+
+
+def test_times_and_acceptance_have_vllm_s_names(client):
+    answer = client.post("/v1/completions", json={"prompt": TEXTS, "max_tokens": LONGEST}).json()
+    times, seen = answer["metrics"], answer["metrics"]["speculative_decoding"]
+    assert times["time_to_first_token_ms"] > 0 and 0 <= times["queue_time_ms"] <= times["time_to_first_token_ms"]
+    assert len(seen["acceptance_histogram"]) == seen["num_spec_tokens"] + 1
+    assert sum(seen["acceptance_histogram"]) == seen["num_spec_steps"]
+    accepted = sum(count * at for at, count in enumerate(seen["acceptance_histogram"]))
+    assert accepted == seen["num_accepted_draft_tokens"] <= seen["num_draft_tokens"]
+
+
+TURN = {"role": "user", "content": "w7"}
+WRONG = [
+    ({"prompt": "w7", "temprature": 1}, 400, "temprature", "did you mean temperature"),
+    ({"prompt": "w7", "n": 2}, 400, "n", "all texts are the same"),
+    ({"prompt": "w7", "n": 5, "temperature": 1}, 400, "n", "a whole number, 1 to 4"),
+    ({"prompt": "w7", "n": True}, 400, "n", "n is true"),
+    ({"prompt": "w7", "temperature": "warm"}, 400, "temperature", "temperature is str"),
+    ({"prompt": "w7", "temperature": -1}, 400, "temperature", "0 to 100"),
+    ({"prompt": "w7", "top_p": 0.5}, 400, "top_p", "without a temperature nothing is drawn"),
+    ({"prompt": "w7", "top_p": 0, "temperature": 1}, 400, "top_p", "more than 0"),
+    ({"prompt": "w7", "max_tokens": 0}, 400, "max_tokens", "1 to"),
+    ({"prompt": "w7", "max_tokens": 1.5}, 400, "max_tokens", "a whole number"),
+    ({"prompt": "w7", "max_tokens": 10**6}, 400, None, "needs room for"),
+    ({"prompt": "w7", "seed": 2**63}, 400, "seed", "a whole number"),
+    ({"prompt": "w7", "stop": ["a"] * 5}, 400, "stop", "a list of at most 4"),
+    ({"prompt": "w7", "stop": ""}, 400, "stop", "of 1 to 256 characters"),
+    ({"prompt": "w7", "stop": [1]}, 400, "stop", "a text, or a list"),
+    ({"prompt": "w7", "logprobs": 3}, 400, "logprobs", "not supported"),
+    ({"prompt": "w7", "best_of": 2}, 400, "best_of", "not supported"),
+    ({"prompt": "w7", "echo": True}, 400, "echo", "leave it out"),
+    ({"prompt": "w7", "logit_bias": {"3": 1}}, 400, "logit_bias", "not supported"),
+    ({"prompt": "w7", "stream": "yes"}, 400, "stream", "true or false"),
+    ({"prompt": "w7", "stream_options": {"include_usage": True}}, 400, "stream_options", "stream is not true"),
+    (
+        {"prompt": "w7", "stream": True, "stream_options": {"include_usag": 1}},
+        400,
+        "stream_options",
+        "did you mean include_usage",
+    ),
+    ({"prompt": "w7", "policy": "fast"}, 400, None, "policy is 'fast'"),
+    ({"prompt": "w7", "lossless": True}, 400, None, "does not give the large model's own text"),
+    ({"prompt": "w7", "task": "hunger"}, 400, None, "task is 'hunger'"),
+    ({"prompt": "w7", "bad_words": "x" * 300}, 400, "bad_words", "of 1 to 256 characters"),
+    ({"prompt": "w7", "stop_token_ids": [0.5]}, 400, "stop_token_ids", "token ids"),
+    ({"prompt": ""}, 400, None, "the text is empty"),
+    ({"prompt": [["w7"]]}, 400, "prompt", "cannot be read"),
+    ({"prompt": [1, "w7"]}, 400, "prompt", "cannot be read"),
+    ({"prompt": [999]}, 400, None, "outside the vocabulary"),
+    ({"prompt": ["w7"] * 5000}, 400, None, "allowed are 4096"),
+    ({"prompt": {"a": 1}}, 400, "prompt", "cannot be read"),
+    ({}, 400, "prompt", "prompt is missing"),
+    ({"prompt": "w7", "model": "gpt-9"}, 404, "model", "there is no model 'gpt-9'"),
+    ({"prompt": "w7", "model": 7}, 400, "model", "model is 7"),
+    ({"messages": []}, 400, "messages", "messages are missing"),
+    ({"messages": "hi"}, 400, "messages", "messages are missing"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages", "allowed are system"),
+    ({"messages": [{"role": "user"}]}, 400, "messages", "has no text"),
+    ({"messages": [TURN, TURN]}, 400, "messages", "send one user turn"),
+    ({"messages": [{"role": "system", "content": "x"}]}, 400, "messages", "send one user turn"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", "has no text"),
+    ({"messages": [{**TURN, "tool_calls": [1]}]}, 400, "messages", "not supported"),
+    ({"messages": [TURN], "tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+    ({"messages": [TURN], "response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
+    ({"messages": [TURN], "logprobs": True}, 400, "logprobs", "not supported"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param", "says"), WRONG)
+def test_what_cannot_be_done_is_said_and_the_field_named(client, service, body, status, param, says):
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    answer = client.post(path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["type"]) == (status, param, "invalid_request_error")
+    assert says in error["message"] and "\n" not in error["message"]
+    assert is_idle(service)
+
+
+def test_a_text_that_is_too_long_has_openai_s_code(client):
+    answer = client.post("/v1/completions", json={"prompt": "w7 " * 70_000})
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+    stream = client.post("/v1/completions", json={"prompt": "w7 " * 70_000, "stream": True})
+    assert stream.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{", b"[]", b"7", b"null", b'"w7"', b"\xff\xfe", b'{"prompt": NaN}',
+        b'{"prompt": "w7", "temperature": 1e999}',
+        b'{"prompt": "\\ud800"}', b'{"\\ud800": 1}', b'{"prompt": "w7", "policy": "\\udfff"}', b"[" * 100_000,
+        b'{"a":' * 50_000, b'{"prompt": ' + b"[" * 40 + b"]" * 40 + b"}", b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "w7", "seed": ' + b"9" * 400 + b"}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/translate", "/detect"])
+def test_garbage_is_a_400(client, service, path, raw):
+    answer = client.post(path, content=raw, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"]
+    assert is_idle(service)
+
+
+def test_unknown_paths_and_methods_have_the_same_kind_of_error(client):
+    assert client.get("/v1/nothing").json()["error"]["message"] == "there is nothing at this path"
+    assert client.get("/v1/completions").status_code == 405
+    assert client.get("/v1/completions").json()["error"]["type"] == "invalid_request_error"
+
+
+def test_models(client):
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == "bild" and model["bild"]["lossless"] is False and model["bild"]["max_rows"] == 4
+    assert client.get("/v1/models/bild").json() == model
+    assert client.get("/v1/models/other").json()["error"]["code"] == "model_not_found"
+
+
+def test_lenient_passes_over_unknown_fields_and_counts_them(pair):
+    own = started(pair, lenient=True)
+    client = TestClient(build_app(own))
+    answer = client.post("/v1/completions", json={"prompt": "w7", "max_tokens": 3, "temprature": 1})
+    assert answer.status_code == 200
+    assert 'unknown_fields_total{engine="0",model_name="bild"} 1.0' in client.get("/metrics").text
+    own.engine.stop()
+
+
+def test_a_decoder_only_pair_continues_prompts_and_takes_conversations():
+    pair = decoder("gpt2")
+    own = started(pair)
+    client = TestClient(build_app(own))
+    body = {"prompt": ["w7 w8", "w3 w4 w5"], "max_tokens": 7}
+    texts = [choice["text"] for choice in client.post("/v1/completions", json=body).json()["choices"]]
+    assert texts == [result.text for result in pair.generate(body["prompt"], max_new_tokens=7)]
+    turns = {"messages": [TURN, {"role": "assistant", "content": "w8"}, TURN], "max_tokens": 5}
+    assert "no chat template" in client.post("/v1/chat/completions", json=turns).json()["error"]["message"]
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    for tokenizer in (pair.tokenizer, own.tokenizer):
+        tokenizer.chat_template = template
+    found = client.post("/v1/chat/completions", json=turns).json()["choices"][0]["message"]["content"]
+    assert found == pair.generate([turns["messages"]], max_new_tokens=5)[0].text
+    # A template changes nothing of plain prompts.
+    assert [choice["text"] for choice in client.post("/v1/completions", json=body).json()["choices"]] == texts
+    wait_until(lambda: is_idle(own))
+    own.engine.stop()

@@ -1,0 +1,35 @@
+"""Stop strings are cut off a stream before anything of them is shown."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from bild.serving.texts import Trimmer
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_however_a_text_is_cut_it_ends_at_the_first_stop(keep):
+    rng = random.Random(1)
+    for _ in range(2000):
+        text = "".join(rng.choice("ab") for _ in range(rng.randint(0, 12)))
+        stops = ["".join(rng.choice("ab") for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(0, 2))]
+        trimmer, shown, at = Trimmer(stops, keep=keep), "", 0
+        while at < len(text):
+            width = rng.randint(1, 3)
+            shown += trimmer.add(text[at : at + width])
+            at += width
+            # What is shown is never taken back.
+            assert expected(text, stops, keep).startswith(shown)
+        assert shown + trimmer.end() == expected(text, stops, keep)
+
+
+def expected(text: str, stops: list[str], keep: bool) -> str:
+    """The text up to the stop that is complete first."""
+    for end in range(1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            longest = max(found, key=len)
+            return text[: end if keep else end - len(longest)]
+    return text
