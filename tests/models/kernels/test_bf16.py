@@ -45,6 +45,12 @@ def test_a_row_that_is_not_finite_spoils_no_other():
     assert found[2].isnan().all() and torch.equal(found[[0, 1, 3]], expected[[0, 1, 3]])
 
 
+def test_where_there_are_tiles_the_templates_stay(monkeypatch):
+    monkeypatch.setattr(bf16, "_is_faster", lambda *_: True)
+    monkeypatch.setattr(bf16, "has_tiles", lambda: True)
+    assert replace_linears(torch.export.export(Three(), (torch.randn(3, 64).bfloat16(),)).graph) == 0
+
+
 def test_threads_and_no_rows():
     weight, states = torch.randn(3000, 256).bfloat16(), torch.randn(9, 256).bfloat16()
     one, two = (operator(BF16_LINEAR)(states, pack(weight), None, 3000, threads) for threads in (1, 2))
@@ -76,6 +82,7 @@ class Three(nn.Module):
 @pytest.mark.parametrize("is_faster", [True, False])
 def test_a_graph_multiplies_by_our_kernel_where_that_is_faster(is_faster, monkeypatch):
     monkeypatch.setattr(bf16, "_is_faster", lambda *_: is_faster)
+    monkeypatch.setattr(bf16, "has_tiles", lambda: False)
     module, states = Three(), torch.randn(3, 64).bfloat16()
     program = torch.export.export(module, (states,))
     expected = program.module()(states)

@@ -22,6 +22,11 @@ def is_supported() -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
+def has_tiles() -> bool:
+    """Whether it has tiles as well (AMX), on which Inductor's template needs little more for eleven rows than for one."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
 def bf16_linear(states: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
     """``states @ weightᵀ + bias``, summed in float32, by all of torch's threads.
 
@@ -50,7 +55,7 @@ def replace_linears(graph: Graph) -> int:
     Returns:
         How many layers.
     """
-    if operator(BF16_LINEAR) is None or not is_supported():
+    if operator(BF16_LINEAR) is None or not is_supported() or has_tiles():
         return 0
     nodes = [node for node in graph.nodes if node.target is torch.ops.aten.linear.default]
     return sum(_replace(graph, node) for node in nodes)
