@@ -12,8 +12,7 @@ from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
 
 from bild.decoding.scores import Summary
 from bild.models import CompiledModel, EagerModel
-from bild.models.compiled import compiling
-from bild.models.compiled import model as static
+from bild.models.compiled import calling, compiling
 from bild.models.compiled.graphs import Encode
 from bild.models.eager.sources import padded
 from bild.models.seams import own_modules
@@ -122,7 +121,7 @@ def test_a_text_may_be_given_that_outgrows_the_first_storage_at_once():
 
 @pytest.mark.parametrize(("count", "compiled"), [(64, True), (65, False)])
 def test_a_long_pass_runs_uncompiled(count, compiled, monkeypatch):
-    assert count == static.LONGEST_COMPILED + (not compiled)
+    assert count == calling.LONGEST_COMPILED + (not compiled)
     widths = widths_of(monkeypatch, static_model("t5").graphs, "run_read")
     row = SingleRow(kind("t5"), Random(4))
     row.extend(random_tokens(Random(5), count), last=9)
@@ -133,7 +132,7 @@ def test_a_long_pass_runs_uncompiled(count, compiled, monkeypatch):
 
 @every_architecture
 def test_compiled_and_uncompiled_passes_read_what_the_other_wrote(name, monkeypatch):
-    monkeypatch.setattr(static, "LONGEST_COMPILED", 3)
+    monkeypatch.setattr(calling, "LONGEST_COMPILED", 3)
     rng, model = Random(6), static_model(name)
     compiled = widths_of(monkeypatch, model.graphs, "run_read")
     uncompiled = widths_of(monkeypatch, model.graphs.uncompiled, "forward")
@@ -147,7 +146,7 @@ def test_compiled_and_uncompiled_passes_read_what_the_other_wrote(name, monkeypa
 
 @every_batching
 def test_uncompiled_passes_of_a_ragged_batch(name, monkeypatch):
-    monkeypatch.setattr(static, "LONGEST_COMPILED", 3)
+    monkeypatch.setattr(calling, "LONGEST_COMPILED", 3)
     rng = Random(7)
     batch = Ragged(kind(name), rng, rows=3)
     batch.extend([random_tokens(rng, count) for count in (9, 1, 4)], last=9)
@@ -244,7 +243,7 @@ def test_proposes_from_the_shared_vocabulary_only(name):
 
 
 def test_proposes_after_a_long_prompt_too(monkeypatch):
-    monkeypatch.setattr(static, "LONGEST_COMPILED", 3)
+    monkeypatch.setattr(calling, "LONGEST_COMPILED", 3)
     model, rng = static_model("llama"), Random(19)
     scorer, other = model.start([[], []]), model.start([[], []])
     for counts in ((9, 2), (1, 1), (0, 5)):

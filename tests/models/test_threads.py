@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bild.models.compiled import model as compiled
+from bild.models.compiled import calling as compiled
 from tests.early_exits import exit_pair
 from tests.marking import with_runtime
 from tests.models.rows import Kind

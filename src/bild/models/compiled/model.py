@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -18,40 +18,31 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from bild.decoding import Scorer
-from bild.decoding.transfer import to_device
 from bild.errors import one_line
 from bild.models import kernels
-from bild.models.cache import COLUMNS, RowCache, Shape, next_power
+from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled import compiling
+from bild.models.compiled.calling import Graph, Graphs, arguments, nested
 from bild.models.compiled.graph_files import file_of
 from bild.models.compiled.graphs import Encode, Read
-from bild.models.compiled.recording import Function, Recorded
 from bild.models.compiled.scorer import CompiledScorer
 from bild.models.eager.model import EagerModel
 from bild.models.eager.scorer import EagerScorer
-from bild.models.passes import pad
 from bild.models.probing import SHARE, difference
 
 logger = logging.getLogger("bild")
 
-LONGEST_COMPILED = 64
-"""New tokens beyond which a pass is bound by arithmetic and the uncompiled modules do as well."""
 EXAMPLE = (2, 3, COLUMNS, 16)
 """Rows, new tokens, columns and source tokens that the compiler tunes for; all vary when it runs. They are distinct,
 so that torch.export does not take two dimensions for one."""
 PLACES = 7
 """Likewise, places of the storage where the rows of a pass are named."""
-AT_ONCE = 4
-"""Tokens that a GPU writes before it is looked whether the model hands over: those behind the hand-over are lost, but
-looking makes it wait for longer than a step of a small model takes."""
 MANY = 1 << 20
 """More rows, tokens or columns than anybody will ask for."""
 NOISE = 4.0
 """How many times the difference that rounding makes between two uncompiled computations is still rounding."""
 MOST = 0.5
 """Share of the spread of logits that no rounding excuses."""
-
-Graph = Callable[[list[Tensor]], list[Tensor]]
 
 
 def graph_name(network: PreTrainedModel) -> str:
@@ -72,129 +63,6 @@ def is_prepared(network: PreTrainedModel, graph: str = "read") -> bool:
 def is_recorded(device: torch.device) -> bool:
     """Whether passes there are recorded rather than compiled: launching is what takes the time of a step on a GPU."""
     return device.type == "cuda"
-
-
-@lru_cache(maxsize=LONGEST_COMPILED)
-def _counting(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device)
-
-
-class Graphs:
-    """The passes of a network as its weights were when they were compiled.
-
-    On a GPU they are recorded and replayed (:mod:`bild.models.compiled.recording`), by rows, new tokens and columns in
-    powers of two, so that a few recordings serve all; padding costs nothing there.
-
-    Args:
-        uncompiled: reads as the first graph does.
-        read: arguments and result as those of :class:`~bild.models.compiled.graphs.Read`, in one list.
-        encode: likewise of :class:`~bild.models.compiled.graphs.Encode`.
-        device: where tokens are put.
-        is_recorded: whether passes are recorded, on a GPU.
-    """
-
-    def __init__(
-        self, uncompiled: Read, read: Graph, encode: Graph, device: torch.device, is_recorded: bool = False
-    ) -> None:
-        self.uncompiled, self.run_read, self.run_encode, self.device = uncompiled, read, encode, device
-        self.has_places = uncompiled.has_places
-        """Whether the rows of a pass are named."""
-        self.rounds_up = self.is_recorded = is_recorded
-        """Whether passes come in powers of two."""
-        self.at_once = AT_ONCE if is_recorded else 1
-        """Tokens that are written before anybody looks at them."""
-        self._recorded: dict[str, Recorded] = {}
-
-    @property
-    def recordings(self) -> dict[str, int]:
-        """How many calls of each pass were recorded."""
-        return {name: each.recordings for name, each in self._recorded.items()}
-
-    @property
-    def one(self) -> Tensor:
-        """What asks for the scores of one position."""
-        return _counting(1, self.device)
-
-    def rounded(self, count: int) -> int:
-        """So many rows or new tokens, or as many as a pass has instead."""
-        return next_power(count) if self.rounds_up and count <= LONGEST_COMPILED else count
-
-    def read(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Sequence[Tensor]:
-        """One pass of :class:`~bild.models.compiled.graphs.Read`, compiled where that pays.
-
-        Args:
-            rows: ``[B, 2 + T]``, as there; on the host.
-            last: how many positions to score, 1…T.
-            storage: keys, then values, of every decoder layer.
-            source: keys, then values, of the source in every decoder layer, then its mask; or nothing.
-        """
-        if rows.shape[1] - 2 - self.has_places <= LONGEST_COMPILED:
-            inputs = [rows, _counting(last, self.device), *storage, *source]
-            if self.is_recorded:
-                return self._as_recorded("read", self.run_read, inputs, (0, len(inputs) - 1) if source else (0,))
-            return self.run_read(inputs)
-        scores: Sequence[Tensor] = self.uncompiled(*arguments(to_device(rows, self.device), last, storage, source))
-        return scores
-
-    def roll(
-        self, rows: Tensor, steps: int, storage: list[Tensor], source: list[Tensor]
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """Read, then go on with the likeliest token, over and over, without returning to the host in between.
-
-        Args:
-            rows: as for :meth:`read`; a row without new tokens stays as it is.
-            steps: tokens to write, 1…
-            storage: as for :meth:`read`, with room for the new tokens and all that are written but the last.
-            source: as for :meth:`read`.
-
-        Returns:
-            The tokens each row has written, and their probabilities.
-        """
-        if steps == 1 and not self.is_recorded:
-            _, likeliest, probability, *_ = self.read(rows, 1, storage, source)
-            return likeliest.tolist(), probability.tolist()
-        inputs = [rows, _counting(1, self.device), *storage, *source]
-        if self.is_recorded:
-            copied = (0, len(inputs) - 1) if source else (0,)
-            written = self._as_recorded(f"roll {steps}", partial(self._rolling, steps), inputs, copied)[0]
-        else:
-            written = self._rolling(steps, inputs)[0]
-        tokens, probabilities = written.tolist()
-        return [[int(token) for token in row] for row in tokens], probabilities
-
-    def _rolling(self, steps: int, inputs: list[Tensor]) -> list[Tensor]:
-        rows, *rest = inputs
-        written = []
-        for step in range(steps):
-            _, likeliest, probability, *_ = self.run_read([rows, *rest])
-            written.append(torch.stack([likeliest[:, -1].float(), probability[:, -1].float()]))
-            if step + 1 < steps:
-                lengths, counts = rows[:, :1], rows[:, 1:2]
-                rows = torch.cat([lengths + counts, counts.clamp(max=1), likeliest[:, -1:]], 1)
-        return [torch.stack(written, -1)]
-
-    def _as_recorded(
-        self, name: str, function: Function, tensors: list[Tensor], copied: Sequence[int]
-    ) -> Sequence[Tensor]:
-        return self._recorded.setdefault(name, Recorded(function))(tensors, copied)
-
-    def encode_sources(self, sources: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Keys, then values, of the sources in every decoder layer, each ``[N, H, S, D]``."""
-        width = max(len(source) for source in sources)
-        ids = torch.tensor([pad(source, width) for source in sources])
-        lengths = torch.tensor([len(source) for source in sources])
-        mask = (torch.arange(width) < lengths[:, None])[:, None, None]
-        return self.run_encode([to_device(ids, self.device), to_device(mask, self.device)])
-
-
-def arguments(rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Any:
-    """As :class:`~bild.models.compiled.graphs.Read` takes them."""
-    return _nested(rows, _counting(last, rows.device), storage, source)
-
-
-def _nested(rows: Tensor, last: Tensor, storage: list[Tensor], source: list[Tensor]) -> Any:
-    mask = source[-1] if source else None
-    return (rows, last, *halves(storage), *halves(source[:-1]), mask)
 
 
 class CompiledModel(EagerModel):
@@ -316,7 +184,7 @@ class CompiledModel(EagerModel):
 
         def read(inputs: list[Tensor]) -> list[Tensor]:
             rows, last, *rest = inputs
-            return list(reader(*_nested(rows, last, rest[:stored], rest[stored:])))
+            return list(reader(*nested(rows, last, rest[:stored], rest[stored:])))
 
         return read
 
@@ -386,12 +254,6 @@ class CompiledModel(EagerModel):
 
     def _uncompiled(self, sources: Sequence[Sequence[int]]) -> Any:
         return EagerScorer(self, sources)
-
-
-def halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of as many layers."""
-    middle = len(tensors) // 2
-    return tensors[:middle], tensors[middle:]
 
 
 def _nothing(_: list[Tensor]) -> list[Tensor]:

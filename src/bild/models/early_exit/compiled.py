@@ -15,8 +15,9 @@ from torch import Tensor
 from bild.decoding import Scorer
 from bild.models.cache import Shape
 from bild.models.compiled import compiling
+from bild.models.compiled.calling import Graph, Graphs, halves
 from bild.models.compiled.graphs import Read
-from bild.models.compiled.model import EXAMPLE, CompiledModel, Graph, Graphs, graph_name, halves, is_recorded
+from bild.models.compiled.model import EXAMPLE, CompiledModel, graph_name, is_recorded
 from bild.models.compiled.scorer import CompiledScorer
 from bild.models.compiled.sources import Sources
 from bild.models.early_exit.eager import ExitModel, SplitModel

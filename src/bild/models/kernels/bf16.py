@@ -23,7 +23,7 @@ def is_supported() -> bool:
 
 
 def has_tiles() -> bool:
-    """Whether it has tiles as well (AMX), on which Inductor's template needs little more for eleven rows than for one."""
+    """Whether it has tiles as well (AMX): on those Inductor's template reads eleven rows in little more than one."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 

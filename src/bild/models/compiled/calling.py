@@ -1,0 +1,153 @@
+"""The passes of a network and how they are called: compiled, or on a GPU recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bild.decoding.transfer import to_device
+from bild.models.cache import next_power
+from bild.models.compiled.graphs import Read
+from bild.models.compiled.recording import Function, Recorded
+from bild.models.passes import pad
+
+LONGEST_COMPILED = 64
+"""New tokens beyond which a pass is bound by arithmetic and the uncompiled modules do as well."""
+AT_ONCE = 4
+"""Tokens that a GPU writes before it is looked whether the model hands over: those behind the hand-over are lost, but
+looking makes it wait for longer than a step of a small model takes."""
+Graph = Callable[[list[Tensor]], list[Tensor]]
+
+
+@lru_cache(maxsize=LONGEST_COMPILED)
+def _counting(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)
+
+
+class Graphs:
+    """The passes of a network as its weights were when they were compiled.
+
+    On a GPU they are recorded and replayed (:mod:`bild.models.compiled.recording`), by rows, new tokens and columns in
+    powers of two, so that a few recordings serve all; padding costs nothing there.
+
+    Args:
+        uncompiled: reads as the first graph does.
+        read: arguments and result as those of :class:`~bild.models.compiled.graphs.Read`, in one list.
+        encode: likewise of :class:`~bild.models.compiled.graphs.Encode`.
+        device: where tokens are put.
+        is_recorded: whether passes are recorded, on a GPU.
+    """
+
+    def __init__(
+        self, uncompiled: Read, read: Graph, encode: Graph, device: torch.device, is_recorded: bool = False
+    ) -> None:
+        self.uncompiled, self.run_read, self.run_encode, self.device = uncompiled, read, encode, device
+        self.has_places = uncompiled.has_places
+        """Whether the rows of a pass are named."""
+        self.rounds_up = self.is_recorded = is_recorded
+        """Whether passes come in powers of two."""
+        self.at_once = AT_ONCE if is_recorded else 1
+        """Tokens that are written before anybody looks at them."""
+        self._recorded: dict[str, Recorded] = {}
+
+    @property
+    def recordings(self) -> dict[str, int]:
+        """How many calls of each pass were recorded."""
+        return {name: each.recordings for name, each in self._recorded.items()}
+
+    @property
+    def one(self) -> Tensor:
+        """What asks for the scores of one position."""
+        return _counting(1, self.device)
+
+    def rounded(self, count: int) -> int:
+        """So many rows or new tokens, or as many as a pass has instead."""
+        return next_power(count) if self.rounds_up and count <= LONGEST_COMPILED else count
+
+    def read(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Sequence[Tensor]:
+        """One pass of :class:`~bild.models.compiled.graphs.Read`, compiled where that pays.
+
+        Args:
+            rows: ``[B, 2 + T]``, as there; on the host.
+            last: how many positions to score, 1…T.
+            storage: keys, then values, of every decoder layer.
+            source: keys, then values, of the source in every decoder layer, then its mask; or nothing.
+        """
+        if rows.shape[1] - 2 - self.has_places <= LONGEST_COMPILED:
+            inputs = [rows, _counting(last, self.device), *storage, *source]
+            if self.is_recorded:
+                return self._as_recorded("read", self.run_read, inputs, (0, len(inputs) - 1) if source else (0,))
+            return self.run_read(inputs)
+        scores: Sequence[Tensor] = self.uncompiled(*arguments(to_device(rows, self.device), last, storage, source))
+        return scores
+
+    def roll(
+        self, rows: Tensor, steps: int, storage: list[Tensor], source: list[Tensor]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Read, then go on with the likeliest token, over and over, without returning to the host in between.
+
+        Args:
+            rows: as for :meth:`read`; a row without new tokens stays as it is.
+            steps: tokens to write, 1…
+            storage: as for :meth:`read`, with room for the new tokens and all that are written but the last.
+            source: as for :meth:`read`.
+
+        Returns:
+            The tokens each row has written, and their probabilities.
+        """
+        if steps == 1 and not self.is_recorded:
+            _, likeliest, probability, *_ = self.read(rows, 1, storage, source)
+            return likeliest.tolist(), probability.tolist()
+        inputs = [rows, _counting(1, self.device), *storage, *source]
+        if self.is_recorded:
+            copied = (0, len(inputs) - 1) if source else (0,)
+            written = self._as_recorded(f"roll {steps}", partial(self._rolling, steps), inputs, copied)[0]
+        else:
+            written = self._rolling(steps, inputs)[0]
+        tokens, probabilities = written.tolist()
+        return [[int(token) for token in row] for row in tokens], probabilities
+
+    def _rolling(self, steps: int, inputs: list[Tensor]) -> list[Tensor]:
+        rows, *rest = inputs
+        written = []
+        for step in range(steps):
+            _, likeliest, probability, *_ = self.run_read([rows, *rest])
+            written.append(torch.stack([likeliest[:, -1].float(), probability[:, -1].float()]))
+            if step + 1 < steps:
+                lengths, counts = rows[:, :1], rows[:, 1:2]
+                rows = torch.cat([lengths + counts, counts.clamp(max=1), likeliest[:, -1:]], 1)
+        return [torch.stack(written, -1)]
+
+    def _as_recorded(
+        self, name: str, function: Function, tensors: list[Tensor], copied: Sequence[int]
+    ) -> Sequence[Tensor]:
+        return self._recorded.setdefault(name, Recorded(function))(tensors, copied)
+
+    def encode_sources(self, sources: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Keys, then values, of the sources in every decoder layer, each ``[N, H, S, D]``."""
+        width = max(len(source) for source in sources)
+        ids = torch.tensor([pad(source, width) for source in sources])
+        lengths = torch.tensor([len(source) for source in sources])
+        mask = (torch.arange(width) < lengths[:, None])[:, None, None]
+        return self.run_encode([to_device(ids, self.device), to_device(mask, self.device)])
+
+
+def arguments(rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Any:
+    """As :class:`~bild.models.compiled.graphs.Read` takes them."""
+    return nested(rows, _counting(last, rows.device), storage, source)
+
+
+def nested(rows: Tensor, last: Tensor, storage: list[Tensor], source: list[Tensor]) -> Any:
+    """Flat arguments as :class:`~bild.models.compiled.graphs.Read` takes them."""
+    mask = source[-1] if source else None
+    return (rows, last, *halves(storage), *halves(source[:-1]), mask)
+
+
+def halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of as many layers."""
+    middle = len(tensors) // 2
+    return tensors[:middle], tensors[middle:]
