@@ -105,6 +105,8 @@ def _circumstances(network: Any) -> list[object]:
         amx,
         attention,
         torch.get_num_threads(),
+        # A graph calls them, or does without.
+        kernels.is_loaded(),
         sources,
     ]
 
