@@ -65,7 +65,7 @@ def test_an_unmarked_test_fails_where_a_process_of_its_compiled(graphs, tmp_path
 def test_workers_compile_a_graph_once(tmp_path):
     file, compiled = tmp_path / "compiled" / "graph.pt2", []
 
-    def compile_graph(module: str, inputs: Any, shapes: Any, file: Path) -> None:
+    def compile_graph(module: str, inputs: Any, shapes: Any, file: Path, options: Any) -> None:
         compiled.append(module)
         file.write_bytes(module.encode())
 
@@ -74,9 +74,9 @@ def test_workers_compile_a_graph_once(tmp_path):
         compile_graph(*arguments)
 
     with ThreadPoolExecutor(2) as workers:
-        list(workers.map(lambda module: once(wait_and_compile)(module, (), None, file), ("first", "first")))
+        list(workers.map(lambda module: once(wait_and_compile)(module, (), None, file, {}), ("first", "first")))
     assert compiled == ["first"]
     assert [each.name for each in file.parent.iterdir()] == ["graph.pt2"]
     # What is damaged is there before as well.
-    once(compile_graph)("again", (), None, file)
+    once(compile_graph)("again", (), None, file, {})
     assert compiled == ["first", "again"] and file.read_bytes() == b"again"

@@ -47,8 +47,13 @@ def inputs_of(count: int) -> list[list[int]]:
 
 
 def facts(result: Result) -> tuple:
-    rounds = [(c.tokens, c.writers, c.draft, c.accepted, c.reason, c.verified, c.doubtful) for c in result.rounds]
-    return result.token_ids, result.finish_reason, rounds
+    """What a text is and how it came about; how many tokens a model writes alone in a round is up to the runtime."""
+    rounds = [
+        (c.tokens, c.writers, c.draft, c.accepted, c.reason, c.verified, c.doubtful)
+        for c in result.rounds
+        if c.reason is not None
+    ]
+    return result.token_ids, result.writers, result.finish_reason, rounds
 
 
 def run(pair: BigLittleDecoder, policy: Policy, **options) -> list[Result]:

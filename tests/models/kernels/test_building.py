@@ -52,7 +52,7 @@ def test_without_a_compiler_torchs_kernel_stays_and_one_line_says_so(fresh, monk
     compiler(monkeypatch, none)
     assert layer_multiplies() and layer_multiplies()
     assert [each.getMessage() for each in caplog.records] == [
-        "int8 runs on torch's own kernels: bild's cannot be compiled here (RuntimeError: no C++ compiler)"
+        "torch's own kernels are used: bild's cannot be compiled here (RuntimeError: no C++ compiler)"
     ]
     assert graph_calls() == {}
 

@@ -53,7 +53,7 @@ def is_loaded() -> bool:
     try:
         _load(library_file())
     except Exception as error:  # no compiler, no room, no right to write: a slower way, and no lost text
-        logger.warning("int8 runs on torch's own kernels: bild's cannot be compiled here (%s)", one_line(error))
+        logger.warning("torch's own kernels are used: bild's cannot be compiled here (%s)", one_line(error))
         return False
     return True
 
