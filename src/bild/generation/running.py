@@ -14,12 +14,13 @@ from bild.decoding import Batch, Commit, Rules
 from bild.engine import Job, Models, begin
 from bild.generation.result import Result
 
-REFILL_ALONE, REFILL_DRAFTING = 0.5, 1.0
+REFILL_ALONE, REFILL_DRAFTING = 1.0, 0.5
 """Share of the rows that must be free before others take their places, of one model alone and of two.
 
-Measured with the bundled pair, eight rows, on two cores without AMX: one model alone is 1.1 times as fast when half of
-the rows are refilled together than when the last row is waited for. With drafts it is 0.85 times as fast, because
-rows whose draft is done are still carried through every pass of the others (``benchmarks/refill.py``).
+Measured with the bundled pair compiled, eight rows, bfloat16, one thread of a processor without AMX: rows that ended are
+carried through no pass, so waiting for the last one costs little. With drafts it is 1.05 times as fast when half of
+the rows are refilled together; one model alone is 0.86 times as fast, for sources are then encoded a few at a time
+(``benchmarks/refill.py``).
 """
 
 
