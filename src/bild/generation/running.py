@@ -17,8 +17,8 @@ from bild.generation.result import Result
 REFILL_ALONE, REFILL_DRAFTING = 1.0, 0.5
 """Share of the rows that must be free before others take their places, of one model alone and of two.
 
-Measured with the bundled pair compiled, eight rows, bfloat16, one thread of a processor without AMX: rows that ended are
-carried through no pass, so waiting for the last one costs little. With drafts it is 1.05 times as fast when half of
+Measured with the bundled pair compiled, eight rows, bfloat16, one thread of a processor without AMX: rows that ended
+are carried through no pass, so waiting for the last one costs little. With drafts it is 1.05 times as fast when half of
 the rows are refilled together; one model alone is 0.86 times as fast, for sources are then encoded a few at a time
 (``benchmarks/refill.py``).
 """
