@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bild.errors import LoadError
 from bild.models import kernels
+from bild.models.instructions import has_instructions
 
 MULTIPLE = 32
 """Input widths the int8 kernels take: whole vectors."""
@@ -95,8 +96,7 @@ def multiply_int8(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _has_int8_tiles(device: torch.device) -> bool:
-    # Private in torch: one without it means weight-only, which runs everywhere.
-    return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return device.type == "cpu" and has_instructions("amx_tile")
 
 
 def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,8 @@ def test_a_forked_process_works_though_it_has_no_threads():
 
 
 def test_the_sources_are_part_of_the_package():
-    assert all(file.is_file() for file in (building.HEADER, *building.SOURCES))
+    assert all(file.is_file() for file in (*building.HEADERS, *building.SOURCES))
     # What is beside them and not compiled would be forgotten.
-    assert sorted(building.SOURCES) == sorted(building.HEADER.parent.glob("*.cpp"))
+    folder = building.HEADERS[0].parent
+    assert sorted(building.SOURCES) == sorted(folder.glob("*.cpp"))
+    assert sorted(building.HEADERS) == sorted(folder.glob("*.h"))

@@ -28,6 +28,7 @@ from bild.errors import one_line
 from bild.models import kernels
 from bild.models.compiled import graph_files
 from bild.models.compiled.graph_files import file_of
+from bild.models.instructions import has_instructions
 
 logger = logging.getLogger("bild")
 
@@ -46,9 +47,7 @@ SOURCES = (
         "early_exit/split.py",
     ),
     *("int8.py", "passes.py", "rope.py", "seams.py"),
-    *(f"kernels/{name}.cpp" for name in ("attention", "bf16_linear", "int8_linear", "threads")),
     *(f"kernels/{name}.py" for name in ("attention", "bf16", "building", "joining", "linear", "operators")),
-    "kernels/common.h",
 )
 """Files that decide what is compiled."""
 
@@ -96,17 +95,16 @@ def _circumstances(network: Any) -> list[object]:
     files = [Path(__file__).parents[1] / name for name in SOURCES]
     sources = [file.read_text(encoding="utf-8") for file in files]
     hardware = torch.backends.cpu.get_cpu_capability()
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     attention = getattr(network.config, "_attn_implementation", None)
     return [
         torch.__version__,
         transformers.__version__,
         str(hardware),
-        amx,
+        has_instructions("amx_tile"),
         attention,
         torch.get_num_threads(),
         # A graph calls them, or does without.
-        kernels.is_loaded(),
+        kernels.digest() if kernels.is_loaded() else None,
         sources,
     ]
 

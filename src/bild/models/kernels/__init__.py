@@ -9,13 +9,14 @@ the processor lacks the instructions, what torch offers stays.
 
 from bild.models.kernels.attention import are_supported, replace_attention
 from bild.models.kernels.bf16 import replace_linears
-from bild.models.kernels.building import is_loaded
+from bild.models.kernels.building import digest, is_loaded
 from bild.models.kernels.joining import join_products
 from bild.models.kernels.linear import fits, int8_linear, is_faster_here, pack, pad_scale, plain_int8_linear, unpack
 from bild.models.kernels.operators import graph_calls
 
 __all__ = [
     "are_supported",
+    "digest",
     "fits",
     "graph_calls",
     "int8_linear",

@@ -6,7 +6,6 @@
 
 #include <cmath>
 #include <limits>
-#include <optional>
 
 #include "common.h"
 
@@ -73,8 +72,7 @@ void softmax(float* scores, int64_t columns, float highest) {
   const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   __m512 total = _mm512_setzero_ps();
   for (int64_t l = 0; l < columns; l += 16) {
-    const int64_t left = columns - l;
-    const __mmask16 which = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    const __mmask16 which = first(columns - l);
     const __m512 score = _mm512_mask_loadu_ps(never, which, scores + l);
     // Not "greater": a NaN stays one.
     const __mmask16 seen = _mm512_cmp_ps_mask(score, never, _CMP_NEQ_UQ);
@@ -85,8 +83,7 @@ void softmax(float* scores, int64_t columns, float highest) {
   }
   const __m512 factor = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
   for (int64_t l = 0; l < columns; l += 16) {
-    const int64_t left = columns - l;
-    const __mmask16 which = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    const __mmask16 which = first(columns - l);
     _mm512_mask_storeu_ps(scores + l, which, _mm512_mul_ps(_mm512_maskz_loadu_ps(which, scores + l), factor));
   }
 }
@@ -282,7 +279,6 @@ using torch::stable::Tensor;
 
 Tensor boxed(const Tensor& queries, const Tensor& keys, const Tensor& values, std::optional<Tensor> places,
              std::optional<Tensor> mask, double scale, int64_t threads) {
-  const auto handle = [](const std::optional<Tensor>& tensor) { return tensor ? tensor->get() : nullptr; };
   return Tensor(attention(queries.get(), keys.get(), values.get(), handle(places), handle(mask), scale, threads));
 }
 
@@ -293,12 +289,9 @@ Tensor boxed(const Tensor& queries, const Tensor& keys, const Tensor& values, st
 extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_attention(
     AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* places,
     AtenTensorHandle* mask, double scale, int64_t threads, AtenTensorHandle* result) {
-  try {
-    *result = bild::attention(queries, keys, values, places ? *places : nullptr, mask ? *mask : nullptr, scale, threads);
-    return AOTI_TORCH_SUCCESS;
-  } catch (...) {
-    return AOTI_TORCH_FAILURE;
-  }
+  return bild::hand_over(result, [&] {
+    return bild::attention(queries, keys, values, places ? *places : nullptr, mask ? *mask : nullptr, scale, threads);
+  });
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {

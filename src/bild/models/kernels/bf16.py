@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn import functional
 
+from bild.models.instructions import has_instructions
 from bild.models.kernels.choosing import LARGEST, is_faster
 from bild.models.kernels.operators import BF16_LINEAR, call, operator
 
@@ -18,13 +19,12 @@ UNIT = 32
 
 def is_supported() -> bool:
     """Whether this processor multiplies bfloat16 by vectors."""
-    # Private in torch: one without it means torch's own kernels, which is safe.
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    return has_instructions("avx512_bf16")
 
 
 def has_tiles() -> bool:
     """Whether it has tiles as well (AMX): on those Inductor's template reads eleven rows in little more than one."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    return has_instructions("amx_tile")
 
 
 def bf16_linear(states: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:

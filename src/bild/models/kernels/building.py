@@ -20,11 +20,12 @@ import torch
 
 from bild.cache import cache_folder
 from bild.errors import one_line
+from bild.models.instructions import has_instructions
 
 logger = logging.getLogger("bild")
 
 SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "bf16_linear", "int8_linear", "threads")]
-HEADER = Path(__file__).with_name("common.h")
+HEADERS = [Path(__file__).with_name(f"{name}.h") for name in ("common", "tiles")]
 FLAGS = (
     *("-O3", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"),
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
@@ -36,10 +37,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 def is_supported() -> bool:
     """Whether this processor has the instructions of the kernels."""
-    # Private in torch: one without them means no kernels of our own, which is safe.
-    checks = ("_is_avx512_supported", "_is_vnni_supported")
-    instructions = all(getattr(torch.cpu, check, bool)() for check in checks)
-    return sys.platform == "linux" and platform.machine() == "x86_64" and instructions
+    return sys.platform == "linux" and platform.machine() == "x86_64" and has_instructions("avx512", "vnni")
 
 
 @cache
@@ -85,7 +83,7 @@ def library_file() -> Path:
 @cache
 def digest() -> str:
     """A name for the kernels as they are compiled here."""
-    sources = [file.read_text(encoding="utf-8") for file in (HEADER, *SOURCES)]
+    sources = [file.read_text(encoding="utf-8") for file in (*HEADERS, *SOURCES)]
     parts = (*sources, " ".join(FLAGS), torch.__version__)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -52,6 +53,9 @@ inline void write(void* to, int64_t index, bool half, __m512 value, __mmask16 wh
   else
     _mm512_mask_storeu_ps(static_cast<float*>(to) + index, which, value);
 }
+
+// Of 16 numbers those that are there, where so many are left.
+inline __mmask16 first(int64_t left) { return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1); }
 
 // Work of so many units, some from one to below another, by as many threads as it is worth.
 //   cycles: of one unit.
@@ -107,6 +111,21 @@ T* data(AtenTensorHandle tensor) {
   void* pointer;
   check(aoti_torch_get_data_ptr(tensor, &pointer));
   return static_cast<T*>(pointer);
+}
+
+inline AtenTensorHandle handle(const std::optional<torch::stable::Tensor>& tensor) {
+  return tensor ? tensor->get() : nullptr;
+}
+
+// What a compiled graph gets: a result, or word that there is none; nothing is thrown through it.
+template <class Make>
+AOTITorchError hand_over(AtenTensorHandle* result, Make make) {
+  try {
+    *result = make();
+    return AOTI_TORCH_SUCCESS;
+  } catch (...) {
+    return AOTI_TORCH_FAILURE;
+  }
 }
 
 // A new tensor [..., outputs], its other dimensions like those of another.

@@ -8,17 +8,11 @@
 
 #include <cmath>
 #include <limits>
-#include <optional>
 
-#include "common.h"
+#include "tiles.h"
 
 namespace bild {
 namespace {
-
-constexpr int64_t UNIT = 32;           // outputs packed together
-constexpr int64_t MOST_ROWS = 12;      // rows times two vectors of sums fill the registers
-constexpr int64_t FOUR_VECTORS = 6;    // rows up to which four vectors of sums do
-constexpr int64_t AHEAD = 2048;        // bytes fetched before they are needed
 
 struct Product {
   const uint8_t* weight;
@@ -64,7 +58,7 @@ void round_row(const void* row, bool half, int64_t inputs, int8_t* rounded, floa
 inline void finish(const Product& p, int64_t row, int64_t output, __m512i sums) {
   const int64_t left = p.outputs - output;
   if (left <= 0) return;
-  const __mmask16 which = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+  const __mmask16 which = first(left);
   const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(p.corrections[row])));
   __m512 value = _mm512_mul_ps(_mm512_mul_ps(exact, _mm512_set1_ps(p.steps[row])), _mm512_loadu_ps(p.scale + output));
   if (p.bias) {
@@ -75,59 +69,41 @@ inline void finish(const Product& p, int64_t row, int64_t output, __m512i sums) 
   write(p.result, row * p.outputs + output, p.half, value, which);
 }
 
-// ROWS rows by UNITS units, all sums in registers.
-template <int ROWS, int UNITS>
-void block(const Product& p, int64_t row, int64_t unit) {
-  const int64_t steps = p.inputs / 4;
-  const uint8_t* weight = p.weight + unit * steps * 2 * VECTOR;
-  const int64_t next = steps * 2 * VECTOR;
-  const int8_t* rows = p.rows + row * p.inputs;
-  __m512i sums[ROWS][2 * UNITS];
+struct Tile {
+  template <int ROWS, int UNITS>
+  static void block(const Product& p, int64_t row, int64_t unit) {
+    const int64_t steps = p.inputs / 4;
+    const uint8_t* weight = p.weight + unit * steps * 2 * VECTOR;
+    const int64_t next = steps * 2 * VECTOR;
+    const int8_t* rows = p.rows + row * p.inputs;
+    __m512i sums[ROWS][2 * UNITS];
 #pragma GCC unroll 12
-  for (int m = 0; m < ROWS; m++)
+    for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-    for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_setzero_si512();
-  for (int64_t k = 0; k < steps; k++) {
-    __m512i four[2 * UNITS];
+      for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < steps; k++) {
+      __m512i four[2 * UNITS];
 #pragma GCC unroll 4
-    for (int n = 0; n < 2 * UNITS; n++) {
-      const uint8_t* at = weight + (n / 2) * next + k * 2 * VECTOR + (n % 2) * VECTOR;
-      four[n] = _mm512_loadu_si512(at);
-      _mm_prefetch(reinterpret_cast<const char*>(at + AHEAD), _MM_HINT_T0);
+      for (int n = 0; n < 2 * UNITS; n++) {
+        const uint8_t* at = weight + (n / 2) * next + k * 2 * VECTOR + (n % 2) * VECTOR;
+        four[n] = _mm512_loadu_si512(at);
+        _mm_prefetch(reinterpret_cast<const char*>(at + AHEAD), _MM_HINT_T0);
+      }
+#pragma GCC unroll 12
+      for (int m = 0; m < ROWS; m++) {
+        int32_t tokens;
+        std::memcpy(&tokens, rows + m * p.inputs + 4 * k, sizeof tokens);
+        const __m512i same = _mm512_set1_epi32(tokens);
+#pragma GCC unroll 4
+        for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], four[n], same);
+      }
     }
 #pragma GCC unroll 12
-    for (int m = 0; m < ROWS; m++) {
-      int32_t tokens;
-      std::memcpy(&tokens, rows + m * p.inputs + 4 * k, sizeof tokens);
-      const __m512i same = _mm512_set1_epi32(tokens);
+    for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-      for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], four[n], same);
-    }
+      for (int n = 0; n < 2 * UNITS; n++) finish(p, row + m, unit * UNIT + n * 16, sums[m][n]);
   }
-#pragma GCC unroll 12
-  for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-    for (int n = 0; n < 2 * UNITS; n++) finish(p, row + m, unit * UNIT + n * 16, sums[m][n]);
-}
-
-using Block = void (*)(const Product&, int64_t, int64_t);
-const Block TWO_UNITS[] = {nullptr, block<1, 2>, block<2, 2>, block<3, 2>, block<4, 2>, block<5, 2>, block<6, 2>};
-const Block ONE_UNIT[] = {nullptr,     block<1, 1>, block<2, 1>, block<3, 1>,  block<4, 1>,  block<5, 1>, block<6, 1>,
-                          block<7, 1>, block<8, 1>, block<9, 1>, block<10, 1>, block<11, 1>, block<12, 1>};
-
-// All rows by some units.
-void multiply(const Product& p, int64_t unit, int64_t end) {
-  const int64_t blocks = (p.count + MOST_ROWS - 1) / MOST_ROWS;
-  while (unit < end) {
-    const bool two = unit + 1 < end && p.count <= FOUR_VECTORS;
-    for (int64_t b = 0, row = 0; b < blocks; b++) {
-      const int64_t rows = (p.count - row) / (blocks - b);
-      (two ? TWO_UNITS[rows] : ONE_UNIT[rows])(p, row, unit);
-      row += rows;
-    }
-    unit += two ? 2 : 1;
-  }
-}
+};
 
 void round_rows(AtenTensorHandle states, const Sizes& sizes, Product& p) {
   static thread_local std::vector<int8_t> rounded;
@@ -156,7 +132,7 @@ AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   require(sizes.dims >= 1, "int8_linear takes states [..., inputs]");
   p.inputs = sizes.sizes[sizes.dims - 1];
   p.outputs = outputs;
-  const int64_t padded = (outputs + UNIT - 1) / UNIT * UNIT;
+  const int64_t padded = units_of(outputs) * UNIT;
   require(p.inputs % 32 == 0 && count(weight) == padded * p.inputs, "int8_linear: states and outputs do not fit the weight");
   require(is(weight, aoti_torch_dtype_int8()) && dense(weight), "int8_linear takes a packed weight");
   require(is(scale, aoti_torch_dtype_float32()) && dense(scale) && count(scale) == padded,
@@ -164,8 +140,7 @@ AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   require(!bias || (is(bias, dtype) && dense(bias) && count(bias) == outputs),
           "int8_linear takes a bias of the states' type, one number an output");
   require(p.inputs == 0 || sizes.strides[sizes.dims - 1] == 1, "int8_linear: the last dimension must be dense");
-  p.count = 1;
-  for (int64_t d = 0; d < sizes.dims - 1; d++) p.count *= sizes.sizes[d];
+  p.count = rows_of(sizes);
   AtenTensorHandle result = empty(sizes, outputs, dtype);
   if (p.count == 0) return result;
   p.weight = data<const uint8_t>(weight);
@@ -173,10 +148,7 @@ AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   p.bias = bias ? data<const void>(bias) : nullptr;
   p.result = data<void>(result);
   round_rows(states, sizes, p);
-  const int64_t units = (p.outputs + UNIT - 1) / UNIT;
-  // A unit is bound by reading it or by multiplying it.
-  const int64_t cycles = p.inputs * UNIT * std::max<int64_t>(2, p.count) / VECTOR;
-  share_out(units, cycles, threads, [&p](int64_t begin, int64_t end) { multiply(p, begin, end); });
+  multiply_all<Tile>(p, p.inputs * UNIT, threads);
   return result;
 }
 
@@ -184,7 +156,7 @@ using torch::stable::Tensor;
 
 Tensor boxed(const Tensor& states, const Tensor& weight, const Tensor& scale, std::optional<Tensor> bias,
              int64_t outputs, int64_t threads) {
-  return Tensor(int8_linear(states.get(), weight.get(), scale.get(), bias ? bias->get() : nullptr, outputs, threads));
+  return Tensor(int8_linear(states.get(), weight.get(), scale.get(), handle(bias), outputs, threads));
 }
 
 }  // namespace
@@ -194,12 +166,8 @@ Tensor boxed(const Tensor& states, const Tensor& weight, const Tensor& scale, st
 extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_int8_linear(
     AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias, int64_t outputs,
     int64_t threads, AtenTensorHandle* result) {
-  try {
-    *result = bild::int8_linear(states, weight, scale, bias ? *bias : nullptr, outputs, threads);
-    return AOTI_TORCH_SUCCESS;
-  } catch (...) {
-    return AOTI_TORCH_FAILURE;
-  }
+  return bild::hand_over(
+      result, [&] { return bild::int8_linear(states, weight, scale, bias ? *bias : nullptr, outputs, threads); });
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {

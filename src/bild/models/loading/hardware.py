@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bild.errors import InputError, LoadError, one_line
+from bild.models.instructions import has_instructions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -60,9 +61,7 @@ def resolve_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    # Private in torch and renamed before; an older or newer one without them means float32, which is safe.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
+    return has_instructions("avx512_bf16") or has_instructions("amx_tile")
 
 
 def check_memory(needed: Iterable[tuple[str, int]], device: torch.device) -> None:
