@@ -313,7 +313,10 @@ def rolled(model: CompiledModel, sources: list[list[int]]) -> dict[int, float]:
         scorer.roll([[7]], steps, lambda *_: next(goes_on))
         scorer.truncate([len(PREFIX)])
 
-    return {steps: round(ms(lambda steps=steps: roll(steps)) / steps, 4) for steps in (1, 4, 8)}
+    usual = model.graphs.at_once
+    found = {steps: round(ms(lambda steps=steps: roll(steps)) / steps, 4) for steps in (1, 4, 8)}
+    model.graphs.at_once = usual
+    return found
 
 
 # How often the host waits.

@@ -11,6 +11,7 @@ import torch
 from bild.decoding import AdaptiveConfidence, ExactMatch, ModelDrafter, Policy, Request, decode
 from bild.models import CompiledScorer
 from bild.models.compiled import recording
+from bild.models.compiled.calling import Graphs
 from bild.models.compiled.recording import Recorded, Recording
 from tests.compiled import recorded, static_model
 from tests.networks import EOS, build, perturbed, random_source, random_tokens
@@ -43,10 +44,11 @@ def test_tokens_written_without_a_look_are_those_written_one_by_one(name, policy
     texts = []
     for rolls in (False, True):
         for model in models:
-            model.graphs.rounds_up, model.graphs.at_once = rolls, at_once
-        scorers = [model.start(sources) for model in models]
+            model.graphs.at_once = at_once
         if not rolls:
             monkeypatch.setattr(CompiledScorer, "rolls", False)
+            monkeypatch.setattr(Graphs, "rounded", lambda self, count: count)
+        scorers = [model.start(sources) for model in models]
         assert scorers[1].rolls is rolls
         requests = [Request(prompt=prompt, eos_token_ids=frozenset([EOS]), max_new_tokens=25) for prompt in prompts]
         commits = decode(requests, POLICIES[policy], large=scorers[0], drafter=ModelDrafter(scorers[1]))

@@ -116,6 +116,11 @@ class Row(History):
         self.rules = Rules() if rules is None else rules
         self.committed = len(self.tokens)
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether each token is the likeliest of the model's own scores, so that nothing else need be looked at."""
+        return type(self.rules.choice) is Greedy and self.request.process is None
+
     def ended(self) -> FinishReason | None:
         """Whether the text ends with the last token written, and why."""
         request = self.request

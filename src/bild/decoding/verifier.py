@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from bild.decoding.acceptance import Reading
-from bild.decoding.choice import Greedy
 from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.rows import Row, Rules
@@ -99,7 +98,7 @@ class LocalVerifier(Reader):
 
     def write(self, rows: Sequence[Row]) -> list[dict[Writer, Work]] | None:
         scorer = rolling(self.scorer)
-        if scorer is None or not all(type(row.rules.choice) is Greedy and row.request.process is None for row in rows):
+        if scorer is None or not all(row.takes_likeliest for row in rows):
             return None
         # The first token of a text is not kept waiting.
         room = [AT_ONCE if row.committed > row.prompt_length else 1 for row in rows]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from bild.decoding.choice import Greedy
 from bild.decoding.draft import ENDS, Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.hand_over import HandOver, LooksAt
@@ -36,7 +35,8 @@ class ModelDrafter(Reader):
         drafts = [Draft(writer=self.name) for _ in rows]
         steps, before = [0] * len(rows), self.scorer.lengths
         together = groups(rows, alike)
-        scorer = rolling(self.scorer) if all(map(_may_roll, together)) else None
+        # The rows of a group are alike, so its first one answers for it.
+        scorer = rolling(self.scorer) if all(_may_roll(rows[group.members[0]]) for group in together) else None
         if scorer is not None:
             steps = _roll(scorer, rows, room, drafts, [int(free > 0) for free in room])
         while any(writing := [int(free > 0 and each.reason is None) for free, each in zip(room, drafts, strict=True)]):
@@ -124,11 +124,10 @@ def looks_at(rule: HandOver) -> LooksAt:
     return found
 
 
-def _may_roll(group: Group) -> bool:
-    """Whether tokens of its rows can be picked without looking at more than the likeliest and its probability."""
-    rules = group.rules
-    plain = type(rules.choice) is Greedy and not group.processes and not rules.acceptance.needs_draft_logits
-    return plain and looks_at(rules.hand_over) != "logits"
+def _may_roll(row: Row) -> bool:
+    """Whether its tokens can be picked without looking at more than the likeliest and its probability."""
+    rules = row.rules
+    return row.takes_likeliest and not rules.acceptance.needs_draft_logits and looks_at(rules.hand_over) != "logits"
 
 
 def alike(one: Rules, other: Rules) -> bool:

@@ -48,8 +48,8 @@ class Graphs:
         self.uncompiled, self.run_read, self.run_encode, self.device = uncompiled, read, encode, device
         self.has_places = uncompiled.has_places
         """Whether the rows of a pass are named."""
-        self.rounds_up = self.is_recorded = is_recorded
-        """Whether passes come in powers of two."""
+        self.is_recorded = is_recorded
+        """Whether passes are recorded, and come in powers of two."""
         self.at_once = AT_ONCE if is_recorded else 1
         """Tokens that are written before anybody looks at them."""
         self._recorded: dict[str, Recorded] = {}
@@ -66,7 +66,7 @@ class Graphs:
 
     def rounded(self, count: int) -> int:
         """So many rows or new tokens, or as many as a pass has instead."""
-        return next_power(count) if self.rounds_up and count <= LONGEST_COMPILED else count
+        return next_power(count) if self.is_recorded and count <= LONGEST_COMPILED else count
 
     def read(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Sequence[Tensor]:
         """One pass of :class:`~bild.models.compiled.graphs.Read`, compiled where that pays.
@@ -80,7 +80,7 @@ class Graphs:
         if rows.shape[1] - 2 - self.has_places <= LONGEST_COMPILED:
             inputs = [rows, _counting(last, self.device), *storage, *source]
             if self.is_recorded:
-                return self._as_recorded("read", self.run_read, inputs, (0, len(inputs) - 1) if source else (0,))
+                return self._as_recorded("read", self.run_read, inputs, bool(source))
             return self.run_read(inputs)
         scores: Sequence[Tensor] = self.uncompiled(*arguments(to_device(rows, self.device), last, storage, source))
         return scores
@@ -92,22 +92,18 @@ class Graphs:
 
         Args:
             rows: as for :meth:`read`; a row without new tokens stays as it is.
-            steps: tokens to write, 1…
+            steps: tokens to write, 1…; 1 where passes are not recorded.
             storage: as for :meth:`read`, with room for the new tokens and all that are written but the last.
             source: as for :meth:`read`.
 
         Returns:
             The tokens each row has written, and their probabilities.
         """
-        if steps == 1 and not self.is_recorded:
+        if not self.is_recorded:
             _, likeliest, probability, *_ = self.read(rows, 1, storage, source)
             return likeliest.tolist(), probability.tolist()
-        inputs = [rows, _counting(1, self.device), *storage, *source]
-        if self.is_recorded:
-            copied = (0, len(inputs) - 1) if source else (0,)
-            written = self._as_recorded(f"roll {steps}", partial(self._rolling, steps), inputs, copied)[0]
-        else:
-            written = self._rolling(steps, inputs)[0]
+        inputs = [rows, self.one, *storage, *source]
+        (written,) = self._as_recorded(f"roll {steps}", partial(self._rolling, steps), inputs, bool(source))
         tokens, probabilities = written.tolist()
         return [[int(token) for token in row] for row in tokens], probabilities
 
@@ -122,10 +118,11 @@ class Graphs:
                 rows = torch.cat([lengths + counts, counts.clamp(max=1), likeliest[:, -1:]], 1)
         return [torch.stack(written, -1)]
 
-    def _as_recorded(
-        self, name: str, function: Function, tensors: list[Tensor], copied: Sequence[int]
-    ) -> Sequence[Tensor]:
-        return self._recorded.setdefault(name, Recorded(function))(tensors, copied)
+    def _as_recorded(self, name: str, function: Function, inputs: list[Tensor], has_source: bool) -> Sequence[Tensor]:
+        """The function's results; the rows, and the mask of the sources behind all else, are copied."""
+        if name not in self._recorded:
+            self._recorded[name] = Recorded(function)
+        return self._recorded[name](inputs, (0, len(inputs) - 1) if has_source else (0,))
 
     def encode_sources(self, sources: Sequence[Sequence[int]]) -> list[Tensor]:
         """Keys, then values, of the sources in every decoder layer, each ``[N, H, S, D]``."""

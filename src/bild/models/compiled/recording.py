@@ -65,14 +65,10 @@ class Recorded:
             *[tuple(each.shape) for each in (*tensors[2:3], *tensors[-2:])],
         )
         with self._lock:
-            if key not in self._recordings:
-                self._remember(key, None)
-                return self._function([each.to(self._device(tensors, moved)) for each in tensors])
-            recording = self._recordings[key]
-            self._recordings.move_to_end(key)
-            if recording is None and self._records:
+            recording = self._recordings.get(key)
+            if recording is None and self._records and key in self._recordings:
                 recording = self._try_to_record(tensors, moved)
-                self._remember(key, recording)
+            self._remember(key, recording)
             if recording is None:
                 return self._function([each.to(self._device(tensors, moved)) for each in tensors])
             for place in copied:
@@ -83,6 +79,7 @@ class Recorded:
 
     def _remember(self, key: Any, recording: Recording | None) -> None:
         self._recordings[key] = recording
+        self._recordings.move_to_end(key)
         while len(self._recordings) > MOST:
             self._recordings.popitem(last=False)
 

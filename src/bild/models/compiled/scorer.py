@@ -73,7 +73,7 @@ class CompiledScorer:
 
     def _look_up(self, sources: Sequence[Sequence[int]]) -> Sources | None:
         """The sources of the rows."""
-        return Sources(sources, self._graphs.encode_sources, self.model.device, self._graphs.rounds_up)
+        return Sources(sources, self._graphs.encode_sources, self.model.device, self._graphs.is_recorded)
 
     def _keep_sources(self, rows: Sequence[int]) -> None:
         if self.sources is not None:
