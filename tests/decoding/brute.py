@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.toy import ToyModel
@@ -150,4 +152,42 @@ def cascade(
             out.tokens.append(int(large.logits(prompt + out.tokens).argmax()))
             out.writers.append("large")
         out.finish = ended(out.tokens)
+    return out
+
+
+def rewarded(
+    small: ToyModel,
+    large: ToyModel,
+    prompt: list[int],
+    *,
+    limit: int,
+    eos: set[int],
+    window: int,
+    mark: int,
+    reward: Callable[[list[int], list[int]], float],
+    delta: float,
+) -> Brute:
+    """The small model writes up to a mark; what its reward rejects the large model writes in its place."""
+    out = Brute()
+
+    def segment(model: ToyModel) -> list[int]:
+        """Up to the mark, the window or the end of the text."""
+        new: list[int] = []
+        while not new or not (new[-1] in {mark, *eos} or len(new) == window or len(out.tokens) + len(new) == limit):
+            new.append(int(model.logits(prompt + out.tokens + new).argmax()))
+        return new
+
+    while not out.finish:
+        draft = segment(small)
+        out.drafts.append(draft)
+        score = reward(out.tokens, draft)
+        stays = math.isfinite(score) and score >= delta
+        out.accepted.append(len(draft) * stays)
+        new = draft if stays else segment(large)
+        out.tokens += new
+        out.writers += ["small" if stays else "large"] * len(new)
+        if out.tokens[-1] in eos:
+            out.finish = "eos"
+        elif len(out.tokens) >= limit:
+            out.finish = "length"
     return out

@@ -47,6 +47,11 @@ from bild.decoding import (
         (lambda: Policy.pyramid(qualifier="fuzzy"), "qualifier is 'fuzzy'; allowed are within_distance, exact_match"),
         (lambda: Policy.pyramid(qualifier="exact_match", qualifier_threshold=1), "says nothing to qualifier"),
         (lambda: Policy.pyramid(metric="cosine"), "metric is 'cosine'"),
+        (lambda: Policy.reward(delta=math.nan), "delta is nan; allowed is any number"),
+        (lambda: Policy.reward(delimiter=""), "delimiter is ''; allowed is a text of at least one character"),
+        (lambda: OWN.parse("reward:delta=high"), "delta is 'high'; allowed is a number"),
+        (lambda: Policy.from_dict({"segment": {"delta": "x"}}), "delta is 'x'"),
+        (lambda: Policy.from_dict({"segment": {"gamma": 1}}), "not a policy"),
         (lambda: Policy.from_dict({"qualifier": {"rule": "whim"}}), "rule is 'whim'"),
         (lambda: OWN.parse("adasd:version=x"), "version is 'x'; allowed is a whole number"),
         (lambda: Policy.preset("bild2"), "policy is 'bild2'; allowed are bild, exact, speculative_sampling"),
@@ -80,6 +85,7 @@ def test_meaningless_values_are_refused(make, says):
         Policy.adasd(version=1, decay=0.9),
         Policy.pyramid(),
         Policy.pyramid(qualifier="exact_match", target_threshold=0.3, metric="kl"),
+        Policy.reward(delta=0.4, delimiter="\n", max_draft_tokens=40),
         Policy.ensemble(weight=0.6, window=3),
         Policy.bild(metric="kl", measure="entropy"),
     ],
@@ -99,7 +105,7 @@ def test_knows_whether_it_is_lossless():
     ]
     lossy = [Policy.bild(), Policy.bild(rollback_threshold=0, verify_end=True), Policy.small()]
     lossy += [Policy.ensemble(), Policy.typical(), Policy.adaptive(), Policy.no_rollback(), Policy.no_fallback()]
-    lossy += [Policy.adasd(), Policy.pyramid(), Policy.pyramid(qualifier="rejection_sampling")]
+    lossy += [Policy.reward(), Policy.adasd(), Policy.pyramid(), Policy.pyramid(qualifier="rejection_sampling")]
     assert [p.lossless for p in lossless + lossy] == [True] * len(lossless) + [False] * len(lossy)
 
 
@@ -115,6 +121,10 @@ def test_bild_means_this_policy_with_options_in_place_of_its_own():
     assert OWN.parse("no_fallback:window=4:metric=rank") == Policy.no_fallback(window=4, metric="rank")
 
 
+def test_a_line_break_has_a_name():
+    assert OWN.parse("reward:delimiter=\\n") == Policy.reward(delimiter="\n")
+
+
 def test_a_threshold_is_not_carried_over_to_another_metric():
     other = OWN.parse("bild:metric=js:measure=entropy")
     assert other.acceptance == WithinDistance(0.5, "js") and other.hand_over == LowConfidence(0.3, "entropy")
@@ -128,7 +138,7 @@ def test_every_option_of_a_preset_reaches_its_policy(name):
     values = {"measure": "margin", "metric": "tv", "max_draft_tokens": 3, "window": 4, "verify_end": True}
     values |= {"fallback_threshold": 0.11, "rollback_threshold": 0.12, "weight": 0.13, "epsilon": 0.14, "delta": 0.15}
     values |= {"prior": 0.16, "version": 1, "decay": 0.75, "qualifier": "exact_match"}
-    values |= {"qualifier_threshold": 0.17, "target_threshold": 0.18}
+    values |= {"qualifier_threshold": 0.17, "target_threshold": 0.18, "delimiter": "."}
     default = Policy.preset(name)
     for option in preset_options(name):
         value = (not default.verify_end) if option == "verify_end" else values[option]

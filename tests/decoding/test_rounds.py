@@ -121,7 +121,7 @@ def test_large_models_greedy_text_at_the_lossless_ends(case):
     )
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "reward"])
 def test_rows_of_every_preset_go_their_own_way(name):
     small, large, policy = ToyModel(1, blend=0.8), ToyModel(2, blend=0.8), Policy.preset(name)
     requests = [Request(prompt=[b, 1], max_new_tokens=9 + b, eos_token_ids=[6]) for b in range(6)]

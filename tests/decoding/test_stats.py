@@ -29,7 +29,7 @@ def test_counts_and_rates():
         "num_large_tokens": 2,
         "num_tokens_by_writer": {"small": 4, "large": 2},
         "num_steps_by_model": {"small": 6, "large": 2},
-        "hand_overs": {"unsure": 1, "window": 1, "nothing": 0, "end": 1, "stop": 0, "length": 0},
+        "hand_overs": {"unsure": 1, "window": 1, "nothing": 0, "segment": 0, "end": 1, "stop": 0, "length": 0},
         "acceptance_rate": pytest.approx(4 / 5),
         "mean_acceptance_length": pytest.approx(1 + 4 / 3),
         "rollback_rate": pytest.approx(1 / 3),

@@ -12,6 +12,7 @@ from bild.decoding.acceptance import (
 from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
 from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
 from bild.decoding.choice import Choice, Greedy, Sampling
+from bild.decoding.commits import Commit
 from bild.decoding.draft import Draft, HandOverReason, Work, Writer
 from bild.decoding.drafters import (
     Backoff,
@@ -33,8 +34,9 @@ from bild.decoding.hand_over import FixedWindow, HandOver, LowConfidence
 from bild.decoding.history import History, Use
 from bild.decoding.policy import Policy
 from bild.decoding.presets import PRESETS, parse_option, preset_options, split_options
-from bild.decoding.rounds import Batch, Commit, decode
-from bild.decoding.rows import FinishReason, Request, Row, Rules
+from bild.decoding.related_presets import SegmentRule
+from bild.decoding.rounds import Batch, decode
+from bild.decoding.rows import FinishReason, Request, Reward, Row, Rules, Segments
 from bild.decoding.scorer import Scorer
 from bild.decoding.scores import Scores, Summary
 from bild.decoding.stats import Stats
@@ -80,11 +82,14 @@ __all__ = [
     "RejectionSampling",
     "Replay",
     "Request",
+    "Reward",
     "Row",
     "Rules",
     "Sampling",
     "Scorer",
     "Scores",
+    "SegmentRule",
+    "Segments",
     "Stats",
     "Summary",
     "TypicalAcceptance",

@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-HandOverReason = Literal["unsure", "window", "nothing", "end", "stop", "length"]
-"""Why a drafter gave up the turn: it doubted its next token, its room was used, it had nothing to propose, or the
-text ends with its last token: by an end token, by a stop string, or because it is as long as it may be."""
+HandOverReason = Literal["unsure", "window", "nothing", "segment", "end", "stop", "length"]
+"""Why a drafter gave up the turn: it doubted its next token, its room was used, it had nothing to propose, a segment
+that a reward judges is complete, or the text ends with its last token: by an end token, by a stop string, or because it
+is as long as it may be."""
 ENDS: dict[str, HandOverReason] = {"eos": "end", "stop": "stop", "length": "length"}
 """The reason for each way in which a text ends."""
 Writer = str
@@ -58,3 +59,8 @@ class Draft:
     def ends(self) -> bool:
         """Whether the text ends with this draft, if all of it is kept."""
         return self.reason in ("end", "stop", "length")
+
+    @property
+    def closes(self) -> bool:
+        """Whether the text, or a segment of it, ends with this draft, if all of it is kept."""
+        return self.ends or self.reason == "segment"

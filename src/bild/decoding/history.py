@@ -12,6 +12,8 @@ from torch import Tensor
 
 BLOCK = 32
 """Positions whose random numbers are drawn at once."""
+LEVELS = 64
+"""Levels of one stream of numbers, see :attr:`History.stream`."""
 GOLDEN = 0x9E3779B97F4A7C15
 """An odd number that spreads small ones over 64 bits: seeds of levels lie far apart."""
 
@@ -42,6 +44,9 @@ class History:
     generator: torch.Generator | None = None
     memory: dict[Any, Any] = field(default_factory=dict)
     """What rules have learnt from this row, by rule."""
+    stream: int = 0
+    """Which of its numbers :meth:`uniform` gives: another stream where a position is written again and what became of
+    the first text depended on its numbers."""
     _uniforms: dict[int, list[list[float]]] = field(default_factory=dict)
     _generators: dict[int, torch.Generator | None] = field(default_factory=dict)
 
@@ -54,7 +59,7 @@ class History:
             level: 0 for the model that has the last word; each model below it that judges drafts has its own,
                 because two tests at one position need two independent numbers.
         """
-        place = position - self.prompt_length
+        place, level = position - self.prompt_length, level + self.stream * LEVELS
         numbers = self._uniforms.setdefault(level, [])
         while place >= len(numbers):
             block = torch.rand(BLOCK, len(Use), generator=self._generator(level), dtype=torch.float64)

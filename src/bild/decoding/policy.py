@@ -12,6 +12,7 @@ from bild.decoding.distances import METRICS
 from bild.decoding.draft import Draft, Writer
 from bild.decoding.hand_over import MEASURES, FixedWindow, HandOver, LowConfidence
 from bild.decoding.presets import DEFAULT_MAX_DRAFT_TOKENS, Presets, parse_option, split_options
+from bild.decoding.related_presets import SegmentRule
 
 HAND_OVER_RULES: dict[str, type[Any]] = {
     "low_confidence": LowConfidence,
@@ -44,6 +45,8 @@ class Policy(Presets):
         alone: one model decodes without the other; the rules are then not used.
         qualifier: which prefix of a draft survives a model in between, before the large one reads it; None: by the same
             rule. Without a middle model it has nothing to judge.
+        segment: drafts are whole segments, and a reward says whether they stay unread or the large model writes them
+            anew (:mod:`bild.decoding.segments`); it comes with the pair or the call. None: no rule of that kind.
 
     Raises:
         ValueError: a value out of range, or rules and flags that do not go together.
@@ -55,6 +58,7 @@ class Policy(Presets):
     verify_end: bool | float = False
     alone: Writer | None = None
     qualifier: Acceptance | None = None
+    segment: SegmentRule | None = None
 
     def __post_init__(self) -> None:
         if self.max_draft_tokens < 1:
@@ -81,7 +85,7 @@ class Policy(Presets):
         """Whether the text has the distribution of the large model's own (greedy: is the same text)."""
         if self.alone is not None:
             return self.alone == "large"
-        return self.acceptance.lossless and self.verify_end is True
+        return self.acceptance.lossless and self.verify_end is True and self.segment is None
 
     def reads(self, draft: Draft) -> bool:
         """Whether the large model reads this draft; if not, it is final as it is."""
@@ -141,6 +145,8 @@ class Policy(Presets):
         }
         if self.qualifier is not None:
             values["qualifier"] = _rule_to_dict(self.qualifier, ACCEPTANCE_RULES)
+        if self.segment is not None:
+            values["segment"] = asdict(self.segment)
         return values
 
     @classmethod
@@ -157,6 +163,8 @@ class Policy(Presets):
             for name in ("acceptance", "qualifier"):
                 if name in fields:
                     fields[name] = _rule_from_dict(fields[name], ACCEPTANCE_RULES)
+            if "segment" in fields:
+                fields["segment"] = SegmentRule(**fields["segment"])
             return cls(**fields)
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a policy: {values!r} ({error})") from None

@@ -236,7 +236,7 @@ class Presets(RelatedPresets):
 
 PRESETS = (
     "bild", "exact", "speculative_sampling", "ensemble", "typical", "no_rollback", "no_fallback", "adaptive",
-    "adasd", "pyramid", "large", "small",
+    "adasd", "pyramid", "reward", "large", "small",
 )  # fmt: skip
 """Names of the presets."""
 
@@ -280,6 +280,8 @@ def parse_option(name: str, text: str) -> Any:
     """
     if name in ("measure", "metric", "qualifier"):
         return text
+    if name == "delimiter":
+        return text.replace("\\n", "\n").replace("\\t", "\t")
     if name == "verify_end" and text in YES_OR_NO:
         return YES_OR_NO[text]
     whole = name in ("max_draft_tokens", "window", "version")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from bild.decoding.acceptance import Acceptance, ExactMatch, RejectionSampling, WithinDistance
@@ -13,7 +15,33 @@ ADASD_DRAFT_TOKENS = 20
 PYRAMID_DRAFT_TOKENS = 10
 PYRAMID_JS = {"qualifier_threshold": 0.76, "target_threshold": 0.85}
 """The paper's 0.4 and 0.5, if its divergence is that of its parent: Jensen and Shannon's in nats, without the root."""
+SEGMENT_TOKENS = 128
+DEFAULT_DELTA = 0.7
+BLANK_LINE = "\n\n"
 Qualifier = Literal["within_distance", "exact_match", "rejection_sampling"]
+
+
+@dataclass(frozen=True)
+class SegmentRule:
+    """Where a segment ends, and how good it must be.
+
+    Args:
+        delta: least reward of a segment that stays; in the unit of the reward, any number; higher = slower, nearer to
+            large. −inf keeps all whose reward is a number, inf none.
+        delimiter: text that a segment ends with; default a blank line.
+
+    Raises:
+        ValueError: no number, or no delimiter.
+    """
+
+    delta: float = DEFAULT_DELTA
+    delimiter: str = BLANK_LINE
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.delta, int | float) or math.isnan(self.delta):
+            raise ValueError(f"delta is {self.delta!r}; allowed is any number, the least reward of what stays")
+        if not isinstance(self.delimiter, str) or not self.delimiter:
+            raise ValueError(f"delimiter is {self.delimiter!r}; allowed is a text of at least one character")
 
 
 class RelatedPresets:
@@ -79,6 +107,32 @@ class RelatedPresets:
             max_draft_tokens=max_draft_tokens,
             verify_end=True,
             qualifier=rules[qualifier],
+        )
+
+    @classmethod
+    def reward(
+        cls,
+        *,
+        delta: float = DEFAULT_DELTA,
+        delimiter: str = BLANK_LINE,
+        max_draft_tokens: int = SEGMENT_TOKENS,
+    ) -> Self:
+        """Reward-guided (arXiv 2501.19324): small writes steps, large those that a reward rejects. Not lossless.
+
+        Who judges comes with the pair or the call (``reward=…``, ``--reward``).
+
+        Args:
+            delta: least reward of a step that stays, default 0.7, the paper's; higher = slower, nearer to large.
+            delimiter: text that a step ends with, default a blank line; ``\\n`` in a name of a policy stands for one
+                line break.
+            max_draft_tokens: longest step, 1…∞, default 128.
+        """
+        return cls._of(
+            hand_over=FixedWindow(),
+            acceptance=ExactMatch(),
+            max_draft_tokens=max_draft_tokens,
+            verify_end=True,
+            segment=SegmentRule(delta, delimiter),
         )
 
     @classmethod

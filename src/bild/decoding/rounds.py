@@ -6,57 +6,20 @@ other model wrote, rolling back and joining a running batch need no cases of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from bild.decoding.choice import Choice, Greedy
-from bild.decoding.draft import NO_WORK, Draft, HandOverReason, Work, Writer
+from bild.decoding.commits import Commit, commit_judged, commit_unread, commit_written
+from bild.decoding.draft import Draft
 from bild.decoding.drafters.drafter import Drafter
 from bild.decoding.policy import Policy
-from bild.decoding.rows import FinishReason, Request, Row, Rules
+from bild.decoding.rows import Request, Row, Rules, Segments
 from bild.decoding.scorer import Scorer
+from bild.decoding.segments import Way, apart, room, ways
 from bild.decoding.verdict import Verdict, learner
 from bild.decoding.verifier import LocalVerifier, Verifier
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What one round made final in one row, and how it came about."""
-
-    row: int
-    """The row's index: its place in the request list."""
-    tokens: tuple[int, ...]
-    """Tokens that never change again."""
-    writers: tuple[Writer, ...]
-    """Who wrote each of them."""
-    draft: tuple[int, ...] = ()
-    """What the drafter proposed, kept or not."""
-    accepted: int = 0
-    """How many of the draft's tokens stay."""
-    reason: HandOverReason | None = None
-    """Why the drafter handed over; None when one model decodes alone."""
-    verified: bool = True
-    """Whether the large model read the draft; False for what passes unread: an end
-    token, or all of a text that the small model writes alone."""
-    finish_reason: FinishReason | None = None
-    """Set on the last commit of a row."""
-    work: Mapping[Writer, Work] = field(default_factory=dict)
-    """What each model did in this round, by its name."""
-    confidences: tuple[float, ...] = ()
-    """The small model's confidence in each draft token, then in the one it dropped."""
-    distances: tuple[float, ...] = ()
-    """``d(p_S, p_L)`` of each draft token."""
-    doubtful: int | None = None
-    """The token the small model was too unsure of to propose."""
-
-    @property
-    def rolled_back(self) -> bool:
-        """Whether the large model rejected part of the draft."""
-        return self.accepted < len(self.draft)
-
-    def steps(self, writer: Writer) -> int:
-        """Forward passes of this model that served the row."""
-        return self.work.get(writer, NO_WORK).steps
+from bild.errors import BildError
 
 
 def decode(
@@ -66,6 +29,7 @@ def decode(
     large: Scorer,
     drafter: Drafter | None = None,
     choice: Choice | None = None,
+    segments: Segments | None = None,
 ) -> Iterator[Commit]:
     """Decode a batch of requests under one policy.
 
@@ -75,13 +39,14 @@ def decode(
         large: the scorer that judges and writes; with ``policy.alone`` and no drafter the model that decodes.
         drafter: proposes tokens; None: ``large`` writes every token.
         choice: how the models pick their tokens, greedy by default.
+        segments: who judges them, where the policy is about segments.
 
     Yields:
         One :class:`Commit` a row and round.
     """
     verifier = LocalVerifier(large, policy.alone if drafter is None and policy.alone is not None else "large")
     policy = policy if drafter is not None else replace(policy, alone="large")
-    rules = Rules(policy, Greedy() if choice is None else choice)
+    rules = Rules(policy, Greedy() if choice is None else choice, segments)
     batch = Batch([Row(index, request, rules) for index, request in enumerate(requests)], verifier, drafter)
     while batch.rows:
         yield from batch.round()
@@ -117,32 +82,36 @@ class Batch:
         Raises:
             ValueError: a draft that breaks the drafter's contract; no row has lost or won a token then.
             ScoreError: a model whose scores are not numbers.
+            InputError: a reward that fails; likewise.
         """
         # Alone: a model that nobody checks may write several tokens in one call.
         if self.drafter is None and (written := self.large.write(self.rows)) is not None:
-            alone = [_commit_written(*each) for each in zip(self.rows, written, strict=True)]
+            alone = [commit_written(*each) for each in zip(self.rows, written, strict=True)]
             self._drop_ended(alone)
             yield from alone
             return
 
         # Draft: each row's drafter writes until it is unsure, its room is used, or the text ends.
-        drafts: list[Draft | None] = [*self._draft(window)]
+        drafted = self._draft(window)
 
-        # What need not be read is final: an end token may pass unread (Algorithm 1, line 2).
-        commits = [_commit_unread(*each) for each in zip(self.rows, drafts, strict=True)]
+        # What need not be read is final: an end token may pass unread (Algorithm 1, line 2), or a good segment.
+        away = self._ways(drafted)
+        commits = [commit_unread(*each) for each in zip(self.rows, drafted, away, strict=True)]
+        drafts = [draft if commit is None else None for draft, commit in zip(drafted, commits, strict=True)]
         if any(commits):
-            drafts = [draft if commit is None else None for draft, commit in zip(drafts, commits, strict=True)]
-            drafts = [drafts[b] for b in self._drop_ended(commits)]
+            going = self._drop_ended(commits)
+            drafts, away = [drafts[b] for b in going], [away[b] for b in going]
             yield from filter(None, commits)
             if not self.rows:
                 return
 
         # Verify: one large pass reads the drafts; row i judges tokens[committed + i].
-        verdicts = self.large.verify(self.rows, drafts)
+        judged = [Draft() if way == "rewrite" else draft for way, draft in zip(away, drafts, strict=True)]
+        verdicts = self.large.verify(self.rows, judged)
         self._learn(drafts, verdicts)
 
         # Accept: up to the first token the large model finds too unlikely; it writes the next one.
-        commits = [_commit(*each) for each in zip(self.rows, drafts, verdicts, strict=True)]
+        commits = [commit_judged(*each) for each in zip(self.rows, drafts, verdicts, strict=True)]
 
         # Forget the rest in both models. Nobody has read the token just written.
         self._drop_ended(commits)
@@ -194,16 +163,30 @@ class Batch:
     def _draft(self, window: int | None) -> list[Draft]:
         if self.drafter is None:
             return [Draft() for _ in self.rows]
-        allowed = [row.rules.window for row in self.rows]
-        room = allowed if window is None else [min(own, window) for own in allowed]
-        drafts = self.drafter.draft(self.rows, room) if any(room) else [Draft() for _ in self.rows]
-        for row, draft, free in zip(self.rows, drafts, room, strict=True):
-            if fault := self._fault(draft, free):
-                for each in self.rows:
-                    del each.tokens[each.committed :]
-                self._forget()
+        allowed = [room(row) for row in self.rows]
+        free = allowed if window is None else [min(own, window) for own in allowed]
+        if not any(free):
+            return [Draft() for _ in self.rows]
+        with apart(self.rows):
+            drafts = self.drafter.draft(self.rows, free)
+        for row, draft, most in zip(self.rows, drafts, free, strict=True):
+            if fault := self._fault(draft, most):
+                self._take_back()
                 raise ValueError(f"drafter {draft.writer!r} proposed {fault} in row {row.index}")
         return drafts
+
+    def _ways(self, drafts: Sequence[Draft]) -> list[Way]:
+        try:
+            return ways(self.rows, drafts)
+        except BildError:
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """As if nothing had been drafted."""
+        for row in self.rows:
+            del row.tokens[row.committed :]
+        self._forget()
 
     def _fault(self, draft: Draft, room: int) -> str | None:
         """What a draft breaks of its drafter's contract."""
@@ -239,58 +222,3 @@ class Batch:
             self.large.truncate(lengths)
             if self.drafter is not None:
                 self.drafter.truncate(lengths)
-
-
-def _commit(row: Row, draft: Draft | None, verdict: Verdict | None) -> Commit | None:
-    """Make a row's accepted draft and the large model's token final; None for a row that was passed over."""
-    if draft is None or verdict is None:
-        return None
-    accepted, start = verdict.accepted, row.committed
-    del row.tokens[start + accepted :]
-    # Only a whole draft can end the text: each of its tokens was asked when it was written.
-    finish_reason = row.ended() if draft.ends and accepted == len(draft.tokens) else None
-    writers = draft.signed(accepted)
-    if finish_reason is None:
-        row.tokens.append(verdict.next_token)
-        writers.append(verdict.writer)
-        finish_reason = row.ended()
-    row.committed = len(row.tokens)
-    return Commit(
-        row=row.index,
-        tokens=tuple(row.tokens[start:]),
-        writers=tuple(writers),
-        draft=tuple(draft.tokens),
-        accepted=accepted,
-        reason=draft.reason,
-        finish_reason=finish_reason,
-        work={**draft.work, verdict.writer: verdict.work},
-        confidences=tuple(draft.confidences),
-        distances=verdict.distances,
-        doubtful=draft.doubtful,
-    )
-
-
-def _commit_written(row: Row, work: Mapping[Writer, Work]) -> Commit:
-    """Make final what the large model has written alone."""
-    tokens = row.tokens[row.committed :]
-    row.committed = len(row.tokens)
-    return Commit(row.index, tuple(tokens), tuple(work) * len(tokens), finish_reason=row.ended(), work=work)
-
-
-def _commit_unread(row: Row, draft: Draft | None) -> Commit | None:
-    """Make a draft final that the large model never reads; None if it must be read."""
-    if draft is None or row.rules.policy.reads(draft):
-        return None
-    row.committed = len(row.tokens)
-    return Commit(
-        row=row.index,
-        tokens=tuple(draft.tokens),
-        writers=tuple(draft.signed(len(draft.tokens))),
-        draft=tuple(draft.tokens),
-        accepted=len(draft.tokens),
-        reason=draft.reason,
-        verified=False,
-        finish_reason=row.ended(),
-        work=draft.work,
-        confidences=tuple(draft.confidences),
-    )

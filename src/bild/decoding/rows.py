@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from bild.decoding.acceptance import Acceptance, ExactMatch
 from bild.decoding.choice import Choice, Greedy
+from bild.decoding.draft import ENDS, Draft, HandOverReason
 from bild.decoding.hand_over import FixedWindow, HandOver
 from bild.decoding.history import History
 from bild.decoding.policy import Policy
@@ -21,6 +22,30 @@ FinishReason = Literal["eos", "stop", "length"]
 NEVER, EXACT = FixedWindow(), ExactMatch()
 
 
+class Reward(Protocol):
+    """Says how good segments are; what is not good enough the large model writes anew."""
+
+    def score(self, rows: Sequence[Row], drafts: Sequence[Draft]) -> Sequence[float]:
+        """A number for each draft, which is the end of its row's tokens; higher is better.
+
+        The segment may have begun before the draft, at ``row.segment``. What is no finite number is worse than any
+        threshold.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """What a policy that judges segments needs beside its numbers.
+
+    Args:
+        reward: judges.
+        complete: whether the tokens since a segment's beginning make a whole one.
+    """
+
+    reward: Reward
+    complete: Callable[[Sequence[int]], bool]
+
+
 @dataclass(frozen=True)
 class Rules:
     """How a row is decoded. Rows of equal rules are judged together.
@@ -28,10 +53,20 @@ class Rules:
     Args:
         policy: when its drafter hands over and what the large model lets pass.
         choice: how both models pick its tokens, greedy by default.
+        segments: who judges segments, where the policy is about them.
+
+    Raises:
+        ValueError: a policy about segments without a judge, or the other way round.
     """
 
     policy: Policy = field(default_factory=Policy)
     choice: Choice = field(default_factory=Greedy)
+    segments: Segments | None = None
+
+    def __post_init__(self) -> None:
+        about_segments = self.policy.segment is not None
+        if about_segments != (self.segments is not None) and self.policy.alone is None:
+            raise ValueError("a policy about segments goes with a reward that judges them; give both, or neither")
 
     @property
     def window(self) -> int:
@@ -107,6 +142,12 @@ class Row(History):
     request: Request
     rules: Rules
     committed: int
+    segment: int
+    """Where the segment that is being written begins, where a reward judges them."""
+    rewrites: int
+    """Segments that the large model has written in place of the drafter's."""
+    rewriting: bool
+    """Whether it is writing one now."""
 
     def __init__(self, index: int, request: Request, rules: Rules | None = None) -> None:
         History.__init__(
@@ -114,7 +155,8 @@ class Row(History):
         )
         self.index, self.request = index, request
         self.rules = Rules() if rules is None else rules
-        self.committed = len(self.tokens)
+        self.committed = self.segment = len(self.tokens)
+        self.rewrites, self.rewriting = 0, False
 
     @property
     def takes_likeliest(self) -> bool:
@@ -131,6 +173,14 @@ class Row(History):
         if len(self.tokens) - self.prompt_length >= request.max_new_tokens:
             return "length"
         return None
+
+    def stops(self) -> HandOverReason | None:
+        """Why a drafter gives up the turn behind the last token, whatever it would write next; None: it goes on."""
+        finish, segments = self.ended(), self.rules.segments
+        if finish is not None:
+            return ENDS[finish]
+        whole = segments is not None and segments.complete(self.tokens[self.segment :])
+        return "segment" if whole else None
 
 
 def process(rows: Sequence[Row], scores: Scores, counts: Sequence[int]) -> Scores:

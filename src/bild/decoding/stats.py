@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
+from bild.decoding.commits import Commit
 from bild.decoding.draft import HandOverReason, Writer
-from bild.decoding.rounds import Commit
 
 REASONS = get_args(HandOverReason)
 RATES = ("acceptance_rate", "mean_acceptance_length", "rollback_rate", "large_share")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from bild.decoding.acceptance import Reading
-from bild.decoding.draft import ENDS, Draft, Work, Writer
+from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.drafters.drafter import Drafter
 from bild.decoding.drafters.several import merged
 from bild.decoding.grouping import Group
@@ -109,13 +109,12 @@ class Cascade:
         del row.tokens[len(row.tokens) - count + accepted :]
         tokens, writers = proposal.tokens[:accepted], proposal.signed(accepted)
         draft.work = merged(draft.work, merged(proposal.work, {self.name: verdict.work}))
-        if proposal.ends and accepted == count:
+        if proposal.closes and accepted == count:
             draft.reason = proposal.reason
         elif accepted < room:
             row.tokens.append(verdict.next_token)
             tokens, writers = [*tokens, verdict.next_token], [*writers, self.name]
-            finish = row.ended()
-            draft.reason = ENDS[finish] if finish is not None else None
+            draft.reason = row.stops()
         if draft.reason is None and len(tokens) == room:
             draft.reason = "window"
         draft.tokens += tokens

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Self
 
-from bild.decoding.draft import ENDS, Draft, Writer
+from bild.decoding.draft import Draft, Writer
 from bild.decoding.rows import Row
 
 
@@ -46,9 +46,8 @@ class Certain:
         for token in islice(self.propose(row), room):
             row.tokens.append(token)
             draft.tokens.append(token)
-            draft.reason = "window"
-            finish = row.ended()
-            if finish is not None:
-                draft.reason = ENDS[finish]
+            stops = row.stops()
+            draft.reason = "window" if stops is None else stops
+            if stops is not None:
                 break
         return draft

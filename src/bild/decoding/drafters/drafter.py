@@ -19,8 +19,8 @@ class Drafter(Protocol):
     def draft(self, rows: Sequence[Row], room: Sequence[int]) -> list[Draft]:
         """Append a draft to ``row.tokens`` of every row and describe it.
 
-        After each token ``row.ended()`` is asked, and a draft that ends the text stops there and says so in its
-        reason: only a draft's last token may end the text.
+        After each token ``row.stops()`` is asked, and a draft that ends the text, or a segment that a reward judges,
+        stops there with this reason: only a draft's last token may end the text.
 
         Args:
             rows: of the batch.

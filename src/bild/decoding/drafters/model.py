@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from bild.decoding.draft import ENDS, Draft, Work, Writer
+from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.hand_over import HandOver, LooksAt
 from bild.decoding.rows import Row, Rules
@@ -109,10 +109,10 @@ def _write(
     draft.tokens.append(token)
     if logits is not None:
         draft.logits.append(logits)
-    finish = row.ended()
-    if finish is not None:
-        draft.reason = ENDS[finish]
-    elif unsure:
+    draft.reason = row.stops()
+    if draft.reason is not None:
+        return
+    if unsure:
         draft.reason = "unsure"
     elif len(draft.tokens) >= room:
         draft.reason = "window"

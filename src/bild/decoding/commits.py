@@ -1,0 +1,106 @@
+"""What rounds make final, and how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bild.decoding.draft import NO_WORK, Draft, HandOverReason, Work, Writer
+from bild.decoding.rows import FinishReason, Row
+from bild.decoding.segments import Way
+from bild.decoding.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one round made final in one row, and how it came about."""
+
+    row: int
+    """The row's index: its place in the request list."""
+    tokens: tuple[int, ...]
+    """Tokens that never change again."""
+    writers: tuple[Writer, ...]
+    """Who wrote each of them."""
+    draft: tuple[int, ...] = ()
+    """What the drafter proposed, kept or not."""
+    accepted: int = 0
+    """How many of the draft's tokens stay."""
+    reason: HandOverReason | None = None
+    """Why the drafter handed over; None when one model decodes alone."""
+    verified: bool = True
+    """Whether the large model read the draft, or wrote in its place; False for what passes unread: an end
+    token, a segment that a reward finds good, or all of a text that the small model writes alone."""
+    finish_reason: FinishReason | None = None
+    """Set on the last commit of a row."""
+    work: Mapping[Writer, Work] = field(default_factory=dict)
+    """What each model did in this round, by its name."""
+    confidences: tuple[float, ...] = ()
+    """The small model's confidence in each draft token, then in the one it dropped."""
+    distances: tuple[float, ...] = ()
+    """``d(p_S, p_L)`` of each draft token."""
+    doubtful: int | None = None
+    """The token the small model was too unsure of to propose."""
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the large model rejected part of the draft."""
+        return self.accepted < len(self.draft)
+
+    def steps(self, writer: Writer) -> int:
+        """Forward passes of this model that served the row."""
+        return self.work.get(writer, NO_WORK).steps
+
+
+def commit_judged(row: Row, draft: Draft | None, verdict: Verdict | None) -> Commit | None:
+    """Make a row's accepted draft and the large model's token final; None for a row that was passed over."""
+    if draft is None or verdict is None:
+        return None
+    accepted, start = verdict.accepted, row.committed
+    del row.tokens[start + accepted :]
+    # Only a whole draft can end the text: each of its tokens was asked when it was written.
+    finish_reason = row.ended() if draft.ends and accepted == len(draft.tokens) else None
+    writers = draft.signed(accepted)
+    if finish_reason is None:
+        row.tokens.append(verdict.next_token)
+        writers.append(verdict.writer)
+        finish_reason = row.ended()
+    row.committed = len(row.tokens)
+    return Commit(
+        row=row.index,
+        tokens=tuple(row.tokens[start:]),
+        writers=tuple(writers),
+        draft=tuple(draft.tokens),
+        accepted=accepted,
+        reason=draft.reason,
+        finish_reason=finish_reason,
+        work={**draft.work, verdict.writer: verdict.work},
+        confidences=tuple(draft.confidences),
+        distances=verdict.distances,
+        doubtful=draft.doubtful,
+    )
+
+
+def commit_written(row: Row, work: Mapping[Writer, Work]) -> Commit:
+    """Make final what the large model has written alone."""
+    tokens = row.tokens[row.committed :]
+    row.committed = len(row.tokens)
+    return Commit(row.index, tuple(tokens), tuple(work) * len(tokens), finish_reason=row.ended(), work=work)
+
+
+def commit_unread(row: Row, draft: Draft, way: Way) -> Commit | None:
+    """Make a draft final that the large model need not read; None where it has the turn."""
+    if way != "keep":
+        return None
+    row.committed = len(row.tokens)
+    return Commit(
+        row=row.index,
+        tokens=tuple(draft.tokens),
+        writers=tuple(draft.signed(len(draft.tokens))),
+        draft=tuple(draft.tokens),
+        accepted=len(draft.tokens),
+        reason=draft.reason,
+        verified=False,
+        finish_reason=row.ended(),
+        work=draft.work,
+        confidences=tuple(draft.confidences),
+    )
