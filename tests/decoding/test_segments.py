@@ -176,10 +176,13 @@ def test_a_model_in_between_writes_segments_too():
     middle = ToyModel(3, 5)
     own = segments(lambda *_: 1.0)
     count = len(REQUESTS)
-    drafter = Cascade(ToyScorer(middle, count), ModelDrafter(ToyScorer(SMALL, count)), 2)
-    for commits, request in zip(write(REQUESTS, Policy.reward(), own, drafter), REQUESTS, strict=True):
+
+    def drafter():
+        return Cascade(ToyScorer(middle, count), ModelDrafter(ToyScorer(SMALL, count)), 2)
+
+    for commits, request in zip(write(REQUESTS, Policy.reward(), own, drafter()), REQUESTS, strict=True):
         assert tokens(commits) == brute.greedy(middle, list(request.prompt), 18, {0})
-    rows = write(REQUESTS, Policy.reward(delta=2), own, First([NGram(shortest=4), drafter]))
+    rows = write(REQUESTS, Policy.reward(delta=2), own, First([NGram(shortest=4), drafter()]))
     assert [tokens(row) for row in rows] == [brute.greedy(LARGE, list(r.prompt), 18, {0}) for r in REQUESTS]
 
 

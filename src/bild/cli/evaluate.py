@@ -44,6 +44,10 @@ def evaluate(
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
+    middle: options.Middle = None,
+    middle_window: options.MiddleWindow = None,
+    drafter: options.Drafter = None,
+    reward: options.Reward = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "static",
@@ -89,6 +93,10 @@ def evaluate(
         chat=CHAT.get(task),
         src_lang=src_lang,
         tgt_lang=tgt_lang,
+        drafter=drafter,
+        middle=middle,
+        middle_window=middle_window,
+        reward=reward,
     )
     roster = load_methods(specs, setup, options.load_decoder)
     run: dict[str, Any] = {"baseline": baseline, "task": task, "prefix": prefix, "warm_up": warm_up}

@@ -55,6 +55,7 @@ def generate(
     middle: options.Middle = None,
     middle_window: options.MiddleWindow = None,
     drafter: options.Drafter = None,
+    reward: options.Reward = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
@@ -63,8 +64,8 @@ def generate(
         str,
         typer.Option(
             help="A preset: bild, exact and speculative_sampling (lossless), ensemble, typical, no_rollback, "
-            "no_fallback, adaptive, adasd, pyramid (with --middle), large, small; with options as in "
-            "bild:metric=js:rollback_threshold=0.4.",
+            "no_fallback, adaptive, adasd, pyramid (with --middle), reward (with --reward), large, small; with options "
+            "as in bild:metric=js:rollback_threshold=0.4.",
             rich_help_panel=options.POLICY,
         ),
     ] = "bild",
@@ -122,6 +123,7 @@ def generate(
         runtime = "static"
     from bild.generation.middle import check_qualifier
     from bild.generation.pair import choose_pair
+    from bild.generation.rewards import check_reward
 
     # So should a wrong option.
     named = choose_pair(pair, large, small, drafter, middle, middle_window)
@@ -134,6 +136,7 @@ def generate(
         verify_end=verify_end,
     )
     check_qualifier(chosen, named.middle is not None)
+    check_reward(chosen, reward)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
     decoder = options.load_decoder(
@@ -143,6 +146,7 @@ def generate(
         middle=middle,
         middle_window=middle_window,
         drafter=drafter,
+        reward=reward,
         dtype=dtype,
         device=device,
         runtime=runtime,

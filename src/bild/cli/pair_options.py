@@ -60,6 +60,14 @@ Drafter = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+Reward = Annotated[
+    str | None,
+    typer.Option(
+        help="What judges segments with --policy reward: a classifier's folder or hub NAME (NAME,label=CLASS), or "
+        "module:function of (source, before, segment).",
+        rich_help_panel=MODELS,
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64 or int8.", rich_help_panel=MODELS)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=MODELS)]
 Runtime = Annotated[
@@ -131,6 +139,7 @@ def load_decoder(
     drafter: str | None = None,
     middle: str | None = None,
     middle_window: int | None = None,
+    reward: str | None = None,
     src_lang: str | None = None,
     tgt_lang: str | None = None,
 ) -> BigLittleDecoder:
@@ -145,6 +154,7 @@ def load_decoder(
         middle=middle,
         middle_window=middle_window,
         drafter=drafter,
+        reward=reward,
         dtype=dtype,
         device=device,
         runtime=runtime,

@@ -17,6 +17,8 @@ def warmup(
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
+    middle: options.Middle = None,
+    middle_window: options.MiddleWindow = None,
     drafter: options.Drafter = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -40,13 +42,15 @@ def warmup(
         large=large,
         small=small,
         pair=pair,
+        middle=middle,
+        middle_window=middle_window,
         drafter=drafter,
         dtype=dtype,
         device=device,
         runtime="static",
         trust_remote_code=trust_remote_code,
     )
-    for model in decoder.models:
+    for model in decoder.parts:
         if not model.is_compiled:
             raise LoadError(f"{type(model.network).__name__} could not be compiled; it runs with --runtime eager")
     took, count = time.perf_counter() - start, compiling.compilations

@@ -58,9 +58,10 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
     return [] if there == here else [f"{name} is {to_json(there)} there and {to_json(here)} here"]
 
 
-def describe_pair(large: str, small: str) -> dict[str, dict[str, str]]:
-    """Both checkpoints, by side."""
-    return {"large": describe_checkpoint(large), "small": describe_checkpoint(small)}
+def describe_pair(large: str, small: str | None, middle: str | None = None) -> dict[str, dict[str, str]]:
+    """The checkpoints there are, by side."""
+    sides = {"large": large, "small": small, "middle": middle}
+    return {side: describe_checkpoint(name) for side, name in sides.items() if name is not None}
 
 
 def describe_checkpoint(name: str) -> dict[str, str]:

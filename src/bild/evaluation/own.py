@@ -101,8 +101,8 @@ def draw_options_of(spec: MethodSpec) -> dict[str, Any]:
 
 
 def _weight_bytes(decoder: BigLittleDecoder, policy: Policy) -> int:
-    sides = ("large", "small") if policy.alone is None else (policy.alone,)
-    networks = [getattr(decoder, side).network for side in sides]
+    models = decoder.parts if policy.alone is None else [getattr(decoder, policy.alone)]
+    networks = [model.network for model in models]
     # A quantized layer may hold its weights as buffers; an early exit shares those of the large model.
     held = {id(held): held for network in networks for held in (*network.parameters(), *network.buffers())}
     return sum(_tensor_bytes(tensor) for tensor in held.values())

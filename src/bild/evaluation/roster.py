@@ -35,6 +35,10 @@ class Setup:
             checkpoint brings a chat template.
         src_lang: language of the texts of a multilingual checkpoint, as it spells it; None: as its tokenizer is set.
         tgt_lang: likewise of the outputs; None: as its generation config says.
+        drafter: who drafts for own methods; None: the pair's own.
+        middle: model in between of own methods; None: the pair's own.
+        middle_window: longest draft that it is given; None: the pair's own.
+        reward: what judges segments, for ``reward``; None: nothing.
     """
 
     pair: str | None = None
@@ -48,6 +52,10 @@ class Setup:
     chat: bool | None = None
     src_lang: str | None = None
     tgt_lang: str | None = None
+    drafter: str | None = None
+    middle: str | None = None
+    middle_window: int | None = None
+    reward: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -57,17 +65,17 @@ class Setup:
         """The two checkpoints and their policy."""
         from bild.generation.pair import choose_pair
 
-        return choose_pair(self.pair, self.large, self.small)
+        return choose_pair(self.pair, self.large, self.small, self.drafter, self.middle, self.middle_window)
 
     def describe(self) -> dict[str, Any]:
         """What decides about texts and times, for :attr:`Configuration`: plain JSON values."""
         pair = self.choose_pair()
         own = {key: value for key, value in asdict(self).items() if key != "pair"}
-        for key in ("src_lang", "tgt_lang"):
-            # Most checkpoints know one language, and runs of before should go on.
+        for key in ("src_lang", "tgt_lang", "drafter", "middle", "middle_window", "reward"):
+            # Most runs name none of these, and runs of before should go on.
             if own[key] is None:
                 del own[key]
-        return {**own, **describe_pair(pair.large, pair.cheap), "policy": pair.policy.to_dict()}
+        return {**own, **describe_pair(pair.large, pair.small, pair.middle), "policy": pair.policy.to_dict()}
 
 
 @dataclass
@@ -115,11 +123,13 @@ def load_methods(
         LoadError: the pair cannot be loaded.
     """
     from bild.generation.middle import check_qualifier
+    from bild.generation.rewards import check_reward
 
     pair = setup.choose_pair()
     policies = {spec.text: policy_of(spec, pair.policy) for spec in specs if spec.name in PRESETS}
     for policy in policies.values():
         check_qualifier(policy, pair.middle is not None)
+        check_reward(policy, None, setup.reward)
     rules = {spec.text: calm.rule_of(spec, setup.max_new_tokens) for spec in specs if spec.name == calm.NAME}
     decoders = _Decoders(setup, load)
     roster = Roster()
@@ -172,6 +182,8 @@ class _Decoders:
         setup = self.setup
         load = BigLittleDecoder.from_pretrained if self.load is None else self.load
         names: dict[str, Any] = {"pair": setup.pair, "large": setup.large, "small": setup.small}
+        names |= {"drafter": setup.drafter, "middle": setup.middle, "middle_window": setup.middle_window}
+        names |= {"reward": setup.reward}
         decoder = load(
             **names, runtime=runtime, dtype=dtype, device=setup.device, trust_remote_code=setup.trust_remote_code
         )

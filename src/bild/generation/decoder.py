@@ -27,6 +27,7 @@ from bild.generation.options import GenerationOptions
 from bild.generation.pair import Pair, choose_pair
 from bild.generation.prompts import SOURCE_OPTIONS, Input, Prompter, as_list, of_input, task_prefix
 from bild.generation.result import Result
+from bild.generation.rewards import RewardLike, check_reward, reward_of, segments_of
 from bild.generation.stream import Stream
 from bild.models import (
     INT8,
@@ -66,10 +67,13 @@ class BigLittleDecoder:
             (docs/related/ensemble.md).
         drafter: who drafts where a call does not say: text as in ``"first:ngram,small"``, or a function that makes a
             :class:`~bild.decoding.Drafter` (docs/drafters.md). Default: ``"small"``, the small model.
+        reward: what judges segments under ``policy="reward"`` where a call does not say: a classifier's folder or hub
+            name, ``"module:function"``, a function of ``(source, before, segment)``, or an object with
+            ``score(rows, drafts)`` (docs/related/reward.md).
         runtime: how the networks are run; ``"eager"``, ``"static"`` or ``"auto"``, see :meth:`from_pretrained`.
 
     Raises:
-        InputError: a drafter that does not exist, or needs a small model where there is none.
+        InputError: a drafter that does not exist, or needs a small model where there is none; likewise a reward.
         LoadError: an encoder-decoder paired with a decoder-only model, or a model that cannot roll back or exit there.
         VocabularyError: the models do not share a vocabulary.
     """
@@ -87,6 +91,7 @@ class BigLittleDecoder:
         experts: Sequence[tuple[PreTrainedModel | str, float]] = (),
         policy: Policy | None = None,
         drafter: str | Maker | None = None,
+        reward: RewardLike | None = None,
         runtime: str = "eager",
     ) -> None:
         # Compared before anything is compiled.
@@ -102,6 +107,7 @@ class BigLittleDecoder:
                 check_kinds(large.config, network.config)
                 same = check_shared_vocabulary(tokenizer, own, head_size(large), head_size(network))
                 shared = min(shared, same)
+        self.reward = None if reward is None else reward_of(reward, tokenizer, large.device)
         cheap: PreTrainedModel | str = large if small is None else small
         if middle in (None, SMALL):
             self.large, second = run_pair(large, cheap, runtime)
@@ -113,7 +119,7 @@ class BigLittleDecoder:
             self.large = steered(self.large, experts, runtime)
         self._small, self._middle = None if small is None else second, between
         self.early_exit = small if isinstance(small, str) else None
-        for model in self._parts:
+        for model in self.parts:
             model.vocab_size = shared
         self.tokenizer = tokenizer
         self.src_lang: str | None = None
@@ -122,7 +128,7 @@ class BigLittleDecoder:
         """See :meth:`set_languages`."""
         self.policy = Policy() if policy is None else policy
         self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
-        for model in self._parts:
+        for model in self.parts:
             if not model.batches:
                 name = type(model.network).__name__
                 logger.warning("%s counts positions inside its modules: batches are decoded row by row", name)
@@ -137,6 +143,7 @@ class BigLittleDecoder:
         middle: str | os.PathLike[str] | None = None,
         middle_window: int | None = None,
         drafter: str | Maker | None = None,
+        reward: RewardLike | None = None,
         runtime: str = "auto",
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
@@ -157,6 +164,7 @@ class BigLittleDecoder:
             middle_window: longest draft that it is given, in tokens, 1…; default: the pair's own, or 4.
             drafter: who drafts where a call does not say, see :class:`BigLittleDecoder`; default: the pair's own.
                 With one that needs no small model, as ``"ngram"``, ``large`` may be named alone.
+            reward: what judges segments, see :class:`BigLittleDecoder`.
             runtime: ``"eager"``: transformers' modules as they are. ``"static"``: compiled, several times
                 faster; the first time on a machine this takes a minute or more, the result is kept in
                 ``$BILD_CACHE`` (``~/.cache/bild``). ``"auto"``: static where that has been done, else eager.
@@ -181,6 +189,7 @@ class BigLittleDecoder:
             **rest,
             policy=chosen.policy,
             drafter=chosen.drafter if drafter is None else drafter,
+            reward=reward,
             runtime=runtime,
         )
 
@@ -232,7 +241,7 @@ class BigLittleDecoder:
         return None if self._middle is None else self._middle.model
 
     @property
-    def _parts(self) -> list[Model]:
+    def parts(self) -> list[Model]:
         """All models that read."""
         middle = self.middle
         return [*self.models, *([] if middle is None or middle in self.models else [middle])]
@@ -252,7 +261,7 @@ class BigLittleDecoder:
     @property
     def batches(self) -> bool:
         """Whether rows of different length can share a batch; if not, they are decoded one by one."""
-        return all(model.batches for model in self._parts)
+        return all(model.batches for model in self.parts)
 
     def generate(self, inputs: Any, policy: str | Policy | None = None, **options: Any) -> list[Result]:
         """Decode every input.
@@ -281,6 +290,7 @@ class BigLittleDecoder:
         attention_mask: Any = None,
         lossless: bool = False,
         drafter: str | Maker | None = None,
+        reward: RewardLike | None = None,
         **options: Any,
     ) -> Iterator[Result]:
         """As :meth:`generate`, each result as soon as it and all before it are done.
@@ -295,11 +305,13 @@ class BigLittleDecoder:
             attention_mask: of inputs that are token ids (list, array or tensor), 0 or false where they are padding.
             lossless: insist on the large model's own text; an error with a policy that does not give it.
             drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
+            reward: what judges segments under ``policy="reward"``, likewise; default: :attr:`reward`.
             options: arguments of :meth:`prompter`, and fields of :class:`GenerationOptions`, under transformers' names.
         """
         resolved = self.resolve_policy(policy, lossless=lossless)
         self._drafting(drafter, resolved)
         prompter, asked = self.asked(options)
+        rules = self.rules(resolved, asked.choice(), reward)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}; allowed is 1 or more, a whole number")
         # What is there already is looked through before anything is decoded; an iterator as it comes.
@@ -307,9 +319,7 @@ class BigLittleDecoder:
         items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]
         single = not lazy and len(items) == 1
         jobs = (self._job(prompter, item, asked, index, alone=single) for index, item in enumerate(items))
-        return self.results_each(
-            jobs if lazy else list(jobs), Rules(resolved, asked.choice()), batch_size, drafter=drafter
-        )
+        return self.results_each(jobs if lazy else list(jobs), rules, batch_size, drafter=drafter)
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
         """Decode one input and hand out its text as it becomes final.
@@ -327,10 +337,11 @@ class BigLittleDecoder:
             raise InputError(f"stream takes one input, got {len(items)}; use generate for many")
         resolved = self.resolve_policy(policy, lossless=bool(options.pop("lossless", False)))
         models = self._drafting(options.pop("drafter", None), resolved)
+        reward = options.pop("reward", None)
         prompter, asked = self.asked(options)
         job = self._job(prompter, items[0], asked, 0, alone=True)
         start = time.perf_counter()
-        written = running.run([job], Rules(resolved, asked.choice()), models, 1)
+        written = running.run([job], self.rules(resolved, asked.choice(), reward), models, 1)
         return Stream(written, self.tokenizer, start)
 
     def engine(self, limits: Limits | None = None, **options: Any) -> Engine:
@@ -428,6 +439,7 @@ class BigLittleDecoder:
         """
         options.pop("lossless", None)
         options.pop("drafter", None)
+        options.pop("reward", None)
         self._prepare(ids, self.asked(options)[1], 0)
 
     def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
@@ -445,6 +457,23 @@ class BigLittleDecoder:
         if lossless and not resolved.lossless:
             raise InputError("this policy does not give the large model's own text; use policy='exact' with lossless")
         return resolved
+
+    def rules(self, policy: Policy, choice: Choice, reward: RewardLike | None = None) -> Rules:
+        """How the rows of a call are decoded.
+
+        Args:
+            policy: of the call.
+            choice: how both models pick their tokens.
+            reward: what judges segments, see :class:`BigLittleDecoder`; default: :attr:`reward`.
+
+        Raises:
+            InputError: the policy needs a reward, a middle or a small model, and there is none; or a reward of the call
+                has nothing to judge.
+        """
+        self._drafting(None, policy)
+        check_reward(policy, reward, self.reward)
+        judge = self.reward if reward is None else reward_of(reward, self.tokenizer, self.large.device)
+        return Rules(policy, choice, segments_of(policy, judge, self.tokenizer))
 
     def jobs(self, inputs: Any, **options: Any) -> list[Job]:
         """What :meth:`generate` would decode: each input's encoder tokens and its request to the loop.
@@ -465,7 +494,7 @@ class BigLittleDecoder:
             return self._prepare(prompter.encode(item), asked, index)
 
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
-        return prepare(ids, asked, index, models=self._parts, tokenizer=self.tokenizer)
+        return prepare(ids, asked, index, models=self.parts, tokenizer=self.tokenizer)
 
     def results(
         self,
@@ -474,6 +503,7 @@ class BigLittleDecoder:
         choice: Choice,
         watch: Callable[[Commit], None] | None = None,
         drafter: str | Maker | None = None,
+        reward: RewardLike | None = None,
     ) -> list[Result]:
         """Decode prepared rows, all together where :attr:`batches`.
 
@@ -483,8 +513,10 @@ class BigLittleDecoder:
             choice: how both models pick their tokens.
             watch: called with every commit as it comes.
             drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
+            reward: what judges segments, likewise; default: :attr:`reward`.
         """
-        return list(self.results_each(jobs, Rules(policy, choice), max(1, len(jobs)), watch, drafter))
+        rules = self.rules(policy, choice, reward)
+        return list(self.results_each(jobs, rules, max(1, len(jobs)), watch, drafter))
 
     def results_each(
         self,

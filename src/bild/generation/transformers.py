@@ -21,13 +21,16 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from bild.decoding import Choice, Greedy, Maker, Policy, Request, Sampling
+from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.engine import Job
 from bild.errors import InputError, VocabularyError
 from bild.generation import BigLittleDecoder, Result
 from bild.generation.drafting import check_small
 from bild.generation.jobs import copyable, fit, generator_of
+from bild.generation.middle import SMALL, check_middle
 from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
 from bild.generation.prompts import as_list
+from bild.generation.rewards import RewardLike
 from bild.generation.stream import Columns
 from bild.models import EagerModel, exit_layer, load_network, load_tokenizer
 
@@ -52,6 +55,9 @@ def custom_generate(
     policy: str | Policy = "bild",
     *,
     drafter: str | Maker | None = None,
+    middle: Small | None = None,
+    middle_window: int = DEFAULT_WINDOW,
+    reward: RewardLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
     runtime: str = "eager",
@@ -74,6 +80,10 @@ def custom_generate(
             ``"speculative_sampling:window=4"``. ``"bild"``, the default, has default thresholds.
         drafter: who drafts: text as in ``"first:ngram,small"`` or ``"ngram"``, or a function (docs/drafters.md);
             ``"small"``, the small model, by default.
+        middle: a model in between that judges drafts first, as ``small``; or ``"small"``, the small one, where the
+            drafter needs none (docs/related/hierarchical.md).
+        middle_window: longest draft that it is given, in tokens, 1…, default 4.
+        reward: what judges segments under ``policy="reward"`` (docs/related/reward.md); it needs the tokenizer.
         tokenizer: of the models; needed for ``stop_strings``, for the texts of ``bild_results``, and where the
             models' heads differ in size. One given to ``generate`` does not come this far.
         streamer: is handed the prompt, then committed tokens, as by plain ``generate``; likewise.
@@ -91,8 +101,10 @@ def custom_generate(
         raise InputError("small is missing; give the cheap model, or a drafter that needs none: drafter='ngram'")
     drafting = "small" if drafter is None else drafter
     check_small(drafting, small is not None)
-    if small is not None and not isinstance(small, PreTrainedModel | EagerModel | str | os.PathLike):
-        raise InputError(f"small is a {type(small).__name__}; give a loaded model, a folder or a hub name")
+    for side, given in (("small", small), ("middle", middle)):
+        if given is not None and not isinstance(given, PreTrainedModel | EagerModel | str | os.PathLike):
+            raise InputError(f"{side} is a {type(given).__name__}; give a loaded model, a folder or a hub name")
+    check_middle(middle, middle_window, drafting, small is not None)
 
     def loop(
         model: PreTrainedModel,
@@ -109,8 +121,8 @@ def custom_generate(
             criteria = Criteria([*stopping_criteria, *_stop_strings(stop_strings, tokenizer)])
             call = Call(model, input_ids, logits_processor, criteria, generation_config, inputs_tensor, model_kwargs)
             call.check()
-            decoder = _pair(model, small, tokenizer, runtime)
-            return call.output(call.run(decoder, decoder.resolve_policy(policy), streamer, drafting))
+            decoder = _pair(model, small, middle, middle_window, tokenizer, runtime)
+            return call.output(call.run(decoder, decoder.resolve_policy(policy), streamer, drafting, reward))
         finally:
             # Also after an error: without its end whoever reads the streamer would wait for ever.
             if streamer is not None:
@@ -161,12 +173,17 @@ class Call:
                 raise InputError(f"{name} holds tokens already, and the small model must read them too; leave it out")
 
     def run(
-        self, decoder: BigLittleDecoder, policy: Policy, streamer: BaseStreamer | None, drafter: str | Maker
+        self,
+        decoder: BigLittleDecoder,
+        policy: Policy,
+        streamer: BaseStreamer | None,
+        drafter: str | Maker,
+        reward: RewardLike | None,
     ) -> list[Result]:
         """Decode every row; one after the other where the models cannot take several."""
         jobs = self.jobs(decoder)
         stream = None if streamer is None else Columns(streamer, self.input_ids, self.pad)
-        return decoder.results(jobs, policy, self.choice, None if stream is None else stream.add, drafter)
+        return decoder.results(jobs, policy, self.choice, None if stream is None else stream.add, drafter, reward)
 
     def jobs(self, decoder: BigLittleDecoder) -> list[Job]:
         """The rows on their way into the loop."""
@@ -176,7 +193,7 @@ class Call:
         self._check_positions(mask)
         assert self.criteria.max_length is not None
         wanted = max(1, self.criteria.max_length - self.input_ids.shape[1])
-        longest = [fit(len(s), len(p), wanted, decoder.models) for s, p in zip(sources, prompts, strict=True)]
+        longest = [fit(len(s), len(p), wanted, decoder.parts) for s, p in zip(sources, prompts, strict=True)]
         if self.pad is None and len(prompts) > 1 and (self.eos or self.stops or len(set(longest)) > 1):
             raise InputError("rows may end at different times with nothing to fill them up; give pad_token_id")
         copied = [copyable(source, decoder.large) for source in sources]
@@ -294,22 +311,35 @@ class Kept:
 
 
 def _pair(
-    large: PreTrainedModel, small: Small | None, tokenizer: PreTrainedTokenizerBase | None, runtime: str
+    large: PreTrainedModel,
+    small: Small | None,
+    middle: Small | None,
+    middle_window: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+    runtime: str,
 ) -> BigLittleDecoder:
-    """Both models behind the contracts of the loop, made once for the same arguments."""
-    network: Any = small.network if isinstance(small, EagerModel) else small
-    arguments = (large.device, large.dtype, network, tokenizer, runtime)
+    """The models behind the contracts of the loop, made once for the same arguments."""
+    sides = [each.network if isinstance(each, EagerModel) else each for each in (small, middle)]
+    arguments = (large.device, large.dtype, *sides, middle_window, tokenizer, runtime)
     kept: Kept | None = large.__dict__.get(KEPT)
     same = kept is not None and kept.decoder.large.network is large and kept.arguments == arguments
     # Another vocabulary, an adapter or layers that were exchanged make another pair.
-    if kept is not None and same and all(model.is_current() for model in kept.decoder.models):
+    if kept is not None and same and all(model.is_current() for model in kept.decoder.parts):
         return kept.decoder
-    own = tokenizer
-    if network is not None and not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
-        own = None if tokenizer is None else load_tokenizer(network)
-        network = load_network(network, dtype=large.dtype, device=large.device)
+    (cheap, own), (between, its_own) = (_loaded(side, large, tokenizer) for side in sides)
     try:
-        decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, drafter="ngram", runtime=runtime)
+        decoder = BigLittleDecoder(
+            large,
+            cheap,
+            tokenizer,
+            small_tokenizer=own,
+            middle=between,
+            middle_tokenizer=its_own,
+            middle_window=middle_window,
+            # A call names its own; who drafts decides nothing about how the models are prepared.
+            drafter="ngram",
+            runtime=runtime,
+        )
     except VocabularyError as error:
         if tokenizer is not None:
             raise
@@ -317,6 +347,14 @@ def _pair(
         raise VocabularyError(f"{str(error).partition(';')[0]}; give custom_generate the pair's tokenizer=…") from None
     setattr(large, KEPT, Kept(decoder, arguments))
     return decoder
+
+
+def _loaded(side: Any, large: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Any, Any]:
+    """A network, or what names a part of another; and its tokenizer, where vocabularies are compared by content."""
+    if side is None or isinstance(side, PreTrainedModel) or side == SMALL or exit_layer(os.fspath(side)) is not None:
+        return side, tokenizer
+    own = None if tokenizer is None else load_tokenizer(side)
+    return load_network(side, dtype=large.dtype, device=large.device), own
 
 
 def _stop_strings(

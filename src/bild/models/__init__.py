@@ -6,6 +6,7 @@ says, and run transformers' modules as :mod:`.seams` and :mod:`.passes` say.
 """
 
 from bild.models.calm import CalmModel, CalmScorer, ExitRule
+from bild.models.classifier import Classifier
 from bild.models.compiled import CompiledModel, CompiledScorer, is_prepared
 from bild.models.eager import EagerModel, EagerScorer
 from bild.models.early_exit import exit_layer
@@ -35,6 +36,7 @@ __all__ = [
     "INT8",
     "CalmModel",
     "CalmScorer",
+    "Classifier",
     "CompiledModel",
     "CompiledScorer",
     "EagerModel",

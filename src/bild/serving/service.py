@@ -118,6 +118,7 @@ class Service:
             raise bad(f"the request asks for {total} texts; allowed are {self.settings.items}; send several requests")
         policy = self.decoder.resolve_policy(ask.policy, lossless=ask.lossless)
         prompter, asked = self.decoder.asked(ask.options)
+        rules = self.decoder.rules(policy, asked.choice())
         prompter = replace(prompter, tokenizer=self.tokenizer)
         jobs = []
         for at, item in enumerate(ask.items):
@@ -126,10 +127,10 @@ class Service:
                 for copies in range(ask.count):
                     jobs.append(self._job(ids, asked, at * ask.count + copies))
         self.engine.check(jobs)
-        return Work(jobs, Rules(policy, asked.choice()), ask)
+        return Work(jobs, rules, ask)
 
     def _job(self, ids: list[int], asked: Any, index: int) -> Job:
-        return prepare(ids, asked, index, models=self.decoder.models, tokenizer=self.decoder.tokenizer)
+        return prepare(ids, asked, index, models=self.decoder.parts, tokenizer=self.decoder.tokenizer)
 
     def writing(self, work: Work) -> Writing:
         """A text of a request, of which nothing is written yet."""
