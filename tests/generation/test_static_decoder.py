@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from random import Random
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -168,3 +169,31 @@ def test_the_bundled_pair_writes_what_it_writes_uncompiled(policy, bundled, comp
 def test_the_bundled_pair_streams(compiled_pair, sentences):
     (result,) = compiled_pair.generate(sentences[22], "bild")
     assert "".join(compiled_pair.stream(sentences[22], "bild")) == result.text != ""
+
+
+def cascades(runtime: str) -> dict[str, BigLittleDecoder]:
+    """A middle model of its own, and the small one in between; of networks that other tests compile too."""
+    large, middle, small = (network_of(name) for name in ("qwen2", "llama", "mistral"))
+    with patch.object(compiling, "TEMPLATES", compiling.LIBRARY):
+        return {
+            "network": BigLittleDecoder(large, small, middle=middle, middle_window=2, runtime=runtime),
+            "chain": BigLittleDecoder(large, small, middle="small", drafter="ngram:shortest=1", runtime=runtime),
+        }
+
+
+def test_a_compiled_model_in_between_judges_as_the_eager_one():
+    eager, static = cascades("eager"), cascades("static")
+    sampled = {"do_sample": True, "seed": 5}
+    for kind, pair in static.items():
+        assert isinstance(pair.middle, CompiledModel)
+        for policy, options in (
+            ("exact", {}), ("bild", {}), ("speculative_sampling", sampled), ("exact", sampled), ("bild", sampled)
+        ):  # fmt: skip
+            for size in (1, 8):
+                found = run(pair, POLICIES[policy], batch_size=size, **options)
+                expected = run(eager[kind], POLICIES[policy], batch_size=size, **options)
+                assert [facts(each) for each in found] == [facts(each) for each in expected], (kind, policy, size)
+                if policy == "exact":
+                    alone = run(pair, POLICIES["large"], batch_size=size, **options)
+                    assert [each.token_ids for each in found] == [each.token_ids for each in alone]
+    assert static["network"].middle is not static["network"].small

@@ -15,6 +15,7 @@ from bild.cli.align import align
 from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
+from bild.cli.plan import plan
 from bild.cli.reproduce import reproduce
 from bild.cli.retranslate import retranslate
 from bild.cli.serve import serve
@@ -39,6 +40,7 @@ app.command()(align)
 app.command()(train_ngram)
 app.command()(info)
 app.command()(tune)
+app.command()(plan)
 app.command()(reproduce)
 app.command()(warmup)
 app.command()(retranslate)
