@@ -14,6 +14,7 @@ from bild.evaluation import Example
 from bild.evaluation.measure import measure
 from bild.tuning import Point, bench, default_grid, pareto, tune
 from bild.tuning.grid import exact_policies, method_name, neighbours, with_exact
+from bild.tuning.middle import try_middle
 from bild.tuning.search import distinct, promising
 from bild.tuning.tune import FINALS, RESULT, TRACES
 from tests.models.test_generation_agrees import large_of, small_of
@@ -222,3 +223,22 @@ def test_names_of_looked_up_policies_mean_them():
     own = Policy.bild(fallback_threshold=0.98, rollback_threshold=2)
     assert {p.max_draft_tokens for p in neighbours(own)} == {5, 7, 10, 15, 30}
     assert max(p.hand_over.threshold for p in neighbours(own)) <= 1
+
+
+def test_a_middle_model_is_tried_losslessly_beside_what_was_chosen(tmp_path):
+    three = BigLittleDecoder(
+        large_of("t5", 1), small_of("t5", 1, "noisy"), word_tokenizer(), middle=large_of("t5", 1), middle_window=9
+    )
+    said = []
+    own = bench.Bench(three.using(None), {"one": examples(4)}, options={"max_new_tokens": 8}, say=said.append)
+    found = try_middle(three, own, Policy.bild(), tmp_path / "middle.jsonl")
+    assert found.plan.levels == ("large", "middle", "small") and found.policy.lossless and found.speedup.value > 0
+    assert found.window == found.plan.windows[1] and found.to_dict()["windows"] == list(found.plan.windows)
+    assert any(str(found.plan) in line for line in said)
+    rows = [json.loads(line) for line in (tmp_path / "middle.jsonl").read_text().splitlines()]
+    models = {row["method"]: set(row["stats"]["num_steps_by_model"]) for row in rows}
+    assert "middle" in models["cascade"] and "middle" not in models["chosen"]
+    assert three.middle is not None and three._middle.window == 9
+    chain = BigLittleDecoder(large_of("t5", 1), small_of("t5", 1, "noisy"), word_tokenizer(), middle="small", drafter="ngram")
+    with pytest.raises(InputError, match="tuning tries a middle model between a small one"):
+        tune(chain, {"one": examples(4)}, out=tmp_path / "chain")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,6 +53,7 @@ def tune(
     large: options.Large = None,
     small: options.Small = None,
     pair: options.PairName = None,
+    middle: options.Middle = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "static",
@@ -66,7 +67,8 @@ def tune(
 
     Half of each dev set proposes policies, the other half judges them: the budget is kept with --confidence on other
     texts of the same kind. Dev sets that are too small for that are an error that says how many texts are missing;
-    the pair is then left as it is. What was found goes to stdout, progress to stderr; --out gets tune.json and
+    the pair is then left as it is. With a middle model the best lossless cascade is tried beside what was chosen, and
+    kept if it is faster. What was found goes to stdout, progress to stderr; --out gets tune.json and
     pareto.png.
     """
     from bild.data import read_sets
@@ -75,7 +77,7 @@ def tune(
     from bild.generation.pair import choose_pair
 
     counted = examples.budget_metric(task, metric)
-    chosen = choose_pair(pair, large, small)
+    chosen = choose_pair(pair, large, small, None, middle)
     place = _place(save, pair, own_checkpoints=large is not None or small is not None)
     columns = {"source_column": source_column, "target_column": target_column}
     sets = read_sets(data, target_data, split=split, limit=limit, **columns)
@@ -83,6 +85,7 @@ def tune(
         large=large,
         small=small,
         pair=pair,
+        middle=middle,
         dtype=dtype,
         device=device,
         runtime=runtime,
@@ -104,7 +107,12 @@ def tune(
         minutes=minutes,
         prefix=prefix,
         max_new_tokens=max_new_tokens,
-        settings={**describe_pair(chosen.large, chosen.cheap), "runtime": runtime, "dtype": decoder.dtype, **languages},
+        settings={
+            **describe_pair(chosen.large, chosen.cheap, chosen.middle),
+            "runtime": runtime,
+            "dtype": decoder.dtype,
+            **languages,
+        },
         fresh=fresh,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -149,6 +157,8 @@ def _show(found: Tuning) -> None:
     print(f"\nchosen: {found.method}")
     for line in (*_by_what(found), *_not_settled(found)):
         print(line)
+    if found.middle is not None:
+        print(_by_the_middle(found))
     speedup = found.speedup
     if not found.pays:
         times = f"{speedup.value:.2f} [{speedup.low:.2f}, {speedup.high:.2f}] times as fast as the large model alone"
@@ -167,6 +177,16 @@ def _by_what(found: Tuning) -> list[str]:
         f"at most {bound.upper:.2f} with confidence {found.confidence:g}"
         for name, bound in found.chosen.bounds.items()
     ]
+
+
+def _by_the_middle(found: Tuning) -> str:
+    """What the middle model brings."""
+    middle = found.middle
+    assert middle is not None
+    value, low, high = middle.speedup.value, middle.speedup.low, middle.speedup.high
+    times = f"{value:.2f} [{low:.2f}, {high:.2f}] times as fast as {found.method}"
+    what = "it is kept, and lossless" if middle.pays else "it is left out"
+    return f"with the middle model, {middle.plan}: {times}; {what}"
 
 
 def _not_settled(found: Tuning) -> list[str]:
@@ -209,5 +229,8 @@ def _name(judged: Judged) -> str:
 def _save(found: Tuning, chosen: Pair, place: Path) -> None:
     from dataclasses import replace
 
-    file = replace(chosen, policy=found.policy, evidence=found.evidence()).save(place)
+    changes: dict[str, Any] = {"policy": found.policy, "middle": None}
+    if found.middle is not None and found.middle.pays:
+        changes = {"policy": found.middle.policy, "middle_window": found.middle.window}
+    file = replace(chosen, **changes, evidence=found.evidence()).save(place)
     print(f"written to {file}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -239,6 +240,14 @@ class BigLittleDecoder:
     def middle(self) -> Model | None:
         """The model in between, if there is one."""
         return None if self._middle is None else self._middle.model
+
+    def using(self, middle_window: int | None) -> BigLittleDecoder:
+        """The same models with another window of the middle one; None: without the middle one."""
+        other = copy.copy(self)
+        other._middle = (
+            None if self._middle is None or middle_window is None else self._middle._replace(window=middle_window)
+        )
+        return other
 
     @property
     def parts(self) -> list[Model]:

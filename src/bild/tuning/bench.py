@@ -63,6 +63,10 @@ class Bench:
         """With these examples only."""
         return replace(self, sets=sets)
 
+    def of(self, decoder: BigLittleDecoder) -> Bench:
+        """With another pair."""
+        return replace(self, decoder=decoder)
+
     def method(self, name: str, policy: Policy) -> PolicyMethod:
         """A policy of this pair as a method of an evaluation."""
         return PolicyMethod(name, self.decoder, policy, self.options)

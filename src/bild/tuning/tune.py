@@ -20,6 +20,7 @@ from bild.tuning.bench import Bench, metric_of
 from bild.tuning.finals import Finals
 from bild.tuning.grid import default_grid, with_exact
 from bild.tuning.judge import Judge, Verdict, halves
+from bild.tuning.middle import check_plannable, try_middle
 from bild.tuning.search import Point, Search, distinct, pareto
 from bild.tuning.tuned import Tuning
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
 
 CALIBRATION, FINALS, TRACES, RESULT = "calibration.jsonl", "finals.jsonl", "traces.jsonl", "tune.json"
+MIDDLE = "middle.jsonl"
 FINALISTS = 4
 """Policies that are run for real, at most, beside a lossless one."""
 DEFAULT_BUDGET = 0.3
@@ -58,7 +60,8 @@ def tune(
     for real beside the large model alone.
 
     Args:
-        decoder: the pair, in the runtime it will be used in.
+        decoder: the pair, in the runtime it will be used in. With a middle model thresholds are found without it; then
+            the best lossless cascade is tried beside what was chosen (:mod:`bild.tuning.middle`).
         sets: dev examples by name, every one with references. Texts that are too long for the pair are left out.
         out: folder for what is computed and found; the same call goes on where a killed one stopped.
         budget: points of the metric that may be lost against the large model, 0…, default 0.3.
@@ -79,13 +82,14 @@ def tune(
         InputError: a value out of range, an example without reference, or a folder of another run.
     """
     _check(sets, budget, confidence, minutes)
+    check_plannable(decoder)
     until, measure = time.monotonic() + 60 * minutes, metric_of(metric)
     asked = {"metric": measure.name, "prefix": prefix, "max_new_tokens": max_new_tokens, **(settings or {})}
     asked["data"] = {name: Data(name, list(members)).digest for name, members in sets.items()}
-    files = (CALIBRATION, FINALS, TRACES, RESULT)
+    files = (CALIBRATION, FINALS, TRACES, MIDDLE, RESULT)
     folder = Folder(Path(out), {**asked, "versions": versions()}, fresh=fresh, files=files)
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    bench = Bench(decoder, sets, prefix, options, say).usable()
+    bench = Bench(decoder.using(None), sets, prefix, options, say).usable()
     costs = bench.calibrate(folder.path / CALIBRATION)
     search = bench.search(folder.path / TRACES, measure, costs, budget)
     policies = with_exact(default_grid() if grid is None else grid)
@@ -97,6 +101,7 @@ def tune(
     summary = finals.summary()
     finalists = [finals.finalist(point, budget, found.judge) for point in found.finalists]
     chosen = finals.fastest(finalists, summary)
+    middle = None if decoder.middle is None else try_middle(decoder, bench, chosen.policy, folder.path / MIDDLE)
     tuning = Tuning(
         chosen,
         finalists,
@@ -108,6 +113,7 @@ def tune(
         found.points,
         costs,
         asked,
+        middle,
     )
     folder.save(RESULT, to_json(tuning.to_dict(), indent=1) + "\n")
     return tuning

@@ -16,6 +16,7 @@ from bild.tuning.bench import LARGE
 from bild.tuning.confidence import Bound
 from bild.tuning.costs import CostModel
 from bild.tuning.judge import Verdict
+from bild.tuning.middle import MiddleFound
 from bild.tuning.search import Point
 
 
@@ -62,6 +63,8 @@ class Tuning:
     """All policies that were looked up on every text that proposes, fastest first."""
     costs: CostModel
     settings: Mapping[str, Any] = field(default_factory=dict)
+    middle: MiddleFound | None = None
+    """What the pair's middle model brings; None: it has none."""
 
     @property
     def policy(self) -> Policy:
@@ -109,6 +112,8 @@ class Tuning:
         if self.verdict is not None:
             evidence |= self.verdict.to_dict()
         evidence["dev"] = {name: self._of_set(name) for name in self.summary.sets}
+        if self.middle is not None:
+            evidence["middle"] = self.middle.to_dict()
         return {**evidence, "cost_ms": self.costs.to_dict(), "machine": describe_machine()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -163,3 +163,24 @@ def test_periods_of_the_large_model_are_found():
     large = ToyScorer(Round(0, VOCAB))
     commits = list(decode([asked], Policy.exact(), large=large, drafter=NGram()))
     assert tokens(commits) == [at % VOCAB for at in range(1, 61)] and large.passes <= 12
+
+
+def test_where_nothing_is_found_the_large_model_makes_no_pass_and_reads_no_token_more_than_alone():
+    class Counting(ToyScorer):
+        tokens = 0
+
+        def extend(self, tokens, last=1):
+            self.tokens += sum(map(len, tokens))
+            return super().extend(tokens, last)
+
+    model, requests = ToyModel(2, 60), [Request(prompt=[at, 3, 5], max_new_tokens=20) for at in range(4)]
+
+    def work(policy, drafter):
+        scorer = Counting(model, 4)
+        commits = list(decode(requests, policy, large=scorer, drafter=drafter))
+        return scorer.passes, scorer.tokens, sorted((c.row, c.tokens) for c in commits)
+
+    never = NGram(shortest=9, longest=9)
+    assert work(Policy.exact(), never) == work(Policy.large(), None)
+    # The control: with a drafter that finds something it does read more.
+    assert work(Policy.exact(), NGram(shortest=1))[1] > work(Policy.large(), None)[1]
