@@ -239,6 +239,8 @@ def test_a_middle_model_is_tried_losslessly_beside_what_was_chosen(tmp_path):
     models = {row["method"]: set(row["stats"]["num_steps_by_model"]) for row in rows}
     assert "middle" in models["cascade"] and "middle" not in models["chosen"]
     assert three.middle is not None and three._middle.window == 9
-    chain = BigLittleDecoder(large_of("t5", 1), small_of("t5", 1, "noisy"), word_tokenizer(), middle="small", drafter="ngram")
+    chain = BigLittleDecoder(
+        large_of("t5", 1), small_of("t5", 1, "noisy"), word_tokenizer(), middle="small", drafter="ngram"
+    )
     with pytest.raises(InputError, match="tuning tries a middle model between a small one"):
         tune(chain, {"one": examples(4)}, out=tmp_path / "chain")

@@ -15,6 +15,7 @@ from bild.cli.align import align
 from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
+from bild.cli.latency import latency
 from bild.cli.plan import plan
 from bild.cli.reproduce import reproduce
 from bild.cli.retranslate import retranslate
@@ -41,6 +42,7 @@ app.command()(train_ngram)
 app.command()(info)
 app.command()(tune)
 app.command()(plan)
+app.command()(latency)
 app.command()(reproduce)
 app.command()(warmup)
 app.command()(retranslate)

@@ -48,7 +48,8 @@ class Guard:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         state = scope.setdefault("state", {})
         state["id"] = _id(headers.get(b"x-request-id"))
-        state["log"] = log = {"id": state["id"], "path": scope["path"] if len(scope["path"]) < 64 else "…"}
+        path = scope["path"] if len(scope["path"]) < 64 else "…"
+        state["log"] = log = {"id": state["id"], "at": round(time.time(), 3), "path": path}
         start, answer = time.perf_counter(), _Answer(send, state["id"])
         try:
             await self._pass(scope, receive, answer, headers)
