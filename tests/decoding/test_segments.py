@@ -186,7 +186,7 @@ def test_a_model_in_between_writes_segments_too():
     assert [tokens(row) for row in rows] == [brute.greedy(LARGE, list(r.prompt), 18, {0}) for r in REQUESTS]
 
 
-LENGTH, DRAWS = 3, 6000
+LENGTH, DRAWS = 3, 2500
 
 
 def good(before, segment) -> float:

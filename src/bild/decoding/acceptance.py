@@ -258,6 +258,10 @@ class RejectionSampling:
         return Judgement(keep, replacement, apart[..., 0].clamp(max=1))
 
 
+WRITES_ITS_OWN = (ExactMatch, RejectionSampling, TypicalAcceptance, WithinDistance)
+"""Rules by which, where nothing was drafted and nothing is drawn, the large model's likeliest token is written."""
+
+
 def _as_one(own: Tensor, reading: Reading) -> Judgement:
     """Judged by a choice without chance: either the same token or all apart."""
     same = own == reading.drafted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bild.decoding.draft import NO_WORK, Draft, HandOverReason, Work, Writer
 from bild.decoding.rows import FinishReason, Row
@@ -85,6 +85,20 @@ def commit_written(row: Row, work: Mapping[Writer, Work]) -> Commit:
     tokens = row.tokens[row.committed :]
     row.committed = len(row.tokens)
     return Commit(row.index, tuple(tokens), tuple(work) * len(tokens), finish_reason=row.ended(), work=work)
+
+
+def commit_one_by_one(row: Row, start: int, work: Mapping[Writer, Work]) -> list[Commit]:
+    """As so many rounds with nothing drafted: what the large model has written behind ``start``, a token a round."""
+    ((writer, done),) = work.items()
+    tokens, more = row.tokens[start:], len(row.tokens) - start - 1
+    # All but the first read one token, the one before.
+    works = [Work(done.steps - more, done.read - more), *[Work(1, 1)] * more]
+    row.committed = len(row.tokens)
+    commits = [
+        Commit(row.index, (token,), (writer,), reason="nothing" if row.rules.window else None, work={writer: own})
+        for token, own in zip(tokens, works, strict=True)
+    ]
+    return [*commits[:-1], replace(commits[-1], finish_reason=row.ended())]
 
 
 def commit_unread(row: Row, draft: Draft, way: Way) -> Commit | None:

@@ -6,12 +6,13 @@ other model wrote, rolling back and joining a running batch need no cases of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from bild.decoding.acceptance import WRITES_ITS_OWN
 from bild.decoding.choice import Choice, Greedy
-from bild.decoding.commits import Commit, commit_judged, commit_unread, commit_written
-from bild.decoding.draft import Draft
+from bild.decoding.commits import Commit, commit_judged, commit_one_by_one, commit_unread, commit_written
+from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.drafters.drafter import Drafter
 from bild.decoding.policy import Policy
 from bild.decoding.rows import Request, Row, Rules, Segments
@@ -94,6 +95,11 @@ class Batch:
         # Draft: each row's drafter writes until it is unsure, its room is used, or the text ends.
         drafted = self._draft(window)
 
+        # With nothing to judge, the large model may write on until somebody has something to propose.
+        if (on := self._write_on(drafted)) is not None:
+            yield from on
+            return
+
         # What need not be read is final: an end token may pass unread (Algorithm 1, line 2), or a good segment.
         away = self._ways(drafted)
         commits = [commit_unread(*each) for each in zip(self.rows, drafted, away, strict=True)]
@@ -175,6 +181,26 @@ class Batch:
                 raise ValueError(f"drafter {draft.writer!r} proposed {fault} in row {row.index}")
         return drafts
 
+    def _write_on(self, drafts: Sequence[Draft]) -> list[Commit] | None:
+        """What the large model has written where all drafters were silent; None where it writes one token a round."""
+        # Both are optional: a drafter that knows when it is silent, and a verifier that can write on.
+        proposes: Callable[[Row], bool] | None = getattr(self.drafter, "proposes", None)
+        write_until: Callable[..., list[dict[Writer, Work]] | None] | None = getattr(self.large, "write_until", None)
+        if proposes is None or write_until is None or not all(map(_is_silent, self.rows, drafts)):
+            return None
+        starts = [row.committed for row in self.rows]
+
+        def stops(row: Row) -> bool:
+            row.committed = len(row.tokens)
+            return row.rules.window > 0 and proposes(row)
+
+        written = write_until(self.rows, stops)
+        if written is None:
+            return None
+        rows = [commit_one_by_one(*each) for each in zip(self.rows, starts, written, strict=True)]
+        self._drop_ended([commits[-1] for commits in rows])
+        return [commit for commits in rows for commit in commits]
+
     def _ways(self, drafts: Sequence[Draft]) -> list[Way]:
         try:
             return ways(self.rows, drafts)
@@ -222,3 +248,10 @@ class Batch:
             self.large.truncate(lengths)
             if self.drafter is not None:
                 self.drafter.truncate(lengths)
+
+
+def _is_silent(row: Row, draft: Draft) -> bool:
+    """Whether nothing is to be judged in a row, now or until its drafter has something to propose."""
+    rules = row.rules
+    nothing = draft.reason == "nothing" or not rules.window
+    return nothing and rules.segments is None and type(rules.acceptance) in WRITES_ITS_OWN

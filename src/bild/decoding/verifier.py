@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -97,18 +97,32 @@ class LocalVerifier(Reader):
         return verdicts
 
     def write(self, rows: Sequence[Row]) -> list[dict[Writer, Work]] | None:
+        return self.write_until(rows, lambda row: False)
+
+    def write_until(self, rows: Sequence[Row], stops: Callable[[Row], bool]) -> list[dict[Writer, Work]] | None:
+        """As :meth:`write`, until a row stops.
+
+        Args:
+            rows: of the batch.
+            stops: asked of a row after each of its tokens, unless that ends the text.
+        """
         scorer = rolling(self.scorer)
         if scorer is None or not all(row.takes_likeliest for row in rows):
             return None
         # The first token of a text is not kept waiting.
-        room = [AT_ONCE if row.committed > row.prompt_length else 1 for row in rows]
-        before = self.scorer.lengths
+        room = [len(row.tokens) + (AT_ONCE if row.committed > row.prompt_length else 1) for row in rows]
+        before, stopped = self.scorer.lengths, False
 
         def take(b: int, token: int, probability: float) -> bool:
+            nonlocal stopped
             row = rows[b]
             self._check(row, [probability])
             row.tokens.append(token)
-            return row.ended() is None and len(row.tokens) - row.committed < room[b]
+            if row.ended() is not None:
+                return False
+            # One row does not wait for the others.
+            stopped = stops(row) or stopped
+            return not stopped and len(row.tokens) < room[b]
 
         passes = scorer.roll(unread(scorer, rows, [1] * len(rows)), max(room), take)
         after = self.scorer.lengths

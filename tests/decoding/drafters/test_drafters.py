@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from bild.decoding import (
     First,
     Greedy,
     LocalVerifier,
+    NGram,
     Policy,
+    Replay,
     Request,
     Row,
     Rules,
@@ -145,3 +148,53 @@ def test_a_drafter_of_several_needs_one():
     for kind in (First, Bandit):
         with pytest.raises(ValueError, match="at least one, got none"):
             kind([])
+
+
+class RollingToy(ToyScorer):
+    """Writes several of its likeliest tokens in one call, as compiled models do."""
+
+    rolls = True
+    called = 0
+
+    def roll(self, tokens, most, take):
+        self.called += 1
+        passes, going = [0] * len(tokens), [b for b, row in enumerate(tokens) if row]
+        new = list(tokens)
+        while going and most > 0:
+            _, summary = self.summarize([new[b] if b in going else [] for b in range(len(tokens))])
+            most -= 1
+            for b in list(going):
+                passes[b] += 1
+                token = int(summary.likeliest[b, -1])
+                new[b] = [token]
+                if not take(b, token, float(summary.probability[b, -1])):
+                    going.remove(b)
+        return passes
+
+
+SOMETIMES = {
+    "text": lambda: NGram(shortest=3, longest=4),
+    "source": lambda: NGram(shortest=2, look_in="source"),
+    "replay": lambda: Replay([[1, 2, 3, 1, 2, 0, 1, 2]] * 4),
+}
+"""Drafters that are silent for a while."""
+
+
+@pytest.mark.parametrize("name", SOMETIMES)
+@pytest.mark.parametrize("policy", [EXACT, POLICIES[1], Policy.speculative_sampling(window=3), Policy.adaptive()])
+def test_where_drafters_are_silent_the_large_model_writes_on_round_by_round_the_same(name, policy):
+    def rounds(kind: type[ToyScorer], seeds: list[int]) -> tuple[dict[int, list[Commit]], ToyScorer]:
+        rows = [Row(at, replace(request(seed), stop=None), Rules(policy)) for at, seed in enumerate(seeds)]
+        found: dict[int, list[Commit]] = {at: [] for at in range(len(seeds))}
+        batch = Batch(rows, LocalVerifier(scorer := kind(LARGE, len(rows))), SOMETIMES[name](), VOCAB)
+        while batch.rows:
+            for commit in batch.round():
+                found[commit.row].append(commit)
+        return found, scorer
+
+    for seeds in ([3], [3, 11, 5, 8]):
+        (expected, step_by_step), (found, rolling) = (rounds(kind, seeds) for kind in (ToyScorer, RollingToy))
+        assert found == expected and any(c.reason == "nothing" for row in found.values() for c in row)
+        assert (rolling.called > 0) == (policy.acceptance.lossless or policy is POLICIES[1])
+        if len(seeds) == 1:
+            assert rolling.passes == step_by_step.passes

@@ -23,6 +23,10 @@ class Certain:
         """
         raise NotImplementedError
 
+    def proposes(self, row: Row) -> bool:
+        """Whether there is something to propose behind a row's tokens, all of which are committed."""
+        return next(iter(self.propose(row)), None) is not None
+
     def draft(self, rows: Sequence[Row], room: Sequence[int]) -> list[Draft]:
         return [self._draft(row, free) for row, free in zip(rows, room, strict=True)]
 

@@ -13,7 +13,8 @@ class Drafter(Protocol):
     """Proposes tokens for each row of a batch.
 
     One that also has ``learn(row, draft, verdict)`` is told what became of each of its drafts
-    (:class:`~bild.decoding.verdict.Learner`).
+    (:class:`~bild.decoding.verdict.Learner`). One with ``proposes(row)``, which says whether there is something to
+    propose behind tokens that are all committed, lets the large model write on as long as there is not.
     """
 
     def draft(self, rows: Sequence[Row], room: Sequence[int]) -> list[Draft]:
