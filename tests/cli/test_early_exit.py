@@ -86,7 +86,7 @@ def test_evaluate(run, folder, tmp_path):
     ("small", "message"),
     [
         ("exit:8", "small is exit:8, but {large} has 8 decoder layers; allowed is exit:1 to exit:7"),
-        ("exit:", "small is 'exit:'; write exit:N, the first N decoder layers of the large model"),
+        ("exit:", "an early exit is 'exit:'; write exit:N, the first N decoder layers of the large model"),
     ],
 )
 def test_what_is_no_exit_is_one_line_and_code_2(run, folder, small, message):

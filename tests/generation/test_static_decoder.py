@@ -183,17 +183,17 @@ def cascades(runtime: str) -> dict[str, BigLittleDecoder]:
 
 def test_a_compiled_model_in_between_judges_as_the_eager_one():
     eager, static = cascades("eager"), cascades("static")
-    sampled = {"do_sample": True, "seed": 5}
+    how = {"max_new_tokens": 12, "batch_size": 3}
     for kind, pair in static.items():
         assert isinstance(pair.middle, CompiledModel)
-        for policy, options in (
-            ("exact", {}), ("bild", {}), ("speculative_sampling", sampled), ("exact", sampled), ("bild", sampled)
-        ):  # fmt: skip
-            for size in (1, 8):
-                found = run(pair, POLICIES[policy], batch_size=size, **options)
-                expected = run(eager[kind], POLICIES[policy], batch_size=size, **options)
-                assert [facts(each) for each in found] == [facts(each) for each in expected], (kind, policy, size)
-                if policy == "exact":
-                    alone = run(pair, POLICIES["large"], batch_size=size, **options)
-                    assert [each.token_ids for each in found] == [each.token_ids for each in alone]
-    assert static["network"].middle is not static["network"].small
+        alone, exact = (pair.generate(inputs_of(3), POLICIES[name], **how) for name in ("large", "exact"))
+        assert [each.token_ids for each in exact] == [each.token_ids for each in alone]
+        for policy, options in (("exact", {}), ("speculative_sampling", {"do_sample": True, "seed": 5})):
+            found, expected = (
+                [facts(each) for each in each_pair.generate(inputs_of(3), POLICIES[policy], **how, **options)]
+                for each_pair in (pair, eager[kind])
+            )
+            assert found == expected, (kind, policy)
+    single = static["network"].generate(inputs_of(3), POLICIES["exact"], max_new_tokens=12)
+    together = static["network"].generate(inputs_of(3), POLICIES["exact"], **how)
+    assert [facts(each) for each in single] == [facts(each) for each in together]

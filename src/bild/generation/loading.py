@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ def load_sides(
     large = parse_ensemble(pair.large)
     others = [name for name in (pair.small, pair.middle) if name is not None and name != SMALL]
     exits = {name: exit_layer(name) for name in others}
+    sides = {"small": pair.small, "middle": pair.middle}
     # One checkpoint on two sides is loaded once, and an early exit is a part of the large one.
     wholes = [
         large.base,
@@ -45,7 +46,7 @@ def load_sides(
     first = outlines[large.base]
     for each in list(outlines.values())[1:] or [first]:
         check_outlines(first, each, device=device, int8=dtype == INT8)
-    _check_exits(first, list(exits.values()))
+    _check_exits(first, {side: exits[name] for side, name in sides.items() if name in exits})
     networks: dict[str, Any] = {
         name: load_network(each.name, **options, config=each.config) for name, each in outlines.items()
     }
@@ -69,7 +70,8 @@ def load_sides(
     return networks[large.base], small, rest
 
 
-def _check_exits(large: Any, counts: Sequence[int | None]) -> None:
-    for count in counts:
+def _check_exits(large: Any, counts: Mapping[str, int | None]) -> None:
+    """Whether each side that is an early exit can be one."""
+    for side, count in counts.items():
         if count is not None:
-            check_exit(large, count)
+            check_exit(large, count, side)

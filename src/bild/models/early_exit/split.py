@@ -27,7 +27,7 @@ def exit_layer(small: str) -> int | None:
         return None
     number = small.removeprefix(PREFIX)
     if not re.fullmatch(r"[0-9]+", number):
-        raise InputError(f"small is {small!r}; write {PREFIX}N, the first N decoder layers of the large model")
+        raise InputError(f"an early exit is {small!r}; write {PREFIX}N, the first N decoder layers of the large model")
     return int(number)
 
 

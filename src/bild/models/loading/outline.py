@@ -98,8 +98,13 @@ def check_outlines(large: Outline, small: Outline, *, device: torch.device, int8
     check_memory([(each.name, each.num_bytes) for each in outlines], device)
 
 
-def check_exit(large: Outline, count: int) -> None:
+def check_exit(large: Outline, count: int, side: str = "small") -> None:
     """Whether the large model has layers above an early exit; whether it can exit at all its network knows.
+
+    Args:
+        large: the model.
+        count: layers below the exit.
+        side: what the exit is to be, for the message.
 
     Raises:
         LoadError: it has not.
@@ -107,8 +112,8 @@ def check_exit(large: Outline, count: int) -> None:
     total = large.num_decoder_layers
     if total is not None and not 1 <= count < total:
         raise LoadError(
-            f"small is exit:{count}, but {large.name} has {total} decoder layers; "
-            + (f"allowed is exit:1 to exit:{total - 1}" if total > 1 else "name a small checkpoint")
+            f"{side} is exit:{count}, but {large.name} has {total} decoder layers; "
+            + (f"allowed is exit:1 to exit:{total - 1}" if total > 1 else f"name a {side} checkpoint")
         )
 
 
