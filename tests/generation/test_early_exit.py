@@ -155,7 +155,7 @@ def test_the_weights_of_a_pair_are_those_of_its_large_model():
     [
         ("exit:0", LoadError, "GPT2LMHeadModel has 4 decoder layers; allowed is exit:1 to exit:3"),
         ("exit:4", LoadError, "GPT2LMHeadModel has 4 decoder layers; allowed is exit:1 to exit:3"),
-        ("exit:two", InputError, "an early exit is 'exit:two'; write exit:N, the first N decoder layers of the large model"),
+        ("exit:two", InputError, "an early exit is 'exit:two'; write exit:N, the first N decoder layers"),
         ("gpt2", InputError, "small is 'gpt2'; give a network, or exit:N, or load both with from_pretrained"),
     ],
 )

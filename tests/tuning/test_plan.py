@@ -91,5 +91,7 @@ def test_an_exit_and_a_chain_are_planned_and_run():
     for plan in best_plans(list(costs), costs, agreement(decoder, jobs), range(1, 4)).values():
         assert 0 < measure(decoder, plan, jobs) < 10
         assert 0 < measure(decoder, plan, jobs, draws=True) < 10
+    one = decoder.jobs([[5, 6]], max_new_tokens=1)
+    assert measure(decoder, plan, one) is None
     with pytest.raises(InputError, match="about two models or three, and this pair has one"):
         agreement(BigLittleDecoder(large, drafter="ngram"), jobs)

@@ -202,7 +202,7 @@ def _seconds(models: Mapping[str, Model], name: str, job: Job, count: int) -> fl
     return median(took)
 
 
-def measure(decoder: BigLittleDecoder, plan: Plan, jobs: Sequence[Job], *, draws: bool = False) -> float:
+def measure(decoder: BigLittleDecoder, plan: Plan, jobs: Sequence[Job], *, draws: bool = False) -> float | None:
     """Seconds a token that a plan really takes behind the first round of each text, one text at a time.
 
     The first round is left out because it reads the prompt, which no plan is about; and all texts are decoded once
@@ -213,6 +213,9 @@ def measure(decoder: BigLittleDecoder, plan: Plan, jobs: Sequence[Job], *, draws
         plan: of one, two or three models.
         jobs: texts.
         draws: rejection sampling instead of the exact rule.
+
+    Returns:
+        None where every text was done in one round.
     """
     rules = Rules(_policy(plan, draws), Sampling() if draws else Greedy())
     tokens, seconds = 0, 0.0
@@ -221,7 +224,7 @@ def measure(decoder: BigLittleDecoder, plan: Plan, jobs: Sequence[Job], *, draws
             if counts:
                 seconds += result.total_s - result.ttft_s
                 tokens += sum(len(commit.tokens) for commit in result.rounds[1:])
-    return seconds / max(1, tokens)
+    return seconds / tokens if tokens else None
 
 
 def _models(decoder: BigLittleDecoder, plan: Plan) -> Models:
