@@ -188,6 +188,8 @@ WRONG = [
         "did you mean include_usage",
     ),
     ({"prompt": "w7", "policy": "fast"}, 400, None, "policy is 'fast'"),
+    ({"prompt": "w7", "policy": "pyramid"}, 400, None, "what a middle model lets pass, and there is none"),
+    ({"prompt": "w7", "policy": "reward"}, 400, None, "judges segments by a reward, and there is none"),
     ({"prompt": "w7", "lossless": True}, 400, None, "does not give the large model's own text"),
     ({"prompt": "w7", "task": "hunger"}, 400, None, "task is 'hunger'"),
     ({"prompt": "w7", "bad_words": "x" * 300}, 400, "bad_words", "of 1 to 256 characters"),

@@ -56,7 +56,7 @@ def limits(policy: Policy) -> Limits:
     exact = type(acceptance) is ExactMatch or (type(acceptance) is RejectionSampling and acceptance.lossless)
     confident = type(hand_over) is LowConfidence and not hand_over.keeps_doubtful
     known = (confident or type(hand_over) is FixedWindow) and (exact or type(acceptance) is WithinDistance)
-    if not known or policy.alone is not None:
+    if not known or any(other is not None for other in (policy.alone, policy.qualifier, policy.segment)):
         raise ValueError(
             "only policies of low confidence or a fixed window, and a distance or exact match, can be looked up"
         )
