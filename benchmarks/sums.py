@@ -49,7 +49,7 @@ def main() -> None:
     given = arguments.parse_args()
     tokenizer = make_tokenizer()
     large = trained(given.out / "large", tokenizer, given.steps, hidden=96, layers=3)
-    small = trained(given.out / "small", tokenizer, given.steps // 2, hidden=32, layers=1)
+    small = trained(given.out / "small", tokenizer, given.steps, hidden=48, layers=2)
     pair = BigLittleDecoder(large, small, tokenizer)
     classifier(given.out / "classifier", pair, given.steps // 3)
     texts = [prompt(numbers) for numbers in draw(random.Random(1), given.texts)]

@@ -78,7 +78,7 @@ class Batch:
             window: longest draft of this round, 0…; None: as long as each row's policy allows.
 
         Yields:
-            One :class:`Commit` a row.
+            One :class:`Commit` a row; a few, a token each, where the large model writes on because nothing is drafted.
 
         Raises:
             ValueError: a draft that breaks the drafter's contract; no row has lost or won a token then.
