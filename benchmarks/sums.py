@@ -44,12 +44,12 @@ def main() -> None:
     """Train what is missing, decode, print the table."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, default=Path("out/sums"), help="folder of the three checkpoints")
-    arguments.add_argument("--texts", type=int, default=100, help="chains to decode")
-    arguments.add_argument("--steps", type=int, default=1500, help="of training, of the large model")
+    arguments.add_argument("--texts", type=int, default=60, help="chains to decode")
+    arguments.add_argument("--steps", type=int, default=1200, help="of training, of the large model")
     given = arguments.parse_args()
     tokenizer = make_tokenizer()
     large = trained(given.out / "large", tokenizer, given.steps, hidden=96, layers=3)
-    small = trained(given.out / "small", tokenizer, given.steps, hidden=48, layers=2)
+    small = trained(given.out / "small", tokenizer, given.steps * 2 // 3, hidden=64, layers=3)
     pair = BigLittleDecoder(large, small, tokenizer)
     classifier(given.out / "classifier", pair, given.steps // 3)
     texts = [prompt(numbers) for numbers in draw(random.Random(1), given.texts)]

@@ -111,7 +111,7 @@ def test_methods_that_share_runtime_and_dtype_share_a_decoder(bundled):
     assert [options["dtype"] for options in loaded] == ["float32", "bfloat16"]
     assert loaded[0] == {
         "pair": None, "large": None, "small": None, "runtime": "eager", "dtype": "float32", "device": "cpu",
-        "trust_remote_code": False,
+        "trust_remote_code": False, "drafter": None, "middle": None, "middle_window": None, "reward": None,
     }  # fmt: skip
     assert [method.name for method in roster.methods] == names.split(",")[:-1]
     assert roster.failed == {"engine:broken=1": "the engine is not installed"}
