@@ -96,6 +96,10 @@ def generate(
         int | None, typer.Option(help="Of the draws, 64 bits; each line's own follows from it.", rich_help_panel=TEXT)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts decoded together, 1…", rich_help_panel=TEXT)] = 1,
+    lanes: Annotated[
+        int,
+        typer.Option(help="Batches decoded side by side, 1…; the cores are shared out.", rich_help_panel=TEXT),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=OUTPUT)] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Counts and times on stderr.", rich_help_panel=OUTPUT)] = False,
     trace: Annotated[
@@ -136,6 +140,7 @@ def generate(
     check_qualifier(chosen, named.middle is not None)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
+    options.share_cores(lanes)
     decoder = options.load_decoder(
         large=large,
         small=small,
@@ -165,7 +170,7 @@ def generate(
     }
     source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
     source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}
-    lines = LineDecoder(decoder, chosen, source, asked, batch_size, compare)
+    lines = LineDecoder(decoder, chosen, source, asked, batch_size, lanes, compare)
     Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)
 
 
