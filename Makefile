@@ -30,9 +30,12 @@ VERSIONED_TESTS ?= tests
 test-versions: setup ## run the tests that compile nothing against the oldest and the newest transformers
 	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/versions/oldest '$(OLDEST)'
 	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/versions/newest '$(NEWEST)'
+	version() { $(BIN)/python -c 'import transformers; print(transformers.__version__)'; }; \
+	installed=$$(version); \
 	for age in oldest newest; do \
-	  PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$age $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)' && \
-	  PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$age $(BIN)/python -m pytest -n auto --dist worksteal -m 'not compiles' $(VERSIONED_TESTS) || exit 1; \
+	  export PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$age; echo "transformers $$(version)"; \
+	  if [ "$$(version)" = "$$installed" ]; then echo "is what make test runs with"; continue; fi; \
+	  $(BIN)/python -m pytest -n auto --dist worksteal -m 'not compiles' $(VERSIONED_TESTS) || exit 1; \
 	done
 
 check: setup ## lint, format and types
