@@ -58,9 +58,9 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
     return [] if there == here else [f"{name} is {to_json(there)} there and {to_json(here)} here"]
 
 
-def describe_pair(large: str, small: str) -> dict[str, dict[str, str]]:
-    """Both checkpoints, by side."""
-    return {"large": describe_checkpoint(large), "small": describe_checkpoint(small)}
+def describe_pair(large: str, small: str | None) -> dict[str, dict[str, str] | None]:
+    """Both checkpoints, by side; None where there is no small one."""
+    return {"large": describe_checkpoint(large), "small": None if small is None else describe_checkpoint(small)}
 
 
 def describe_checkpoint(name: str) -> dict[str, str]:

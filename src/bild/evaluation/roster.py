@@ -11,7 +11,7 @@ from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
 from bild.evaluation import calm
 from bild.evaluation.method import Method, MethodSpec, PeerContext
-from bild.evaluation.own import PolicyMethod, draw_options_of, policy_of
+from bild.evaluation.own import PolicyMethod, drafter_of, draw_options_of, policy_of
 
 if TYPE_CHECKING:
     from bild.decoding import Policy
@@ -26,6 +26,7 @@ class Setup:
         pair: folder or ``bild.json`` of a pair; None: the bundled one.
         large: folder or hub name of the accurate model.
         small: likewise of the cheap one, or ``exit:N``.
+        drafter: who drafts for own methods that do not say (docs/drafters.md); None: as the pair says.
         dtype: of own methods that do not name one.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, …; of all methods.
         runtime: of own methods that do not name one.
@@ -40,6 +41,7 @@ class Setup:
     pair: str | None = None
     large: str | None = None
     small: str | None = None
+    drafter: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     runtime: str = "eager"
@@ -57,17 +59,17 @@ class Setup:
         """The two checkpoints and their policy."""
         from bild.generation.pair import choose_pair
 
-        return choose_pair(self.pair, self.large, self.small)
+        return choose_pair(self.pair, self.large, self.small, self.drafter)
 
     def describe(self) -> dict[str, Any]:
         """What decides about texts and times, for :attr:`Configuration`: plain JSON values."""
         pair = self.choose_pair()
         own = {key: value for key, value in asdict(self).items() if key != "pair"}
-        for key in ("src_lang", "tgt_lang"):
-            # Most checkpoints know one language, and runs of before should go on.
+        for key in ("src_lang", "tgt_lang", "drafter"):
+            # Most checkpoints know one language and have one drafter, and runs of before should go on.
             if own[key] is None:
                 del own[key]
-        return {**own, **describe_pair(pair.large, pair.cheap), "policy": pair.policy.to_dict()}
+        return {**own, **describe_pair(pair.large, pair.small), "policy": pair.policy.to_dict()}
 
 
 @dataclass
@@ -120,6 +122,10 @@ def load_methods(
     policies = {spec.text: policy_of(spec, pair.policy) for spec in specs if spec.name in PRESETS}
     for policy in policies.values():
         check_qualifier(policy, pair.middle is not None)
+    drafters = {spec.text: drafter_of(spec) for spec in specs if spec.text in policies}
+    for spec in specs:
+        if spec.text in policies:
+            _check_small(spec, policies[spec.text], drafters[spec.text], pair)
     rules = {spec.text: calm.rule_of(spec, setup.max_new_tokens) for spec in specs if spec.name == calm.NAME}
     decoders = _Decoders(setup, load)
     roster = Roster()
@@ -139,6 +145,17 @@ def load_methods(
     return roster
 
 
+def _check_small(spec: MethodSpec, policy: Policy, drafter: str | None, pair: Pair) -> None:
+    """Refuse a method that needs a small model where there is none, before anything is loaded."""
+    from bild.generation.drafting import check_small
+
+    if pair.small is not None or policy.alone == "large":
+        return
+    if policy.alone == "small":
+        raise InputError(f"method {spec.text!r} needs a small model and the pair names none; leave it out, or name one")
+    check_small(pair.drafter if drafter is None else drafter, has_small=False)
+
+
 def _own(spec: MethodSpec, decoder: BigLittleDecoder, policy: Policy, setup: Setup) -> PolicyMethod:
     details = {"runtime": spec.options.get("runtime", setup.runtime)}
     dtype = spec.options.get("dtype", setup.dtype)
@@ -148,7 +165,9 @@ def _own(spec: MethodSpec, decoder: BigLittleDecoder, policy: Policy, setup: Set
 
 
 def _options(spec: MethodSpec, setup: Setup) -> dict[str, Any]:
-    return {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **draw_options_of(spec)}
+    drafter = drafter_of(spec)
+    drafting = {} if drafter is None else {"drafter": drafter}
+    return {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **drafting, **draw_options_of(spec)}
 
 
 class _Decoders:
@@ -172,6 +191,8 @@ class _Decoders:
         setup = self.setup
         load = BigLittleDecoder.from_pretrained if self.load is None else self.load
         names: dict[str, Any] = {"pair": setup.pair, "large": setup.large, "small": setup.small}
+        if setup.drafter is not None:
+            names["drafter"] = setup.drafter
         decoder = load(
             **names, runtime=runtime, dtype=dtype, device=setup.device, trust_remote_code=setup.trust_remote_code
         )
