@@ -121,7 +121,7 @@ def generate(
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
     sources, total = read_sources(texts, input)
     check_texts(prefix=prefix, task=task, system=system, stop=stop)
-    template = _json_object("--chat-template-kwargs", chat_template_kwargs)
+    template = json_object("--chat-template-kwargs", chat_template_kwargs)
     if runtime == "auto" and total is not None and total >= LONG_FILE:
         runtime = "static"
     from bild.generation.middle import check_qualifier
@@ -174,7 +174,7 @@ def generate(
     Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)
 
 
-def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
+def json_object(option: str, text: str | None) -> dict[str, Any] | None:
     """An option that is a JSON object."""
     if text is None:
         return None

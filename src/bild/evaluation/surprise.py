@@ -41,7 +41,8 @@ def surprise_of(model: Model, source: Sequence[int], prompt: Sequence[int], toke
             piece, wanted = read[at : at + PIECE], tokens[at : at + PIECE]
             logits = scorer.extend([piece], last=len(piece))[0]
             targets = torch.tensor(wanted, device=logits.device)
-            total += float(cross_entropy(logits.float(), targets, reduction="sum"))
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            total += float(cross_entropy(wide, targets, reduction="sum"))
     return _number(total)
 
 
