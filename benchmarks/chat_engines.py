@@ -60,7 +60,7 @@ ENGINES = [
 ]
 """The peers. ``gguf`` is the file as it was given."""
 OWN = "bild"
-Q8_0 = "model-q8_0.gguf"
+Q8_0, Q8_0_BLOCK = "model-q8_0.gguf", 32
 
 
 @dataclass
@@ -208,8 +208,10 @@ def _q8_0(large: str, place: Path) -> None:
         inner = {"sub_type": each.types[-1]} if each.types[0] == values.ARRAY else {}
         writer.add_key_value(name, value, each.types[0], **inner)
     for tensor in reader.tensors:
-        if tensor.tensor_type == kinds.F32:
-            writer.add_tensor(tensor.name, np.array(tensor.data))
+        # Norms stay as they are, and what does not fit into blocks.
+        if len(tensor.shape) < 2 or int(tensor.shape[0]) % Q8_0_BLOCK:
+            kept = None if tensor.tensor_type in (kinds.F32, kinds.F16) else tensor.tensor_type
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=kept)
             continue
         plain = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         writer.add_tensor(tensor.name, gguf.quants.quantize(plain, kinds.Q8_0), raw_dtype=kinds.Q8_0)
