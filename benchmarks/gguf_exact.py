@@ -4,7 +4,7 @@
 
 Prompts are pieces of this repository's pages, each of so many tokens, so that prompt and text together go beyond the
 window of models that have one. In float32, where near ties are rare: a difference is shown with the gap between the two
-likeliest tokens at its place. The last line is JSON: texts that are the same / texts, by drafter.
+likeliest tokens at its place. The last line is JSON: how many texts are the same, by drafter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,15 +30,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300, help="new tokens of each, 1…")
     parser.add_argument("--runtime", default="eager")
     args = parser.parse_args()
-    decoder = BigLittleDecoder.from_pretrained(large=args.large, drafter="ngram", dtype="float32", runtime=args.runtime)
+    pairs = {"ngram": load(args, drafter="ngram"), **{small: load(args, small=small) for small in args.small}}
+    decoder = pairs["ngram"]
     prompts = pieces(decoder, args.prompt_tokens)[: args.prompts]
-    expected = [greedy(decoder, ids, args.tokens) for ids in prompts]
-    line: dict[str, Any] = {"window": getattr(decoder.large.config.get_text_config(), "sliding_window", None)}
-    line["ngram"] = compare(decoder, "ngram", prompts, expected, args.tokens)
-    for small in args.small:
-        pair = BigLittleDecoder.from_pretrained(large=args.large, small=small, dtype="float32", runtime=args.runtime)
-        line[small] = compare(pair, small, prompts, expected, args.tokens)
-    print(json.dumps(line))
+    same = dict.fromkeys(pairs, 0)
+    for number, ids in enumerate(prompts):
+        wanted = greedy(decoder, ids, args.tokens)
+        for name, pair in pairs.items():
+            same[name] += compare(pair, f"prompt {number}, {name}", ids, wanted)
+    window = getattr(decoder.large.config.get_text_config(), "sliding_window", None)
+    print(json.dumps({"texts": len(prompts), "window": window, "same": same}))
+
+
+def load(args: argparse.Namespace, **named: str) -> BigLittleDecoder:
+    """A pair of the large model and what drafts for it."""
+    return BigLittleDecoder.from_pretrained(large=args.large, **named, dtype="float32", runtime=args.runtime)
 
 
 def pieces(decoder: BigLittleDecoder, length: int) -> list[list[int]]:
@@ -63,19 +68,14 @@ def greedy(decoder: BigLittleDecoder, ids: list[int], tokens: int) -> list[int]:
     return new
 
 
-def compare(
-    decoder: BigLittleDecoder, name: str, prompts: list[list[int]], expected: list[list[int]], tokens: int
-) -> str:
-    """How many texts are the same; differences are printed."""
-    same = 0
-    for number, (ids, wanted) in enumerate(zip(prompts, expected, strict=True)):
-        (result,) = decoder.generate([ids], "exact", max_new_tokens=tokens)
-        same += result.token_ids == wanted
-        drafted = result.stats.mean_acceptance_length
-        print(f"{name}, prompt {number}: {len(ids)} + {len(wanted)} tokens, accepted length {drafted:.2f}", flush=True)
-        if result.token_ids != wanted:
-            print(f"  differs: {difference(decoder, ids, result.token_ids, wanted)}")
-    return f"{same}/{len(prompts)}"
+def compare(decoder: BigLittleDecoder, what: str, ids: list[int], wanted: list[int]) -> bool:
+    """Whether a text is the same; says so."""
+    (result,) = decoder.generate([ids], "exact", max_new_tokens=len(wanted))
+    same = result.token_ids == wanted
+    says = "the same" if same else difference(decoder, ids, result.token_ids, wanted)
+    length = result.stats.mean_acceptance_length
+    print(f"{what}: {len(ids)} + {len(wanted)} tokens, accepted length {length:.2f}, {says}", flush=True)
+    return same
 
 
 def difference(decoder: BigLittleDecoder, ids: list[int], own: list[int], wanted: list[int]) -> str:
@@ -84,7 +84,7 @@ def difference(decoder: BigLittleDecoder, ids: list[int], own: list[int], wanted
     with torch.inference_mode():
         scores = decoder.large.network(torch.tensor([[*ids, *wanted[:at]]]), use_cache=False).logits[0, -1]
     first, second = scores.topk(2).values.tolist()
-    return f"at token {at}, where the likeliest is {first - second:.2g} above the next"
+    return f"differs at token {at}, where the likeliest is {first - second:.2g} above the next"
 
 
 if __name__ == "__main__":

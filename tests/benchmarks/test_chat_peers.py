@@ -72,8 +72,6 @@ def test_rows_are_named_after_their_mode():
     asked = []
 
     class Worker:
-        details = {}
-
         def __call__(self, source):
             asked.append(json.loads(source))
             return Output("", [1])
