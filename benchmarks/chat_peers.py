@@ -101,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def own_engine(args: argparse.Namespace) -> Engine:
     """Our rows: large alone, lossless and lossy, by every drafter there is."""
-    modes = ["large", "exact@ngram"]
+    modes = ["large", "exact@ngram", "bild@ngram"]
     if args.small:
         modes += ["exact@small", "exact@first:ngram+small", "bild@small"]
     modes += [mode for mode in args.modes.split(",") if mode]

@@ -27,9 +27,9 @@ def test_the_same_weights_in_eight_bits(tmp_path, monkeypatch):
     )
     assert before.keys() == after.keys()
     for key, weight in before.items():
-        # Half a step of the block's 127.
+        # Half a step of 127, whose size is kept in 16 bits.
         step = float(weight.abs().max()) / 127
-        torch.testing.assert_close(after[key], weight, rtol=0, atol=0 if weight.ndim == 1 else 0.51 * step)
+        torch.testing.assert_close(after[key], weight, rtol=0, atol=0 if weight.ndim == 1 else 0.55 * step)
     assert (tmp_path / "made" / Q8_0).stat().st_size < 0.5 * file.stat().st_size
 
 

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_commands(run):
         "/drafter ngram\nw5\n/drafter\n/quit\nw6\n"
     )
     one, two = answers("w7", "w9")
-    assert out.splitlines()[:3] == [one, two, one] and len(out.splitlines()) == 6
+    assert out.splitlines()[:3] == [one, two, one] and len(out.splitlines()) == 6, err
     assert "error: line 1: nothing was answered yet" in err and code == 2
     assert "policy: large (the large model's own text)" in err and "nothing was said" in err
     assert "system message set" in err and "/drafter" in err and "tokens a second" in err
@@ -61,12 +62,19 @@ def test_commands(run):
 
 
 def test_errors_are_lines_and_the_conversation_goes_on(run):
-    lines = ["/warp", "/policy warp", "/policy bild:fallback_threshold=2", "/drafter warp", " ".join(["w9"] * 70), "w7"]
+    lines = [
+        "/warp",
+        "/policy warp",
+        "/policy bild:fallback_threshold=-1",
+        "/drafter warp",
+        " ".join(["w9"] * 70),
+        "w7",
+    ]
     code, out, err = run("\n".join(lines) + "\n")
     said = err.splitlines()
     assert code == 2 and out == answers("w7")[0] + "\n" and len(said) == 5
     assert said[0] == "error: line 1: there is no command /warp; /help lists them, and // begins a text with a slash"
-    assert "warp" in said[1] and "fallback_threshold is 2" in said[2] and "drafter 'warp' is unknown" in said[3]
+    assert "warp" in said[1] and "fallback_threshold is -1" in said[2] and "drafter 'warp' is unknown" in said[3]
     assert "the models place at most 64" in said[4]
     code, out, err = run(b"w\xff\nw7\n")
     assert code == 2 and "error: line 1: not UTF-8" in err and out == answers("w7")[0] + "\n"
@@ -111,11 +119,13 @@ def test_a_large_model_alone_is_drafted_for_by_ngrams(run, monkeypatch):
 class Typist:
     """A terminal of this process's own: what is typed, and what it shows."""
 
-    def __init__(self, monkeypatch, *lines: object, term: str = "xterm-256color", **environment: str) -> None:
+    def __init__(self, monkeypatch, lines, term: str, environment: dict[str, str]) -> None:
         self.near, far = pty.openpty()
-        stream = os.fdopen(far, "r+b", buffering=0)
+        self.far = os.fdopen(far, "r+b", buffering=0)
+        self.streams = {}
         for name in ("stdin", "stdout", "stderr"):
-            monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding="utf-8", write_through=True))
+            self.streams[name] = io.TextIOWrapper(self.far, encoding="utf-8", write_through=True)
+            monkeypatch.setattr(sys, name, self.streams[name])
         for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
             monkeypatch.delenv(name, raising=False)
         for name, value in {"TERM": term, "COLUMNS": "200", **environment}.items():
@@ -133,12 +143,31 @@ class Typist:
     def shown(self) -> str:
         os.set_blocking(self.near, False)
         parts = []
-        try:
+        with suppress(OSError):
             while part := os.read(self.near, 65536):
                 parts.append(part)
-        except OSError:
-            pass
         return b"".join(parts).decode().replace("\r\n", "\n")
+
+    def close(self) -> None:
+        for stream in self.streams.values():
+            stream.detach()
+        self.far.close()
+        os.close(self.near)
+
+
+@pytest.fixture
+def typist(monkeypatch):
+    """Opens such a terminal: ``typist("what", "is typed")``."""
+    opened = []
+
+    def open_one(*lines: object, term: str = "xterm-256color", **environment: str) -> Typist:
+        opened.append(Typist(monkeypatch, lines, term, environment))
+        return opened[-1]
+
+    yield open_one
+    monkeypatch.undo()
+    for each in opened:
+        each.close()
 
 
 def talk(**options) -> chat_session.Session:
@@ -148,10 +177,10 @@ def talk(**options) -> chat_session.Session:
     return session
 
 
-def test_a_terminal_shows_who_wrote_what_in_colours(monkeypatch):
-    typist = Typist(monkeypatch, "w7 w8 w30", KeyboardInterrupt())
+def test_a_terminal_shows_who_wrote_what_in_colours(typist):
+    shows_on = typist("w7 w8 w30", KeyboardInterrupt())
     talk(max_new_tokens=20)
-    shown = typist.shown()
+    shown = shows_on.shown()
     assert "policy exact, drafter small; /help lists commands" in shown
     # Green for the small model, bold red for the large one.
     assert "\x1b[32m" in shown and "\x1b[1;31m" in shown
@@ -159,21 +188,21 @@ def test_a_terminal_shows_who_wrote_what_in_colours(monkeypatch):
 
 
 @pytest.mark.parametrize(("term", "environment"), [("dumb", {}), ("xterm-256color", {"NO_COLOR": "1"})])
-def test_a_terminal_without_colours_shows_the_text(monkeypatch, term, environment):
-    typist = Typist(monkeypatch, "w7 w8", term=term, **environment)
+def test_a_terminal_without_colours_shows_the_text(typist, term, environment):
+    shows_on = typist("w7 w8", term=term, **environment)
     talk()
-    shown = typist.shown()
+    shown = shows_on.shown()
     assert "\x1b[" not in shown.replace("\x1b[0m", "") and answers("w7 w8")[0] in shown
 
 
-def test_what_a_terminal_would_take_for_commands_is_left_out(monkeypatch):
-    typist = Typist(monkeypatch, term="dumb")
+def test_what_a_terminal_would_take_for_commands_is_left_out(typist):
+    shows_on = typist(term="dumb")
     terminal.Terminal().show("a\x1b]0;title\x07b\tc\nd\x9b1m", "green")
-    assert typist.shown() == "a]0;titleb\tc\nd1m".replace("\t", "\t")
+    assert shows_on.shown() == "a]0;titleb\tc\nd1m"
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(monkeypatch):
-    typist = Typist(monkeypatch, "w7 w8 w30", "w9", term="dumb")
+def test_ctrl_c_stops_the_answer_and_not_the_program(typist, monkeypatch):
+    shows_on = typist("w7 w8 w30", "w9", term="dumb")
     shows = []
     each = terminal.Terminal.show
 
@@ -187,7 +216,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     session = talk(max_new_tokens=20)
     assert signal.getsignal(signal.SIGINT) is before
-    shown = typist.shown()
+    shown = shows_on.shown()
     assert shown.count("(stopped)") == 1 and session.failed == 0
     turns = session.conversation.turns
     assert turns[1]["content"] == shows[0] and len(turns) == 4 and turns[3]["content"]

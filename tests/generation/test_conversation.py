@@ -75,6 +75,12 @@ def test_the_oldest_turns_make_room():
     assert conversation.dropped + len(conversation.turns) // 2 == len(texts)
 
 
+def test_who_drafts_may_be_said():
+    conversation = talk(max_new_tokens=20, drafter="ngram", lossless=True)
+    writers = {writer for _, writer in conversation.say("w7 w8 w30")}
+    assert writers <= {"ngram", "large"} and conversation.stats.num_small_steps == 0
+
+
 def test_a_turn_that_is_too_long_by_itself_changes_nothing():
     conversation = talk()
     list(conversation.say("w7"))

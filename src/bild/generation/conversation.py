@@ -99,7 +99,9 @@ class Conversation:
 
     def _fitting(self, turns: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[int]]:
         """The last turns that leave room for an answer, and their token ids; always the last of them."""
-        prompter, asked = self.decoder.asked(self._options)
+        elsewhere = ("drafter", "lossless")
+        options = {name: value for name, value in self._options.items() if name not in elsewhere}
+        prompter, asked = self.decoder.asked(options)
         middle = self.decoder.middle
         models = [*self.decoder.models, *([] if middle is None else [middle])]
         limits = [model.max_positions for model in models if model.max_positions is not None]
