@@ -192,6 +192,8 @@ def test_spec_bench(run, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     command = ["--spec-bench", file, "--out", tmp_path / "out", "--runtime", "eager", "--resamples", 10, "--warm-up", 0]
     assert "no second turn; choose with --groups translation" in run(*command)[2]
+    for name, value in (("--task", "chat"), ("--prefix", "x"), ("--source-column", "x"), ("--split", "validation")):
+        assert f"{name} changes nothing with --spec-bench" in run(*command, name, value)[2]
     chosen = ["--groups", "translation", "--limit", 3, "--methods", "large,exact,exact:drafter=ngram+small"]
     code, out, err = run(*command, *chosen, "--max-new-tokens", 9, "--json")
     assert code == 0 and "skipped line 6: no turns that are a list of texts" in err

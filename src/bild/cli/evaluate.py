@@ -86,9 +86,13 @@ def evaluate(
 
     if (data is None) == (spec_bench is None):
         raise InputError("give --data or --spec-bench, one of them")
-    questions = None if spec_bench is None else bench.read(spec_bench, groups, limit)
     if spec_bench is None and groups is not None:
         raise InputError("--groups are those of --spec-bench; leave them out")
+    if spec_bench is not None:
+        given = {"target-data": target_data, "source-column": source_column, "target-column": target_column}
+        given |= {"split": split, "bleu-tokenizer": bleu_tokenizer, "task": task, "prefix": prefix}
+        bench.refuse_unused(given, evaluate)
+    questions = None if spec_bench is None else bench.read(spec_bench, groups, limit)
     specs = parse_methods(methods if methods is not None else "large,small,bild" if data else bench.METHODS)
     columns = {"source_column": source_column, "target_column": target_column}
     sets = {} if data is None else read_sets(data, target_data, split=split, limit=limit, **columns)

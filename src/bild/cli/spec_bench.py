@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 
 from bild.cli import data_options as examples
 from bild.cli.streams import print_json
+from bild.errors import InputError
 
 if TYPE_CHECKING:
     from bild.evaluation import Roster
@@ -32,6 +35,22 @@ Groups = Annotated[
         rich_help_panel=examples.PANEL,
     ),
 ]
+
+
+def refuse_unused(given: Mapping[str, Any], command: Callable[..., None]) -> None:
+    """Refuse options that would change nothing: the questions say how they are read.
+
+    Args:
+        given: their values, by name.
+        command: whose defaults they have where nobody gave them.
+
+    Raises:
+        InputError: one was given.
+    """
+    parameters = inspect.signature(command).parameters
+    for name, value in given.items():
+        if value != parameters[name.replace("-", "_")].default:
+            raise InputError(f"--{name} changes nothing with --spec-bench; leave it out")
 
 
 def read(file: Path, groups: str | None, limit: int | None) -> Questions:
