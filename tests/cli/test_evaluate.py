@@ -172,6 +172,37 @@ def test_another_run_in_the_folder_is_refused_until_fresh(run, data, tmp_path):
 
 def test_out_and_data_are_needed(run, data, tmp_path):
     assert "--out" in run("--data", data)[2] and "--data" in run("--out", tmp_path)[2]
+    both = run("--data", data, "--spec-bench", data, "--out", tmp_path)
+    assert both[0] == 2 and "give --data or --spec-bench, one of them" in both[2]
+    assert "--groups are those of --spec-bench" in run("--data", data, "--groups", "qa", "--out", tmp_path)[2]
+
+
+def test_spec_bench(run, tmp_path):
+    """On a translator: the instruction of its group is left out, and the second turns of others are refused."""
+    start = "Translate German to English: "
+    rows = [
+        {"question_id": 81, "category": "writing", "turns": ["Eins.", "Zwei."]},
+        *(
+            {"question_id": n, "category": "translation", "turns": [start + row["source"]]}
+            for n, row in enumerate(ROWS)
+        ),
+        {"question_id": 99, "category": "translation"},
+    ]
+    file = tmp_path / "question.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ["--spec-bench", file, "--out", tmp_path / "out", "--runtime", "eager", "--resamples", 10, "--warm-up", 0]
+    assert "no second turn; choose with --groups translation" in run(*command)[2]
+    for name, value in (("--task", "chat"), ("--prefix", "x"), ("--source-column", "x"), ("--split", "validation")):
+        assert f"{name} changes nothing with --spec-bench" in run(*command, name, value)[2]
+    chosen = ["--groups", "translation", "--limit", 3, "--methods", "large,exact,exact:drafter=ngram+small"]
+    code, out, err = run(*command, *chosen, "--max-new-tokens", 9, "--json")
+    assert code == 0 and "skipped line 6: no turns that are a list of texts" in err
+    assert "answering by 3 methods: 3 of 3 questions" in err and "spec-bench.md" in err
+    summary = summary_of(out)
+    assert list(summary["groups"]) == ["translation"] and summary["configuration"]["max_new_tokens"] == 9
+    methods = summary["groups"]["translation"]["methods"]
+    assert [each["same_tokens"] for each in methods.values()] == [1.0, 1.0, 1.0]
+    assert methods["exact"]["mean_acceptance_length"] > 1.5 and "times as fast, against large" in out
 
 
 def test_bleu_finds_words_as_it_is_asked_to(run, data, tmp_path):

@@ -63,6 +63,25 @@ def test_the_tuned_policy_goes_into_the_pair(run, data, tmp_path):
     assert "33 policies on 4 texts" in err and f"written to {tmp_path / 'p'}" in err
 
 
+def test_prompts_alone(run, tmp_path):
+    """The same rows without their targets: agreement with the large model is the quality, and is said."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"source": row["source"]}) + "\n" for row in ROWS), encoding="utf-8")
+    place = ("--out", tmp_path / "run", "--save", tmp_path / "p")
+    code, out, err = run("--data", file, "--metric", "perplexity", "--budget", 50, "--no-confidence", *place)
+    assert code == 0, err
+    evidence = Pair.load(tmp_path / "p").evidence
+    assert evidence["tuned_for"].startswith("at most 50 percent more perplexity") and evidence["against"] == "large"
+    figures = evidence["dev"]["prompts"]["agreement"]
+    assert figures["perplexity"] >= 1 and figures["perplexity_change"] == pytest.approx(
+        figures["perplexity"] / figures["perplexity_large"] - 1, abs=1e-3
+    )
+    assert "there are no references: quality is against the large model's own texts" in out
+    assert f"prompts: 4 texts, {figures['same_tokens']:.1f} % of them the large model's own" in out
+    code, _, err = run("--data", file, "--metric", "comet", *place)
+    assert code == 2 and "metric is 'comet'; allowed are" in err
+
+
 class of:
     """A point of the result with its policy read back."""
 

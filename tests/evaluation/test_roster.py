@@ -73,7 +73,7 @@ def test_thresholds_override_those_of_the_pair():
     ("text", "says"),
     [
         ("bild:gamma=3", "unknown option gamma; allowed are fallback_threshold, .*, runtime, dtype"),
-        ("large:verify_end=yes", "unknown option verify_end; allowed are runtime, dtype"),
+        ("large:verify_end=yes", "unknown option verify_end; allowed are runtime, dtype, drafter"),
         ("bild:fallback_threshold=two", "fallback_threshold is 'two'; allowed is a number"),
         ("bild:max_draft_tokens=2.5", "max_draft_tokens is '2.5'; allowed is a whole number"),
         ("bild:verify_end=maybe", "allowed is a number, yes or no"),
@@ -111,7 +111,7 @@ def test_methods_that_share_runtime_and_dtype_share_a_decoder(bundled):
     assert [options["dtype"] for options in loaded] == ["float32", "bfloat16"]
     assert loaded[0] == {
         "pair": None, "large": None, "small": None, "runtime": "eager", "dtype": "float32", "device": "cpu",
-        "trust_remote_code": False, "drafter": None, "middle": None, "middle_window": None, "reward": None,
+        "trust_remote_code": False,
     }  # fmt: skip
     assert [method.name for method in roster.methods] == names.split(",")[:-1]
     assert roster.failed == {"engine:broken=1": "the engine is not installed"}
@@ -134,6 +134,38 @@ def test_a_method_that_is_given_how_to_draw_samples(bundled, sentences):
     assert drawn == [alone(text).token_ids for text in texts] != [greedy(text).token_ids for text in texts]
     with pytest.raises(InputError, match="top_k is 'few'; allowed is a whole number"):
         load_methods(parse_methods("large:top_k=few"), Setup(), lambda **_: bundled)
+
+
+@pytest.mark.parametrize(
+    ("text", "drafter"),
+    [
+        ("exact", None),
+        ("exact:drafter=ngram@window=8", "ngram:window=8"),
+        ("exact:drafter=ngram+small", "first:ngram,small"),
+        ("bild:drafter=bandit@rule=exp3@ngram@longest=3+small", "bandit:rule=exp3:ngram:longest=3,small"),
+    ],
+)
+def test_a_method_may_say_who_drafts(bundled, text, drafter):
+    seen = []
+    (method,) = load_methods(parse_methods(text), Setup(), lambda **named: (seen.append(named), bundled)[1]).methods
+    assert method.options.get("drafter") == drafter and "drafter" not in seen[0]
+    stats = method("Der Hund ist braun und der Hund ist braun und der Hund ist braun.").stats
+    looks_up = drafter is not None and not drafter.startswith("bandit")
+    assert ("ngram" in stats.num_tokens_by_writer) == looks_up
+    assert (stats.num_small_steps == 0) == (drafter == "ngram:window=8")
+
+
+def test_a_pair_without_a_small_model():
+    setup = Setup(large="hub/name", drafter="ngram")
+    assert setup.describe()["small"] is None and setup.describe()["drafter"] == "ngram"
+    assert "drafter" not in Setup(large="hub/name", small="hub/other").describe()
+    for names, says in (
+        ("large,small", "method 'small' needs a small model and the pair names none"),
+        ("bild:drafter=ngram+small", "drafter 'first:ngram,small' needs a small model and there is none"),
+        ("bild:drafter=warp", "method 'bild:drafter=warp': drafter 'warp' is unknown"),
+    ):
+        with pytest.raises(InputError, match=says):
+            load_methods(parse_methods(names), setup, lambda **_: pytest.fail("loaded"))
 
 
 def test_an_own_method_that_cannot_be_loaded_is_an_error():

@@ -61,8 +61,9 @@ def test_the_exact_rule_is_the_large_models_text_with_any_drafter(name, tmp_path
     written = set()
     for batch_size in (1, 8):
         for decoder, drafter in [(alone, None), *((pair, text) for text in [*DRAFTERS, counted])]:
-            results = decoder.generate(inputs, drafter=drafter, batch_size=batch_size, **options)
-            assert [result.token_ids for result in results] == expected, (drafter, batch_size)
+            some = inputs[: 3 if batch_size == 1 else None]
+            results = decoder.generate(some, drafter=drafter, batch_size=batch_size, **options)
+            assert [result.token_ids for result in results] == expected[: len(some)], (drafter, batch_size)
             written |= {writer for result in results for writer in result.writers}
     assert written == {"large", "small", "ngram", "backoff"}
 

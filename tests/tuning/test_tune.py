@@ -186,7 +186,11 @@ def test_a_killed_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("sets", "options", "says"),
     [
-        ({"a": [Example("1", "x")]}, {}, "a: example 1 has no reference"),
+        (
+            {"a": [Example("1", "x"), Example("2", "x", ("y",))]},
+            {},
+            "a: example 1 has no reference and others have; give one for each, or prompts alone",
+        ),
         ({"a": [Example("1", "x", ("y",))]}, {"budget": -0.1}, "budget is -0.1; allowed is a number of 0 or more"),
         (
             {"a": [Example("1", "x", ("y",))]},

@@ -12,6 +12,7 @@ import typer
 
 from bild import __version__
 from bild.cli.align import align
+from bild.cli.chat import chat
 from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(chat)
 app.command()(serve)
 app.command()(evaluate)
 app.command()(train)

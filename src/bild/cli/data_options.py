@@ -12,8 +12,12 @@ PANEL = "Data"
 
 FILES = ".jsonl, .csv, .tsv or text file, also .gz, or a Hugging Face dataset NAME[:CONFIG]; may be repeated"
 Data = Annotated[list[str], typer.Option(help=f"{FILES}.", rich_help_panel=PANEL)]
+OptionalData = Annotated[list[str] | None, typer.Option(help=f"{FILES}.", rich_help_panel=PANEL)]
 DevSets = Annotated[
-    list[str], typer.Option(help=f"Dev set with references: {FILES}: the budget holds on each.", rich_help_panel=PANEL)
+    list[str],
+    typer.Option(
+        help=f"Dev set with references, or prompts alone: {FILES}: the budget holds on each.", rich_help_panel=PANEL
+    ),
 ]
 TestSets = Annotated[
     list[str],

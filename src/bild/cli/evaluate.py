@@ -12,8 +12,10 @@ import typer
 
 from bild.cli import data_options as examples
 from bild.cli import pair_options as options
+from bild.cli import spec_bench as bench
 from bild.cli.streams import print_json
 from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
+from bild.errors import InputError
 
 if TYPE_CHECKING:
     from bild.evaluation import Data, Roster, Setup, Summary
@@ -24,14 +26,17 @@ CHAT = {"chat": True, "completion": False}
 
 
 def evaluate(
-    data: examples.Data,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where a killed one stopped.")],
+    data: examples.OptionalData = None,
+    spec_bench: bench.SpecBench = None,
+    groups: bench.Groups = None,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="NAME[:key=value]*,…: bild, exact, large, small, calm, a peer; keys are thresholds, runtime and dtype."
+            help="NAME[:key=value]*,…: bild, exact, large, small, calm, a peer; keys are thresholds, runtime, dtype "
+            "and drafter. Default: large,small,bild; of Spec-Bench large,exact."
         ),
-    ] = "large,small,bild",
+    ] = None,
     target_data: examples.TargetData = None,
     source_column: examples.SourceColumn = "source",
     target_column: examples.TargetColumn = "target",
@@ -58,8 +63,11 @@ def evaluate(
         str | None, typer.Option(help="Method to compare with. Default: large, else the first.", rich_help_panel=RUN)
     ] = None,
     warm_up: Annotated[
-        int, typer.Option(help="Examples decoded before the clock counts, 0…", rich_help_panel=RUN)
-    ] = 10,
+        int | None,
+        typer.Option(
+            help="Examples decoded before the clock counts, 0… Default: 10; of Spec-Bench 3.", rich_help_panel=RUN
+        ),
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap, 1…", rich_help_panel=RUN)] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.", rich_help_panel=RUN)] = 0,
     memory: Annotated[
@@ -72,19 +80,30 @@ def evaluate(
 ) -> None:
     """Compare methods on the same texts, decoded in turn: quality, speed, agreement, memory.
 
-    Tables go to stdout, progress to stderr; --out gets outputs.jsonl, summary.json and report.html.
+    Texts are those of --data or the questions of --spec-bench. Tables go to stdout, progress to stderr; --out gets
+    outputs.jsonl, summary.json and report.html (of Spec-Bench perplexity.jsonl and spec-bench.md).
     """
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
     from bild.data import read_sets
     from bild.evaluation import Setup, load_methods, parse_methods
 
-    specs = parse_methods(methods)
+    if (data is None) == (spec_bench is None):
+        raise InputError("give --data or --spec-bench, one of them")
+    if spec_bench is None and groups is not None:
+        raise InputError("--groups are those of --spec-bench; leave them out")
+    if spec_bench is not None:
+        given = {"target-data": target_data, "source-column": source_column, "target-column": target_column}
+        given |= {"split": split, "bleu-tokenizer": bleu_tokenizer, "task": task, "prefix": prefix}
+        bench.refuse_unused(given, evaluate)
+    questions = None if spec_bench is None else bench.read(spec_bench, groups, limit)
+    specs = parse_methods(methods if methods is not None else "large,small,bild" if data else bench.METHODS)
     columns = {"source_column": source_column, "target_column": target_column}
-    sets = read_sets(data, target_data, split=split, limit=limit, **columns)
+    sets = {} if data is None else read_sets(data, target_data, split=split, limit=limit, **columns)
     setup = Setup(
         pair=pair,
         large=large,
         small=small,
+        drafter=drafter,
         dtype=dtype,
         device=device,
         runtime=runtime,
@@ -93,14 +112,19 @@ def evaluate(
         chat=CHAT.get(task),
         src_lang=src_lang,
         tgt_lang=tgt_lang,
-        drafter=drafter,
         middle=middle,
         middle_window=middle_window,
         reward=reward,
     )
     roster = load_methods(specs, setup, options.load_decoder)
-    run: dict[str, Any] = {"baseline": baseline, "task": task, "prefix": prefix, "warm_up": warm_up}
-    run |= {"resamples": resamples, "seed": seed, "fresh": fresh, "bleu_tokenizer": bleu_tokenizer}
+    run: dict[str, Any] = {"baseline": baseline, "resamples": resamples, "seed": seed, "fresh": fresh}
+    if warm_up is not None:
+        run["warm_up"] = warm_up
+    if questions is not None:
+        with _progress(f"answering by {len(roster.methods)} methods", "questions") as progress:
+            bench.run(roster, questions, out, as_json, settings=setup.describe(), progress=progress, **run)
+        return
+    run |= {"task": task, "prefix": prefix, "bleu_tokenizer": bleu_tokenizer}
     summary = _evaluate(roster, sets, setup, out, memory, run)
     _show(summary, out, as_json)
 
@@ -146,7 +170,7 @@ def _show(summary: Summary, out: Path, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(title: str, what: str = "texts") -> Iterator[Callable[[int, int], None]]:
     """A bar with the time left on a terminal, else a line each tenth."""
     from rich.console import Console
     from rich.progress import (
@@ -160,7 +184,7 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda done, total: _tenths(title, done, total)
+        yield lambda done, total: _tenths(title, what, done, total)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     # Left alone, rich would send what is printed to the bar's console: results belong to stdout.
@@ -172,6 +196,6 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(job, completed=done, total=total)
 
 
-def _tenths(title: str, done: int, total: int) -> None:
+def _tenths(title: str, what: str, done: int, total: int) -> None:
     if 10 * done // total > 10 * (done - 1) // total:
-        print(f"{title}: {done} of {total} texts", file=sys.stderr)
+        print(f"{title}: {done} of {total} {what}", file=sys.stderr)

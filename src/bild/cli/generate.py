@@ -97,6 +97,10 @@ def generate(
         int | None, typer.Option(help="Of the draws, 64 bits; each line's own follows from it.", rich_help_panel=TEXT)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts decoded together, 1…", rich_help_panel=TEXT)] = 1,
+    lanes: Annotated[
+        int,
+        typer.Option(help="Batches decoded side by side, 1…; the cores are shared out.", rich_help_panel=TEXT),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=OUTPUT)] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Counts and times on stderr.", rich_help_panel=OUTPUT)] = False,
     trace: Annotated[
@@ -118,7 +122,7 @@ def generate(
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
     sources, total = read_sources(texts, input)
     check_texts(prefix=prefix, task=task, system=system, stop=stop)
-    template = _json_object("--chat-template-kwargs", chat_template_kwargs)
+    template = json_object("--chat-template-kwargs", chat_template_kwargs)
     if runtime == "auto" and total is not None and total >= LONG_FILE:
         runtime = "static"
     from bild.generation.middle import check_qualifier
@@ -139,6 +143,7 @@ def generate(
     check_reward(chosen, reward)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
+    options.share_cores(lanes)
     decoder = options.load_decoder(
         large=large,
         small=small,
@@ -169,11 +174,11 @@ def generate(
     }
     source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
     source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}
-    lines = LineDecoder(decoder, chosen, source, asked, batch_size, compare)
+    lines = LineDecoder(decoder, chosen, source, asked, batch_size, lanes, compare)
     Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)
 
 
-def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
+def json_object(option: str, text: str | None) -> dict[str, Any] | None:
     """An option that is a JSON object."""
     if text is None:
         return None

@@ -45,6 +45,7 @@ class LineDecoder:
         source: how a text becomes a prompt; options of ``decoder.prompter``.
         asked: options of ``decoder.generate_each``.
         batch_size: rows decoded together, 1…
+        lanes: batches decoded side by side, 1…
         compare: whether the large model decodes every text, too.
     """
 
@@ -55,10 +56,11 @@ class LineDecoder:
         source: dict[str, Any],
         asked: dict[str, Any],
         batch_size: int,
+        lanes: int,
         compare: bool,
     ) -> None:
         self.decoder, self.policy, self.source, self.asked = decoder, policy, source, asked
-        self.batch_size, self.compare = batch_size, compare
+        self.batch_size, self.lanes, self.compare = batch_size, lanes, compare
         # Wrong options should fail before the first line is waited for.
         decoder.generate([], policy, **source, **asked)
         self.prompter = decoder.prompter(**source)
@@ -129,14 +131,14 @@ class LineDecoder:
         for order in cycle((sides, sides[::-1])):
             unfinished = False
             for side in order:
-                for result in islice(running[side], self.batch_size):
+                for result in islice(running[side], self.batch_size * self.lanes):
                     unfinished = True
                     yield side, result
             if not unfinished:
                 return
 
     def _generate(self, prompts: Iterator[list[int]], policy: str | Policy) -> Iterator[Result]:
-        return self.decoder.generate_each(prompts, policy, batch_size=self.batch_size, **self.asked)
+        return self.decoder.generate_each(prompts, policy, batch_size=self.batch_size, lanes=self.lanes, **self.asked)
 
     def _warm_up(self) -> None:
         """The first passes of a process are slow and would be charged to whoever goes first."""
@@ -146,7 +148,7 @@ class LineDecoder:
 
     def _placed(self, error: BildError, waiting: Iterable[Decoded]) -> BildError:
         """The same error with the place of the text, or of the batch, that it befell."""
-        places = [item.source.place for item in waiting if item.is_decoded][: self.batch_size]
+        places = [item.source.place for item in waiting if item.is_decoded][: self.batch_size * self.lanes]
         if not places:
             return error
         where = places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}"

@@ -127,6 +127,22 @@ def quieten() -> None:
         warnings.simplefilter("ignore", FutureWarning)
 
 
+def share_cores(lanes: int) -> None:
+    """Give each lane its share of the cores; before the pair is loaded, for graphs are compiled for so many threads.
+
+    Raises:
+        InputError: not a number of lanes.
+    """
+    from bild.errors import InputError
+
+    if lanes < 1:
+        raise InputError(f"lanes is {lanes}; allowed is 1 or more")
+    if lanes > 1:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // lanes))
+
+
 def load_decoder(
     *,
     large: str | None,

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 def tune(
     data: examples.DevSets,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where a killed one stopped.")],
-    budget: Annotated[float, typer.Option(help="Quality points that may be lost against the large model, 0…")] = 0.3,
+    budget: Annotated[
+        float,
+        typer.Option(help="Points of the metric that may be lost against the large model, 0…; each is a percent."),
+    ] = 0.3,
     confidence: Annotated[
         float, typer.Option(help="With which the budget is kept on other texts, between 0.5 and 1.")
     ] = 0.9,
@@ -33,7 +36,8 @@ def tune(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="bleu, chrf, rouge1, rouge2, rougeL or exact_match. Default: bleu, rougeL but for translation."
+            help="bleu, chrf, rouge1, rouge2, rougeL or exact_match; against the large model's own texts same_tokens, "
+            "same_prefix or perplexity. Default: bleu, rougeL but for translation and for prompts alone."
         ),
     ] = None,
     save: Annotated[
@@ -65,6 +69,7 @@ def tune(
 ) -> None:
     """Find the fastest thresholds that lose at most --budget points on each dev set, and write them into the pair.
 
+    Prompts alone will do: texts without any references are compared with what the large model writes alone.
     Half of each dev set proposes policies, the other half judges them: the budget is kept with --confidence on other
     texts of the same kind. Dev sets that are too small for that are an error that says how many texts are missing;
     the pair is then left as it is. With a middle model the best lossless cascade is tried beside what was chosen, and
@@ -75,12 +80,16 @@ def tune(
     from bild.data.settings import describe_pair
     from bild.errors import InputError
     from bild.generation.pair import choose_pair
+    from bild.tuning.agreement import metric_named, without_references
 
     counted = examples.budget_metric(task, metric)
+    metric_named(counted)
     chosen = choose_pair(pair, large, small, None, middle)
     place = _place(save, pair, own_checkpoints=large is not None or small is not None)
     columns = {"source_column": source_column, "target_column": target_column}
     sets = read_sets(data, target_data, split=split, limit=limit, **columns)
+    if without_references({name: each.examples for name, each in sets.items()}) and metric is None:
+        counted = "rougeL"
     decoder = options.load_decoder(
         large=large,
         small=small,
@@ -154,8 +163,10 @@ def _show(found: Tuning) -> None:
     from bild.evaluation.table import print_summary
 
     print_summary(found.summary)
+    if found.agreement:
+        print("there are no references: quality is against the large model's own texts")
     print(f"\nchosen: {found.method}")
-    for line in (*_by_what(found), *_not_settled(found)):
+    for line in (*_agreement(found), *_by_what(found), *_not_settled(found)):
         print(line)
     if found.middle is not None:
         print(_by_the_middle(found))
@@ -163,6 +174,17 @@ def _show(found: Tuning) -> None:
     if not found.pays:
         times = f"{speedup.value:.2f} [{speedup.low:.2f}, {speedup.high:.2f}] times as fast as the large model alone"
         print(f"this pair does not pay on this machine: {times}")
+
+
+def _agreement(found: Tuning) -> list[str]:
+    """How far the policy's texts agree with the large model's, set by set."""
+    return [
+        f"{name}: {each['texts']} texts, {each['same_tokens']:.1f} % of them the large model's own, "
+        f"{each['same_prefix']:.1f} % of its tokens before the first difference, ROUGE-L {each['rougeL']:.1f} against "
+        f"its texts, perplexity {each['perplexity']:.3f} against {each['perplexity_large']:.3f} "
+        f"({each['perplexity_change']:+.2%})"
+        for name, each in found.agreement.items()
+    ]
 
 
 def _by_what(found: Tuning) -> list[str]:

@@ -58,10 +58,10 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
     return [] if there == here else [f"{name} is {to_json(there)} there and {to_json(here)} here"]
 
 
-def describe_pair(large: str, small: str | None, middle: str | None = None) -> dict[str, dict[str, str]]:
-    """The checkpoints there are, by side."""
-    sides = {"large": large, "small": small, "middle": middle}
-    return {side: describe_checkpoint(name) for side, name in sides.items() if name is not None}
+def describe_pair(large: str, small: str | None, middle: str | None = None) -> dict[str, dict[str, str] | None]:
+    """The checkpoints, by side; None where there is no small one, and no word of a middle one where there is none."""
+    sides = {"large": describe_checkpoint(large), "small": None if small is None else describe_checkpoint(small)}
+    return sides if middle is None else {**sides, "middle": describe_checkpoint(middle)}
 
 
 def describe_checkpoint(name: str) -> dict[str, str]:

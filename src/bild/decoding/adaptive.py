@@ -98,8 +98,8 @@ class AdaptiveConfidence(Adaptive, LowConfidence):
         super().__post_init__()
         _check_prior(self.prior)
 
-    def unsure(self, confidence: float, row: History) -> bool:
-        return not confidence >= self.boundary(row).middle
+    def least(self, row: History) -> float:
+        return self.boundary(row).middle
 
     def learn(self, row: History, draft: Draft, verdict: Verdict) -> None:
         """Take a round into account."""

@@ -128,9 +128,13 @@ class LowConfidence:
             return scores.summary.probability
         return MEASURES[self.measure].of(scores.logits)
 
+    def least(self, row: History) -> float:
+        """The confidence below which this row's next token is doubted."""
+        return self.threshold
+
     def unsure(self, confidence: float, row: History) -> bool:
         # Said this way round, scores that are not numbers are doubted.
-        return not confidence >= self.threshold
+        return not confidence >= self.least(row)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -128,6 +128,17 @@ class Request:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
 
 
+class Halt(NamedTuple):
+    """What ends a row's writing, as far as a model can look for it by itself."""
+
+    below: float
+    """A token less probable than this is the last one, or one whose probability is not a number."""
+    ends: frozenset[int]
+    """Any of these tokens is the last one."""
+    room: int
+    """How many tokens may be written, 1…"""
+
+
 @dataclass(slots=True, init=False)
 class Row(History):
     """``tokens[:committed]`` is final, ``tokens[committed:]`` is the draft.
@@ -162,6 +173,19 @@ class Row(History):
     def takes_likeliest(self) -> bool:
         """Whether each token is the likeliest of the model's own scores, so that nothing else need be looked at."""
         return type(self.rules.choice) is Greedy and self.request.process is None
+
+    def halt(self, room: int, below: float = -1.0) -> Halt | None:
+        """What ends the writing of a model; None where stop strings do, which only the row itself can find.
+
+        Args:
+            room: tokens it may write, 1…
+            below: the probability below which it hands over; as it is: it never does.
+        """
+        request = self.request
+        if request.stop is not None:
+            return None
+        left = request.max_new_tokens - (len(self.tokens) - self.prompt_length)
+        return Halt(below, frozenset(request.eos_token_ids), min(room, left))
 
     def ended(self) -> FinishReason | None:
         """Whether the text ends with the last token written, and why."""

@@ -7,7 +7,7 @@ from typing import Protocol, Self, cast
 
 from torch import Tensor
 
-from bild.decoding.rows import Row
+from bild.decoding.rows import Halt, Row
 from bild.decoding.scores import Scores, Summary
 
 
@@ -62,13 +62,14 @@ class Rolling(Scorer, Protocol):
     def rolls(self) -> bool:
         """Whether it can, for the rows it has now."""
 
-    def roll(self, tokens: Sequence[Sequence[int]], most: int, take: Take) -> list[int]:
+    def roll(self, tokens: Sequence[Sequence[int]], most: int, take: Take, halts: Sequence[Halt | None]) -> list[int]:
         """Read new tokens, then go on with the likeliest token; all that is taken but the last is read, too.
 
         Args:
             tokens: as for :meth:`extend`; a row that gets none stays as it is.
             most: tokens a row may write, 1…
-            take: told every token that is written, in order; says whether its row goes on.
+            take: told every token that a row writes, in order; says whether the row goes on.
+            halts: where ``take`` will say that a row does not, as far as that is known before.
 
         Returns:
             Passes that served each row.

@@ -124,7 +124,8 @@ class LocalVerifier(Reader):
             stopped = stops(row) or stopped
             return not stopped and len(row.tokens) < room[b]
 
-        passes = scorer.roll(unread(scorer, rows, [1] * len(rows)), max(room), take)
+        halts = [row.halt(free) for row, free in zip(rows, room, strict=True)]
+        passes = scorer.roll(unread(scorer, rows, [1] * len(rows)), max(room), take, halts)
         after = self.scorer.lengths
         works = [Work(count, end - begin) for count, begin, end in zip(passes, before, after, strict=True)]
         return [{self.name: work} for work in works]

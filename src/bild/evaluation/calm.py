@@ -13,6 +13,7 @@ from bild.evaluation.own import DRAW_OPTIONS, PolicyMethod
 
 if TYPE_CHECKING:
     from bild.generation import BigLittleDecoder
+    from bild.generation.inputs import Conversation
     from bild.models import ExitRule
 
 NAME = "calm"
@@ -42,7 +43,7 @@ class CalmMethod(PolicyMethod):
         super().__init__(name, own, Policy.large(), options, details)
         self._exits = large.exits
 
-    def __call__(self, source: str) -> Output:
+    def __call__(self, source: str | Conversation) -> Output:
         """Decode one text; counts the layers that ran."""
         self._exits.clear()
         output = super().__call__(source)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bild.data.json_text import to_json
 from bild.decoding import parse_option, preset_options
+from bild.decoding.drafters.recipe import SEVERAL
 from bild.errors import InputError
 from bild.evaluation.method import MethodSpec, Output
 
@@ -13,9 +15,12 @@ if TYPE_CHECKING:
 
     from bild.decoding import Policy
     from bild.generation import BigLittleDecoder
+    from bild.generation.inputs import Conversation
 
 RUN_OPTIONS = ("runtime", "dtype")
 """How a decoder is loaded, in place of the command's own."""
+DRAFTER = "drafter"
+"""Who drafts, in place of the command's own; see :func:`drafter_of`."""
 DRAW_OPTIONS: dict[str, type[float] | type[int]] = {
     "temperature": float,
     "top_k": int,
@@ -52,16 +57,22 @@ class PolicyMethod:
         given = {} if details is None else details
         self.details = {"policy": policy.to_dict(), "device": device, "dtype": dtype} | given
 
-    def __call__(self, source: str) -> Output:
-        assert self._decoder is not None, "closed"
+    def __call__(self, source: str | Conversation) -> Output:
         from bild.generation.seeds import digest_of, fold
 
         options, seed = self.options, self.options.get("seed")
         if seed is not None:
             # By the text, not by the order: a run that was killed goes on with the same draws.
-            options = options | {"seed": fold(seed, digest_of(source))}
-        (result,) = self._decoder.generate([source], self.policy, **options)
+            text = source if isinstance(source, str) else to_json([dict(turn) for turn in source])
+            options = options | {"seed": fold(seed, digest_of(text))}
+        (result,) = self.decoder.generate([source], self.policy, **options)
         return Output(result.text, result.token_ids, ttft_s=result.ttft_s, stats=result.stats)
+
+    @property
+    def decoder(self) -> BigLittleDecoder:
+        """What it decodes with, until it is closed."""
+        assert self._decoder is not None, "closed"
+        return self._decoder
 
     def close(self) -> None:
         self._decoder = None
@@ -78,7 +89,7 @@ def policy_of(spec: MethodSpec, own: Policy) -> Policy:
         InputError: an option the preset does not have, or a value out of range.
     """
     allowed = preset_options(spec.name)
-    known = (*allowed, *RUN_OPTIONS, *DRAW_OPTIONS)
+    known = (*allowed, *RUN_OPTIONS, DRAFTER, *DRAW_OPTIONS)
     for key in spec.options:
         if key not in known:
             raise InputError(f"method {spec.text!r}: unknown option {key}; allowed are {', '.join(known)}")
@@ -98,6 +109,29 @@ def draw_options_of(spec: MethodSpec) -> dict[str, Any]:
     """
     options = {key: spec.value(key, kind) for key, kind in DRAW_OPTIONS.items() if key in spec.options}
     return {"do_sample": True, **options} if options else {}
+
+
+def drafter_of(spec: MethodSpec) -> str | None:
+    """Who drafts for a method, None where it does not say.
+
+    Colons and commas separate methods and their keys, so ``@`` stands for the one and ``+`` for the other:
+    ``ngram@window=8``, ``bandit@ngram+small``; ``ngram+small`` is short for ``first@ngram+small``.
+
+    Raises:
+        InputError: there is no such drafter.
+    """
+    if DRAFTER not in spec.options:
+        return None
+    from bild.generation.drafting import maker_of
+
+    text = spec.options[DRAFTER].replace("@", ":").replace("+", ",")
+    several = "," in text and text.partition(":")[0] not in SEVERAL
+    named = f"first:{text}" if several else text
+    try:
+        maker_of(named)
+    except InputError as error:
+        raise InputError(f"method {spec.text!r}: {error}") from None
+    return named
 
 
 def _weight_bytes(decoder: BigLittleDecoder, policy: Policy) -> int:

@@ -11,7 +11,7 @@ from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError
 from bild.evaluation import calm
 from bild.evaluation.method import Method, MethodSpec, PeerContext
-from bild.evaluation.own import PolicyMethod, draw_options_of, policy_of
+from bild.evaluation.own import PolicyMethod, drafter_of, draw_options_of, policy_of
 
 if TYPE_CHECKING:
     from bild.decoding import Policy
@@ -26,6 +26,7 @@ class Setup:
         pair: folder or ``bild.json`` of a pair; None: the bundled one.
         large: folder or hub name of the accurate model.
         small: likewise of the cheap one, or ``exit:N``.
+        drafter: who drafts for own methods that do not say (docs/drafters.md); None: as the pair says.
         dtype: of own methods that do not name one.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, …; of all methods.
         runtime: of own methods that do not name one.
@@ -35,7 +36,6 @@ class Setup:
             checkpoint brings a chat template.
         src_lang: language of the texts of a multilingual checkpoint, as it spells it; None: as its tokenizer is set.
         tgt_lang: likewise of the outputs; None: as its generation config says.
-        drafter: who drafts for own methods; None: the pair's own.
         middle: model in between of own methods; None: the pair's own.
         middle_window: longest draft that it is given; None: the pair's own.
         reward: what judges segments, for ``reward``; None: nothing.
@@ -44,6 +44,7 @@ class Setup:
     pair: str | None = None
     large: str | None = None
     small: str | None = None
+    drafter: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     runtime: str = "eager"
@@ -52,7 +53,6 @@ class Setup:
     chat: bool | None = None
     src_lang: str | None = None
     tgt_lang: str | None = None
-    drafter: str | None = None
     middle: str | None = None
     middle_window: int | None = None
     reward: str | None = None
@@ -130,6 +130,10 @@ def load_methods(
     for policy in policies.values():
         check_qualifier(policy, pair.middle is not None)
         check_reward(policy, None, setup.reward)
+    drafters = {spec.text: drafter_of(spec) for spec in specs if spec.text in policies}
+    for spec in specs:
+        if spec.text in policies:
+            _check_small(spec, policies[spec.text], drafters[spec.text], pair)
     rules = {spec.text: calm.rule_of(spec, setup.max_new_tokens) for spec in specs if spec.name == calm.NAME}
     decoders = _Decoders(setup, load)
     roster = Roster()
@@ -149,6 +153,17 @@ def load_methods(
     return roster
 
 
+def _check_small(spec: MethodSpec, policy: Policy, drafter: str | None, pair: Pair) -> None:
+    """Refuse a method that needs a small model where there is none, before anything is loaded."""
+    from bild.generation.drafting import check_small
+
+    if pair.small is not None or policy.alone == "large":
+        return
+    if policy.alone == "small":
+        raise InputError(f"method {spec.text!r} needs a small model and the pair names none; leave it out, or name one")
+    check_small(pair.drafter if drafter is None else drafter, has_small=False)
+
+
 def _own(spec: MethodSpec, decoder: BigLittleDecoder, policy: Policy, setup: Setup) -> PolicyMethod:
     details = {"runtime": spec.options.get("runtime", setup.runtime)}
     dtype = spec.options.get("dtype", setup.dtype)
@@ -158,7 +173,9 @@ def _own(spec: MethodSpec, decoder: BigLittleDecoder, policy: Policy, setup: Set
 
 
 def _options(spec: MethodSpec, setup: Setup) -> dict[str, Any]:
-    return {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **draw_options_of(spec)}
+    drafter = drafter_of(spec)
+    drafting = {} if drafter is None else {"drafter": drafter}
+    return {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **drafting, **draw_options_of(spec)}
 
 
 class _Decoders:
@@ -182,8 +199,9 @@ class _Decoders:
         setup = self.setup
         load = BigLittleDecoder.from_pretrained if self.load is None else self.load
         names: dict[str, Any] = {"pair": setup.pair, "large": setup.large, "small": setup.small}
-        names |= {"drafter": setup.drafter, "middle": setup.middle, "middle_window": setup.middle_window}
-        names |= {"reward": setup.reward}
+        for name in ("drafter", "middle", "middle_window", "reward"):
+            if getattr(setup, name) is not None:
+                names[name] = getattr(setup, name)
         decoder = load(
             **names, runtime=runtime, dtype=dtype, device=setup.device, trust_remote_code=setup.trust_remote_code
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bild.data.quality import LABELS, TASKS
@@ -36,6 +37,21 @@ def print_summary(summary: Summary) -> None:
         console.print(f"{name}: no figures: {why}", markup=False)
     for note in summary.notes:
         console.print(note, markup=False)
+
+
+def print_rows(tables: Mapping[str, list[list[str]]]) -> None:
+    """Write tables to stdout, each under its title.
+
+    Args:
+        tables: a heading and rows, by title.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    for title, rows in tables.items():
+        console.print(f"\n{title}", markup=False)
+        for part in fitting(rows, console.width):
+            console.print(_table(part))
 
 
 def fitting(rows: list[list[str]], width: int) -> list[list[list[str]]]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Batch, Commit, Rules
 from bild.engine import Job, Models, begin
+from bild.generation.lanes import Take, side_by_side
 from bild.generation.result import Result
 
 REFILL_ALONE, REFILL_DRAFTING = 1.0, 0.5
@@ -24,7 +25,7 @@ the rows are refilled together; one model alone is 0.86 times as fast, for sourc
 """
 
 
-def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int) -> Generator[Commit]:
+def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int, lanes: int = 1) -> Generator[Commit]:
     """Decode jobs, a commit a row and round; ``Commit.row`` is the job's place.
 
     Args:
@@ -32,25 +33,41 @@ def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int) -> Genera
         rules: of all rows.
         models: of the pair.
         width: rows decoded together, 1…
+        lanes: batches decoded side by side, 1…
     """
     waiting, started = iter(jobs), 0
+
+    def take(room: int) -> tuple[int, list[Job]]:
+        nonlocal started
+        first, taken = started, list(islice(waiting, room))
+        started += len(taken)
+        return first, taken
+
+    def lane(take: Take) -> Iterator[list[Commit]]:
+        return _rounds(take, rules, models, width)
+
+    for commits in lane(take) if lanes == 1 else side_by_side(lane, take, lanes):
+        yield from commits
+
+
+def _rounds(take: Take, rules: Rules, models: Models, width: int) -> Iterator[list[Commit]]:
+    """Decode jobs in one batch, a list of commits a round."""
     share = REFILL_DRAFTING if rules.policy.alone is None else REFILL_ALONE
     batch: Batch | None = None
     while True:
         busy = 0 if batch is None else len(batch.rows)
         free = width - busy
         # A few at a time: reading several sources together costs little more than reading one.
-        new = list(islice(waiting, free)) if free >= width * share else []
+        first, new = take(free) if free >= width * share else (0, [])
         if new:
-            joining = begin(new, started, rules, models)
-            started += len(new)
+            joining = begin(new, first, rules, models)
             if batch is None or not busy:
                 batch = joining
             else:
                 batch.join(joining)
         if batch is None or not batch.rows:
             return
-        yield from batch.round()
+        yield list(batch.round())
 
 
 @dataclass
@@ -69,6 +86,7 @@ def results(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     width: int,
+    lanes: int = 1,
     watch: Callable[[Commit], None] | None = None,
 ) -> Iterator[Result]:
     """Decode jobs; a result a job, in their order, as soon as it and all before it are done.
@@ -80,7 +98,8 @@ def results(
         rules: of all rows.
         models: of the pair.
         tokenizer: of the pair, None if it has none.
-        width: rows decoded together, 1…
+        width: rows decoded together in each lane, 1…
+        lanes: batches decoded side by side, 1…
         watch: called with every commit as it comes.
     """
     texts: dict[int, _Text] = {}
@@ -96,7 +115,7 @@ def results(
         except Exception as error:
             raised.append(error)
 
-    commits = run(admitted(), rules, models, width)
+    commits = run(admitted(), rules, models, width, lanes)
     while True:
         # Entered anew each time: the caller's own code, which runs in between, is none of this mode's business.
         with torch.inference_mode():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from bild.decoding import Commit
+from bild.decoding import Commit, Writer
 from bild.generation.result import Result
 from bild.generation.text import TextStream
 
@@ -24,11 +25,15 @@ class Stream:
 
     result: Result | None = None
     """Set when the text is complete."""
+    parts: Sequence[tuple[str, Writer]] = ()
+    """The piece that was handed out last, cut by who wrote it; a character belongs to the token that completes it."""
 
     def __init__(self, commits: Generator[Commit], tokenizer: PreTrainedTokenizerBase | None, start: float) -> None:
         self._tokenizer = tokenizer
         self._start = start
         self._commits = commits
+        self.rounds: list[Commit] = []
+        """Every round so far."""
         self._pieces = self._run(commits)
 
     def __iter__(self) -> Iterator[str]:
@@ -51,16 +56,25 @@ class Stream:
 
     def _run(self, commits: Iterator[Commit]) -> Generator[str]:
         text = TextStream(self._tokenizer)
-        rounds: list[Commit] = []
         ttft_s = 0.0
         for commit in commits:
-            ttft_s = ttft_s if rounds else time.perf_counter() - self._start
-            rounds.append(commit)
-            if piece := text.add(commit.tokens):
-                yield piece
-        self.result = Result.of(rounds, self._tokenizer, ttft_s, time.perf_counter() - self._start)
+            ttft_s = ttft_s if self.rounds else time.perf_counter() - self._start
+            self.rounds.append(commit)
+            signed = zip(commit.tokens, commit.writers, strict=True)
+            self.parts = _joined((text.add([token]), writer) for token, writer in signed)
+            if self.parts:
+                yield "".join(piece for piece, _ in self.parts)
+        self.result = Result.of(self.rounds, self._tokenizer, ttft_s, time.perf_counter() - self._start)
         if piece := text.end():
+            self.parts = [(piece, self.result.writers[-1])]
             yield piece
+
+
+def _joined(parts: Iterable[tuple[str, Writer]]) -> list[tuple[str, Writer]]:
+    """Neighbours of one writer as one, without what is empty."""
+    written = [part for part in parts if part[0]]
+    groups = groupby(written, key=lambda part: part[1])
+    return [("".join(piece for piece, _ in members), writer) for writer, members in groups]
 
 
 class Columns:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bild.data.examples import Example
-from bild.data.quality import QualityMetric, quality_metric
+from bild.data.quality import QualityMetric
 from bild.decoding import Policy, Stats
 from bild.errors import InputError
 from bild.evaluation.journal import Journal
 from bild.evaluation.measure import measure
 from bild.evaluation.own import PolicyMethod
+from bild.evaluation.surprise import surprise_of
 from bild.generation.text import decode
+from bild.tuning.agreement import Agreement, metric_named, referring, without_references
 from bild.tuning.costs import CostModel
 from bild.tuning.search import Search, Texts
 from bild.tuning.simulation import Outcome, Simulator
@@ -121,16 +123,32 @@ class Bench:
 
         Args:
             file: JSON lines.
-            metric: of quality, or its name in :mod:`bild.data.quality`.
+            metric: of quality, or its name; of prompts alone it is one of agreement with the large model.
             costs: of a pass.
             budget: points of the metric.
         """
         sources = [self.prefix + example.source for members in self.sets.values() for example in members]
         trees = [Tree(self.decoder.jobs([source], **self.options)[0]) for source in sources]
         simulator = Simulator(trees, Reader(self.decoder, trees, file, progress=self._tell))
-        texts = Texts(self.sets, metric_of(metric), lambda ids: decode(self.decoder.tokenizer, ids))
         self.say(f"the large model's own words on {len(sources)} texts")
-        return Search(simulator, texts, large_alone(simulator), costs, budget, self.say)
+        large, measure = large_alone(simulator), metric_of(metric)
+        own, sets = [outcome.tokens for outcome in large], self.sets
+        if without_references(sets):
+            sets = referring(sets, [decode(self.decoder.tokenizer, tokens) for tokens in own])
+        surprise = self._surprise(trees)
+        if isinstance(measure, Agreement):
+            measure = replace(measure, large=own, surprise=surprise)
+        texts = Texts(sets, measure, lambda ids: decode(self.decoder.tokenizer, ids))
+        return Search(simulator, texts, large, costs, budget, self.say, surprise)
+
+    def _surprise(self, trees: Sequence[Tree]) -> Callable[[int, tuple[int, ...]], float]:
+        """How surprised the large model is by a text: looked up, or read where rounding has led a run elsewhere."""
+
+        def surprise(index: int, tokens: tuple[int, ...]) -> float:
+            known, job = trees[index].surprise(tokens), trees[index].job
+            return surprise_of(self.decoder.large, job.source, job.request.prompt, tokens) if known is None else known
+
+        return surprise
 
     def _tell(self, done: int, total: int) -> None:
         if total >= WORTH_A_LINE:
@@ -138,12 +156,12 @@ class Bench:
 
 
 def metric_of(metric: str | QualityMetric) -> QualityMetric:
-    """A measure of quality: as it is, or the one of :mod:`bild.data.quality` that has this name.
+    """A measure of quality: as it is, or by its name; see :func:`bild.tuning.agreement.metric_named`.
 
     Raises:
         InputError: no such name.
     """
-    return quality_metric(metric) if isinstance(metric, str) else metric
+    return metric_named(metric) if isinstance(metric, str) else metric
 
 
 def large_alone(simulator: Simulator) -> list[Outcome]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bild.data.quality import QualityMetric, quality_metric
 from bild.decoding import Policy
 from bild.evaluation.figures import ALL, summarise
 from bild.evaluation.journal import Journal, Record
 from bild.evaluation.summary import Summary
+from bild.tuning.agreement import AGREEMENT, ROUGE, Agreement, described
 from bild.tuning.bench import LARGE, Bench
 from bild.tuning.confidence import Bound, losses_by_text
 from bild.tuning.grid import method_name
 from bild.tuning.judge import Judge, Statistics, worst
-from bild.tuning.search import Point, Search
+from bild.tuning.search import Point, Search, Texts
 from bild.tuning.tuned import Finalist
 
 if TYPE_CHECKING:
@@ -73,6 +75,27 @@ class Finals:
             method_name(point.policy), point, bounds, kept=worst(bounds) <= budget, differs=self._differs(point)
         )
 
+    def agreement(self, point: Point) -> dict[str, dict[str, Any]]:
+        """How far a policy's texts agree with the large model's, by set and by every measure of that."""
+        texts, own = self.search.texts, self._tokens(*self._own(point))
+        large = self._tokens(LARGE, self._large())
+        metrics = [self._bound(name) for name in (*AGREEMENT, ROUGE)]
+        return {
+            name: {"texts": len(indices)} | _described(texts, metrics, indices, own, large)
+            for name, indices in texts.by_set(self.texts).items()
+        }
+
+    def _bound(self, name: str) -> QualityMetric:
+        """A metric that knows the large model's texts."""
+        if name == ROUGE:
+            return quality_metric(ROUGE)
+        return Agreement(name, [outcome.tokens for outcome in self.search.large], self.search.surprise)
+
+    def _tokens(self, method: str, looked_up: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+        """Of each text as it was run, else as looked up."""
+        records = {index: self._record(index, method) for index in self.texts}
+        return {i: looked_up[i] if record is None else record.token_ids for i, record in records.items()}
+
     def fastest(self, finalists: Sequence[Finalist], summary: Summary) -> Finalist:
         """The fastest that was kept, by the clock; where none was, the one that comes nearest."""
         whole = summary.sets.get(ALL) or next(iter(summary.sets.values()))
@@ -94,9 +117,7 @@ class Finals:
         """Of the texts that a method was run on as they came out, of the others as looked up."""
         texts = self.search.texts
         rows: dict[str, list[np.ndarray]] = {}
-        for index in self.texts:
-            record = self._record(index, method)
-            tokens = looked_up[index] if record is None else record.token_ids
+        for index, tokens in self._tokens(method, looked_up).items():
             rows.setdefault(texts.examples[index][0], []).append(texts.of_text(index, tokens))
         return {name: np.array(of_set) for name, of_set in rows.items()}
 
@@ -120,6 +141,23 @@ class Finals:
     def _key(self, index: int) -> tuple[str, str]:
         name, example = self.search.texts.examples[index]
         return name, example.id
+
+
+def _described(
+    texts: Texts,
+    metrics: Sequence[QualityMetric],
+    indices: Sequence[int],
+    own: Mapping[int, tuple[int, ...]],
+    large: Mapping[int, tuple[int, ...]],
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for metric in metrics:
+        mine, theirs = (
+            np.sum([texts.statistics_of(metric, index, tokens[index]) for index in indices], axis=0).tolist()
+            for tokens in (own, large)
+        )
+        figures |= described(metric.name, mine, theirs, metric.score(mine))
+    return figures
 
 
 def _examples(search: Search, texts: Sequence[int]) -> dict[str, list[Example]]:

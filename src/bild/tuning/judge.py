@@ -199,7 +199,9 @@ class Judge:
                 values = losses_by_text(self.search.texts.score_of, large[name], own[name])
                 squares[name] += np.square(values[(large[name] != own[name]).any(1)]).tolist()
         whole = self.search.texts.quality({index: self.search.large[index].tokens for index in texts})
-        return {name: math.sqrt(float(np.mean(squares[name]))) if squares[name] else whole[name] for name in whole}
+        # A score may be a loss itself, as of perplexity.
+        most = {name: abs(value) for name, value in whole.items()}
+        return {name: math.sqrt(float(np.mean(squares[name]))) if squares[name] else most[name] for name in most}
 
 
 def worst(bounds: Mapping[str, Bound]) -> float:

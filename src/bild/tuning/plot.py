@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bild.data.quality import LABELS
 from bild.errors import InputError
 from bild.evaluation.figures import ALL
+from bild.tuning.agreement import label_of
 from bild.tuning.search import Point
 from bild.tuning.tuned import Tuning
 
@@ -46,7 +46,7 @@ def draw(found: Tuning, file: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.5)
     axes.invert_yaxis()
     axes.set_xlabel("speedup against the large model alone")
-    axes.set_ylabel(f"{LABELS.get(found.metric, found.metric)} lost on the worst set")
+    axes.set_ylabel(f"{label_of(found.metric)} lost on the worst set")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     try:

@@ -13,6 +13,7 @@ from bild.data.examples import Example
 from bild.data.quality import QualityMetric, misjudges
 from bild.decoding import Policy
 from bild.errors import InputError
+from bild.tuning.agreement import Agreement
 from bild.tuning.costs import CostModel
 from bild.tuning.grid import neighbours
 from bild.tuning.simulation import Outcome, Simulator
@@ -116,9 +117,14 @@ class Texts:
     def of_text(self, index: int, tokens: tuple[int, ...]) -> np.ndarray:
         """What one text adds; policies often write the same."""
         if (index, tokens) not in self._known:
-            text, references = self.detokenise(tokens), self.examples[index][1].references
-            self._known[index, tokens] = np.asarray(self.metric.statistics(text, references), dtype=np.float64)
+            self._known[index, tokens] = np.asarray(self.statistics_of(self.metric, index, tokens), dtype=np.float64)
         return self._known[index, tokens]
+
+    def statistics_of(self, metric: QualityMetric, index: int, tokens: tuple[int, ...]) -> Sequence[float]:
+        """What one text adds to a metric."""
+        if isinstance(metric, Agreement):
+            return metric.of_tokens(index, tokens)
+        return metric.statistics(self.detokenise(tokens), self.examples[index][1].references)
 
 
 class Search:
@@ -131,6 +137,7 @@ class Search:
         costs: of this machine.
         budget: quality points that may be lost on each set.
         progress: told what is being done.
+        surprise: −log of the probability that the large model gives to a text, by its index.
     """
 
     def __init__(
@@ -141,9 +148,10 @@ class Search:
         costs: CostModel,
         budget: float,
         progress: Callable[[str], None],
+        surprise: Callable[[int, tuple[int, ...]], float] = lambda index, tokens: 0.0,
     ) -> None:
         self.simulator, self.texts, self.costs, self.budget = simulator, texts, costs, budget
-        self.large, self.progress = large, progress
+        self.large, self.progress, self.surprise = large, progress, surprise
 
     def run(
         self, grid: Sequence[Policy], texts: Sequence[int] | None = None, until: float = float("inf")

@@ -17,7 +17,13 @@ import torch
 
 from bild.data.files import whole_lines
 from bild.decoding import LocalVerifier, LowConfidence, ModelDrafter, Policy, Row, Rules, WithinDistance
+from bild.decoding.acceptance import Reading
+from bild.decoding.draft import Work
+from bild.decoding.grouping import Group
+from bild.decoding.scorer import Scorer
+from bild.decoding.verdict import Verdict
 from bild.errors import writing
+from bild.tuning.agreement import shared
 
 if TYPE_CHECKING:
     from bild.decoding import FinishReason
@@ -48,6 +54,8 @@ class Node:
     """The large model's next token."""
     distance: float = 0.0
     """``d(p_S, p_L)`` of the small model's token."""
+    surprise: float | None = None
+    """``−log p_L`` of the large model's next token, in nats; None where an earlier version has read it."""
 
 
 @dataclass
@@ -66,6 +74,24 @@ class Tree:
             known = node.children[token] = Node((*node.tokens, token), row.ended())
         return known
 
+    def surprise(self, tokens: Sequence[int]) -> float | None:
+        """``−log p_L`` of a text, in nats, from what has been read along it; None where that does not say.
+
+        Read with the distance ``"nll"``, as by default: a token is the small model's or the large one's.
+        """
+        node, total = self.root, 0.0
+        for token in tokens:
+            if node.draft is None or token not in node.children:
+                return None
+            if token == node.draft:
+                total += node.distance
+            elif token == node.own and node.surprise is not None:
+                total += node.surprise
+            else:
+                return None
+            node = node.children[token]
+        return total
+
     def row(self, node: Node, rules: Rules | None = None) -> Row:
         """A row of the loop that has come this far."""
         row = Row(0, self.job.request, rules)
@@ -83,6 +109,29 @@ class Branch(NamedTuple):
     confidences: list[float]
     own: list[int]
     distances: list[float]
+    surprises: Sequence[float] = ()
+
+
+class _Listening(LocalVerifier):
+    """Also hears how surprising the large model finds its own likeliest tokens."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__(scorer)
+        self.surprises: dict[int, list[float]] = {}
+        """Of the last pass, by row: one number for each token of its draft, and one behind it."""
+
+    def _judge(
+        self,
+        group: Group,
+        reading: Reading,
+        rows: Sequence[Row],
+        work: Sequence[Work],
+        verdicts: list[Verdict | None],
+    ) -> None:
+        super()._judge(group, reading, rows, work, verdicts)
+        surprises = (-reading.scores.summary.probability.log()).tolist()
+        for at, (b, count) in enumerate(zip(group.members, reading.counts, strict=True)):
+            self.surprises[b] = surprises[at][-count:] if count else []
 
 
 class Reader:
@@ -140,16 +189,17 @@ class Reader:
         """A row a text: both models keep what they have read of it, and go back no further than they must."""
         sources = [self.trees[index].job.source for index, _, _ in standing]
         scorer = self.decoder.large.start(sources)
-        large, drafter = LocalVerifier(scorer), ModelDrafter(self.decoder.small.beside(scorer, sources))
+        large, drafter = _Listening(scorer), ModelDrafter(self.decoder.small.beside(scorer, sources))
         read: list[list[int]] = [[] for _ in standing]
         while standing:
             rows = [self.trees[index].row(node, self.rules) for index, _, node in standing]
             # The last token is read again: what follows it is asked for.
-            lengths = [min(_shared(old, row.tokens), len(row.tokens) - 1) for old, row in zip(read, rows, strict=True)]
+            lengths = [min(shared(old, row.tokens), len(row.tokens) - 1) for old, row in zip(read, rows, strict=True)]
             large.truncate(lengths)
             drafter.truncate(lengths)
             drafts = drafter.draft(rows, [BRANCH] * len(rows))
             verdicts = [verdict for verdict in large.verify(rows, drafts) if verdict is not None]
+            surprises = large.surprises
             self._keep(
                 Branch(
                     index,
@@ -158,8 +208,9 @@ class Reader:
                     draft.confidences,
                     list(verdict.likeliest[:-1]),
                     list(verdict.distances),
+                    surprises[b][:-1],
                 )
-                for (index, _, node), draft, verdict in zip(standing, drafts, verdicts, strict=True)
+                for b, ((index, _, node), draft, verdict) in enumerate(zip(standing, drafts, verdicts, strict=True))
             )
             nodes = [next(way, None) for _, way, _ in standing]
             kept = [b for b, node in enumerate(nodes) if node is not None]
@@ -185,13 +236,9 @@ class Reader:
         for i, token in enumerate(branch.draft):
             node.draft, node.own = token, branch.own[i]
             node.confidence, node.distance = branch.confidences[i], branch.distances[i]
+            node.surprise = branch.surprises[i] if branch.surprises else None
             node = tree.child(node, token)
 
     def _load(self, file: Path) -> None:
         for line in whole_lines(file):
             self._grow(Branch(*json.loads(line)))
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -16,7 +16,8 @@ from bild.decoding import Policy
 from bild.errors import InputError
 from bild.evaluation.folder import Folder
 from bild.machine import versions
-from bild.tuning.bench import Bench, metric_of
+from bild.tuning.agreement import without_references
+from bild.tuning.bench import LARGE, Bench, metric_of
 from bild.tuning.finals import Finals
 from bild.tuning.grid import default_grid, with_exact
 from bild.tuning.judge import Judge, Verdict, halves
@@ -62,13 +63,15 @@ def tune(
     Args:
         decoder: the pair, in the runtime it will be used in. With a middle model thresholds are found without it; then
             the best lossless cascade is tried beside what was chosen (:mod:`bild.tuning.middle`).
-        sets: dev examples by name, every one with references. Texts that are too long for the pair are left out.
+        sets: dev examples by name, every one with references, or none: then the large model's own texts are what
+            others are compared with. Texts that are too long for the pair are left out.
         out: folder for what is computed and found; the same call goes on where a killed one stopped.
         budget: points of the metric that may be lost against the large model, 0…, default 0.3.
         confidence: with which the budget is kept on other texts of the same kind, 0.5 to 1, both excluded, default
             0.9; None: the loss on these very texts decides, which chance flatters.
         metric: ``"bleu"``, ``"chrf"``, ``"rouge1"``, ``"rouge2"``, ``"rougeL"``, ``"exact_match"``, or any
-            :class:`bild.data.QualityMetric`.
+            :class:`bild.data.QualityMetric`; or one of agreement with the large model, which needs no references:
+            ``"same_tokens"``, ``"same_prefix"`` or ``"perplexity"`` (:mod:`bild.tuning.agreement`).
         grid: policies to try, all of one measure and metric; None: :func:`bild.tuning.grid.default_grid`.
             Lossless ones are always tried with them, so that some policy keeps any budget.
         prefix: text put before every source.
@@ -79,12 +82,14 @@ def tune(
         say: told what is being done.
 
     Raises:
-        InputError: a value out of range, an example without reference, or a folder of another run.
+        InputError: a value out of range, references for some examples only, or a folder of another run.
     """
     _check(sets, budget, confidence, minutes)
     check_plannable(decoder)
     until, measure = time.monotonic() + 60 * minutes, metric_of(metric)
     asked = {"metric": measure.name, "prefix": prefix, "max_new_tokens": max_new_tokens, **(settings or {})}
+    if without_references(sets):
+        asked["against"] = LARGE
     asked["data"] = {name: Data(name, list(members)).digest for name, members in sets.items()}
     files = (CALIBRATION, FINALS, TRACES, MIDDLE, RESULT)
     folder = Folder(Path(out), {**asked, "versions": versions()}, fresh=fresh, files=files)
@@ -113,6 +118,7 @@ def tune(
         found.points,
         costs,
         asked,
+        finals.agreement(chosen.point) if "against" in asked else {},
         middle,
     )
     folder.save(RESULT, to_json(tuning.to_dict(), indent=1) + "\n")
@@ -165,7 +171,4 @@ def _check(sets: Mapping[str, Sequence[Example]], budget: float, confidence: flo
         raise InputError(f"minutes is {minutes}; allowed is a number above 0")
     if not sets or not all(sets.values()):
         raise InputError("there are no examples to tune on; give at least one a set")
-    for name, members in sets.items():
-        for example in members:
-            if not example.references:
-                raise InputError(f"{name}: example {example.id} has no reference; tuning needs one for each")
+    without_references(sets)

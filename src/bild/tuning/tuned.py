@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bild.data.quality import LABELS
 from bild.decoding import Policy
 from bild.evaluation.bootstrap import Estimate
 from bild.evaluation.figures import ALL
 from bild.evaluation.summary import MethodFigures, Summary
 from bild.machine import describe_machine
+from bild.tuning.agreement import promise
 from bild.tuning.bench import LARGE
 from bild.tuning.confidence import Bound
 from bild.tuning.costs import CostModel
@@ -63,6 +63,8 @@ class Tuning:
     """All policies that were looked up on every text that proposes, fastest first."""
     costs: CostModel
     settings: Mapping[str, Any] = field(default_factory=dict)
+    agreement: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of prompts alone: how far the chosen policy's texts agree with the large model's own, by set."""
     middle: MiddleFound | None = None
     """What the pair's middle model brings; None: it has none."""
 
@@ -130,8 +132,7 @@ class Tuning:
         }
 
     def _promise(self) -> str:
-        label = LABELS.get(self.metric, self.metric)
-        budget = f"at most {self.budget:g} {label} less than the large model on each set"
+        budget = promise(self.metric, self.budget)
         if self.policy.lossless:
             return f"{budget}: a lossless policy, which loses none on any text but by rounding"
         if self.confidence is None:
@@ -146,6 +147,8 @@ class Tuning:
         if name in self.chosen.bounds:
             bound = self.chosen.bounds[name]
             figures["loss"] = bound.to_dict() if self.verdict is not None else {"loss": round(bound.loss, 4)}
+        if name in self.agreement:
+            figures["agreement"] = dict(self.agreement[name])
         figures |= {"speedup": _values(own.speedup), "large_share": own.large_share}
         return {**figures, "rollback_rate": own.rollback_rate, "differs_from_lookup": round(self.chosen.differs, 4)}
 

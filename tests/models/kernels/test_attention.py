@@ -79,6 +79,16 @@ def test_a_nan_that_is_seen_stays_one_and_in_its_row():
     assert found[1, 0].isnan().all()
 
 
+@pytest.mark.parametrize("broken", ["query", "keys"])
+def test_where_every_score_is_a_nan_the_result_is_one(broken):
+    queries, keys, values = heads(2, 2, 4, 32), heads(2, 2, 20, 32), heads(2, 2, 20, 32)
+    expected = attention(queries, keys, values, None, 1.0)
+    (queries if broken == "query" else keys)[1, 0] = math.nan
+    found = attention(queries, keys, values, None, 1.0)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1, 1], expected[1, 1])
+    assert found[1, 0].isnan().all()
+
+
 def test_large_scores_do_not_overflow():
     queries, keys, values = 100 * heads(1, 1, 3, 64), 100 * heads(1, 1, 9, 64), heads(1, 1, 9, 64)
     found = attention(queries, keys, values, None, 1.0)

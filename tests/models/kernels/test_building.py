@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ from bild.models import int8
 from bild.models.int8 import Int8Linear
 from bild.models.kernels import building, graph_calls
 from bild.models.kernels.operators import operator
+from bild.models.native import Library
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
 
@@ -25,7 +25,7 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "is_supported", lambda: True)
     monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: False)
     # Another test of this process may have loaded them.
-    monkeypatch.setattr(building, "_is_registered", lambda: False)
+    monkeypatch.setattr(Library, "is_registered", False)
     for each in (building.is_loaded, operator):
         each.cache_clear()
     yield tmp_path
@@ -67,8 +67,8 @@ def test_a_compiler_that_fails_or_makes_nothing_leaves_nothing_behind(fresh, mon
 
 
 def test_a_damaged_library_is_passed_over_where_none_can_be_compiled(fresh, monkeypatch):
-    building.library_file().parent.mkdir()
-    building.library_file().write_bytes(b"\x7fELF nothing")
+    building.KERNELS.file.parent.mkdir()
+    building.KERNELS.file.write_bytes(b"\x7fELF nothing")
     compiler(monkeypatch, lambda: "/bin/false")
     assert layer_multiplies()
 
@@ -85,38 +85,8 @@ def test_a_processor_without_the_instructions_never_asks_for_a_compiler(fresh, m
     assert layer_multiplies()
 
 
-@pytest.mark.parametrize("changed", ["source", "flags", "torch"])
-def test_another_source_flag_or_torch_is_another_file(changed, fresh, tmp_path, monkeypatch):
-    building.digest.cache_clear()
-    before = building.library_file()
-    building.digest.cache_clear()
-    source = tmp_path / "other.cpp"
-    source.write_text("// nothing")
-    what = {"source": (building, "SOURCES", [source]), "flags": (building, "FLAGS", ("-O1",))}
-    monkeypatch.setattr(*what.get(changed, (torch, "__version__", "2.99.0")))
-    assert building.library_file() != before
-    building.digest.cache_clear()
-
-
 @needs_kernel
-def test_the_second_process_compiles_nothing_and_a_third_a_damaged_file(tmp_path):
-    program = (
-        "import torch, torch._inductor.cpp_builder as builder; from bild.models.kernels import building;"
-        "ask = builder.get_cpp_compiler; asked = [];"
-        "builder.get_cpp_compiler = lambda: asked.append(1) or ask();"
-        "print(building.is_loaded(), len(asked))"
-    )
-    environment = {**os.environ, "BILD_CACHE": str(tmp_path)}
-    command = [sys.executable, "-c", program]
-    outputs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
-    (library,) = (tmp_path / "kernels").iterdir()
-    library.write_bytes(library.read_bytes()[:1000])
-    outputs.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True))
-    assert [each.stdout.split() for each in outputs] == [["True", "1"], ["True", "0"], ["True", "1"]]
-    assert [file.suffix for file in (tmp_path / "kernels").iterdir()] == [".so"]
-
-
-@needs_kernel
+@pytest.mark.compiles
 def test_a_forked_process_works_though_it_has_no_threads():
     program = (
         "import os, torch; from torch import nn; from bild.models.int8 import Int8Linear;"
@@ -130,8 +100,8 @@ def test_a_forked_process_works_though_it_has_no_threads():
 
 
 def test_the_sources_are_part_of_the_package():
-    assert all(file.is_file() for file in (*building.HEADERS, *building.SOURCES))
+    assert all(file.is_file() for file in (*building.KERNELS.headers, *building.KERNELS.sources))
     # What is beside them and not compiled would be forgotten.
-    folder = building.HEADERS[0].parent
-    assert sorted(building.SOURCES) == sorted(folder.glob("*.cpp"))
-    assert sorted(building.HEADERS) == sorted(folder.glob("*.h"))
+    folder = building.KERNELS.headers[0].parent
+    assert sorted(building.KERNELS.sources) == sorted(folder.glob("*.cpp"))
+    assert sorted(building.KERNELS.headers) == sorted(folder.glob("*.h"))

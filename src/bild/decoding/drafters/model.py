@@ -9,7 +9,7 @@ from torch import Tensor
 from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.hand_over import HandOver, LooksAt
-from bild.decoding.rows import Row, Rules
+from bild.decoding.rows import Halt, Row, Rules
 from bild.decoding.scorer import Reader, Rolling, Scorer, read, rolling, unread
 from bild.decoding.transfer import to_host
 
@@ -84,7 +84,17 @@ def _roll(
         _write(rows[b], drafts[b], token, probability, rules[b], measured[b], None, room[b])
         return drafts[b].reason is None
 
-    return scorer.roll(unread(scorer, rows, writing), max(room), take)
+    halts = [halt(row, free) if free > 0 else None for row, free in zip(rows, room, strict=True)]
+    return scorer.roll(unread(scorer, rows, writing), max(room), take, halts)
+
+
+def halt(row: Row, room: int) -> Halt | None:
+    """Where :func:`_write` ends a draft, as far as the rule says it before."""
+    rule = row.rules.hand_over
+    if looks_at(rule) == "nothing":
+        return row.halt(room)
+    least = getattr(rule, "least", None)
+    return None if least is None else row.halt(room, least(row))
 
 
 def _write(

@@ -52,13 +52,29 @@ def load_engine(spec: MethodSpec, context: PeerContext) -> WorkerPeer:
         raise LoadError(f"runs on the CPU only here, and the device is {context.device}")
     if context.src_lang is not None or context.tgt_lang is not None:
         raise LoadError("runs without src_lang and tgt_lang only, which this engine is not told here")
-    checkpoint = _local(context.large)
-    _check(checkpoint)
-    python = prepare_environment(spec.name)
-    asked = {"checkpoint": str(checkpoint), "dtype": dtype, "threads": context.threads}
-    model = _converted(spec, python, checkpoint, asked | {"dtype": stored[dtype]})
+    python, model = converted(spec.name, context.large, dtype, context.threads)
+    asked = {"checkpoint": str(_local(context.large)), "dtype": dtype, "threads": context.threads}
     asked |= {"model": str(model), "max_new_tokens": context.max_new_tokens}
     return WorkerPeer(spec.text, _command(python, spec.name, "serve", asked), _variables(context.threads))
+
+
+def converted(engine: str, checkpoint: str, dtype: str, threads: int) -> tuple[Path, Path]:
+    """The Python of an engine's environment, and a checkpoint in the engine's own format; both made on first use.
+
+    Args:
+        engine: of :data:`ENGINES`.
+        checkpoint: folder or hub name.
+        dtype: one of the engine's.
+        threads: for converting, 1…
+
+    Raises:
+        LoadError: a checkpoint the engine cannot run, or an environment that cannot be made.
+    """
+    folder = _local(checkpoint)
+    _check(folder)
+    python = prepare_environment(engine)
+    asked = {"checkpoint": str(folder), "dtype": ENGINES[engine][dtype], "threads": threads}
+    return python, _converted(engine, python, folder, asked)
 
 
 def _command(python: Path, engine: str, task: str, asked: dict[str, Any]) -> list[str]:
@@ -93,17 +109,17 @@ def _check(checkpoint: Path) -> None:
         raise LoadError(f"{checkpoint.name} has no tokenizer.json, which its tokens are read from")
 
 
-def _converted(spec: MethodSpec, python: Path, checkpoint: Path, asked: dict[str, Any]) -> Path:
+def _converted(engine: str, python: Path, checkpoint: Path, asked: dict[str, Any]) -> Path:
     """The checkpoint in the engine's own format, converted on first use."""
     files = sorted(path for pattern in FILES for path in checkpoint.glob(pattern))
     marks = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    sources = [REQUIREMENTS / f"{spec.name}.txt", *sorted(WORKERS.glob("*.py"))]
+    sources = [REQUIREMENTS / f"{engine}.txt", *sorted(WORKERS.glob("*.py"))]
     key = digest(json.dumps(marks).encode() + b"".join(source.read_bytes() for source in sources))
-    folder = cache_folder() / "models" / f"{spec.name}-{asked['dtype']}-{key}"
+    folder = cache_folder() / "models" / f"{engine}-{asked['dtype']}-{key}"
     if not folder.is_dir():
-        print(f"{spec.text}: converting {checkpoint} into {folder} (once)", file=sys.stderr)
+        print(f"{engine}: converting {checkpoint} into {folder} (once)", file=sys.stderr)
         with building(folder) as place:
-            _convert(_command(python, spec.name, "convert", asked | {"model": str(place)}), asked["threads"])
+            _convert(_command(python, engine, "convert", asked | {"model": str(place)}), asked["threads"])
     return folder
 
 

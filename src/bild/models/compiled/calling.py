@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bild.decoding.rows import Halt
 from bild.decoding.transfer import to_device
 from bild.models.cache import next_power
+from bild.models.compiled import runner
 from bild.models.compiled.graphs import Read
 from bild.models.compiled.recording import Function, Recorded
 from bild.models.passes import pad
@@ -106,6 +108,24 @@ class Graphs:
         (written,) = self._as_recorded(f"roll {steps}", partial(self._rolling, steps), inputs, bool(source))
         tokens, probabilities = written.tolist()
         return [[int(token) for token in row] for row in tokens], probabilities
+
+    @property
+    def rolls(self) -> bool:
+        """Whether :meth:`roll_to` can be called: the graph is run by our own hand, and tells the next token."""
+        return self.has_places and isinstance(self.run_read, runner.Graph)
+
+    def roll_to(self, inputs: list[Tensor], halts: Sequence[Halt]) -> tuple[list[list[int]], list[list[float]]]:
+        """Rows that are named write token after token, in one call, until each has come to its halt.
+
+        Args:
+            inputs: of one new token a row.
+            halts: of each row; all end with the same tokens.
+
+        Returns:
+            The tokens each row has written, and their probabilities.
+        """
+        assert isinstance(self.run_read, runner.Graph)
+        return self.run_read.roll(inputs, halts)
 
     def _rolling(self, steps: int, inputs: list[Tensor]) -> list[Tensor]:
         rows, *rest = inputs

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bild.errors import one_line
 from bild.models import kernels
-from bild.models.compiled import graph_files
+from bild.models.compiled import graph_files, runner
 from bild.models.compiled.graph_files import file_of
 from bild.models.instructions import has_instructions
 
@@ -164,7 +164,8 @@ def has_compiler() -> bool:
 def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     # Its calls of our kernels are looked up when it is loaded.
     kernels.is_loaded()
-    run: Callable[[list[Tensor]], list[Tensor]] = torch._inductor.aoti_load_package(str(file)).loader.run
+    run: Callable[[list[Tensor]], list[Tensor]]
+    run = runner.Graph(file) if runner.is_loaded() else torch._inductor.aoti_load_package(str(file)).loader.run
     graph_files.used(file)
     return run
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bild.decoding.rows import Halt
 from bild.decoding.scorer import Take
 from bild.decoding.scores import Summary
 from bild.decoding.transfer import to_device
@@ -113,23 +114,54 @@ class CompiledScorer:
         return model.writes_alone and (model.batches or len(self._lengths) == 1)
 
     @inferring
-    def roll(self, tokens: Sequence[Sequence[int]], most: int, take: Take) -> list[int]:
+    def roll(self, tokens: Sequence[Sequence[int]], most: int, take: Take, halts: Sequence[Halt | None]) -> list[int]:
         """Write several tokens in one call; see :class:`~bild.decoding.scorer.Rolling`."""
         passes, new, at_once = [0] * len(tokens), list(tokens), self._graphs.at_once
-        while any(new) and most > 0:
+        while any(new):
+            room = most - min(passes[b] for b in _reading(new))
             if at_once == 1 and max(map(len, new)) == 1 and self._has_encoded(new):
-                self._roll_on(new, most, take, passes)
-                break
-            written, probabilities = self._roll(new, min(most, at_once))
+                left = self._left(new, halts, passes)
+                if left is None:
+                    self._roll_on(new, room, take, passes)
+                    break
+                written, probabilities = self._roll_to(new, left)
+            else:
+                written, probabilities = self._roll(new, min(room, at_once))
             lengths = self._lengths
             for b, row in enumerate(new):
                 if row:
                     passes[b] += len(written[b])
                     taken, goes_on = _taken(take, b, written[b], probabilities[b])
                     lengths[b] += len(row) + taken - 1
-                    new[b] = written[b][-1:] if goes_on else []
-            most -= at_once
+                    new[b] = written[b][-1:] if goes_on and passes[b] < most else []
         return passes
+
+    def _left(
+        self, tokens: Sequence[Sequence[int]], halts: Sequence[Halt | None], passes: Sequence[int]
+    ) -> list[Halt] | None:
+        """Where the rows that read something halt; None if that is not known, or cannot be told the graph."""
+        if not self._graphs.rolls:
+            return None
+        rows = _reading(tokens)
+        left = [halt._replace(room=max(1, halt.room - passes[b])) for b in rows if (halt := halts[b]) is not None]
+        same = len(left) == len(rows) and all(halt.ends == left[0].ends for halt in left)
+        return left if same else None
+
+    def _roll_to(
+        self, tokens: Sequence[Sequence[int]], halts: Sequence[Halt]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """What each row writes until it halts, in one call, and how probable each token is."""
+        lengths, rows = self._lengths, _reading(tokens)
+        self._reserve(max(lengths) + max(halt.room for halt in halts))
+        _, inputs, numbers = self._part(rows)
+        for at, b in enumerate(rows):
+            numbers[at, -3:] = lengths[b], 1, tokens[b][0]
+        found = self._graphs.roll_to(inputs, halts)
+        written: list[list[int]] = [[] for _ in tokens]
+        probabilities: list[list[float]] = [[] for _ in tokens]
+        for b, row, chances in zip(rows, *found, strict=True):
+            written[b], probabilities[b] = row, chances
+        return written, probabilities
 
     def _has_encoded(self, tokens: Sequence[Sequence[int]]) -> bool:
         """Whether the sources of the rows that read something are there."""

@@ -141,7 +141,8 @@ void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
       const float score = forbidden(added[m]) ? -std::numeric_limits<float>::infinity()
                                               : _mm512_reduce_add_ps(sums[m]) + added[m];
       scores[m * stride + l] = score;
-      highest[m] = std::max(highest[m], score);
+      // A NaN is not greater, and nothing is greater than one: where all scores are, it is the highest.
+      if (score > highest[m] || score != score) highest[m] = score;
     }
   }
 #pragma GCC unroll 4

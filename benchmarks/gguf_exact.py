@@ -1,0 +1,91 @@
+"""Whether lossless policies write transformers' own greedy text from a GGUF file, token for token.
+
+    python benchmarks/gguf_exact.py --large chat.gguf --small exit:8 --prompts 3 --prompt-tokens 300 --tokens 300
+
+Prompts are pieces of this repository's pages, each of so many tokens, so that prompt and text together go beyond the
+window of models that have one. In float32, where near ties are rare: a difference is shown with the gap between the two
+likeliest tokens at its place. The last line is JSON: how many texts are the same, by drafter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from bild import BigLittleDecoder
+
+PAGES = sorted((Path(__file__).resolve().parents[1] / "docs").glob("*.md"))
+
+
+def main() -> None:
+    """Compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--large", required=True, help="GGUF file, or any other checkpoint")
+    parser.add_argument("--small", nargs="*", default=[], help="small models, as exit:8; n-grams are always tried")
+    parser.add_argument("--prompts", type=int, default=3, help="pieces of text, 1…")
+    parser.add_argument("--prompt-tokens", type=int, default=300)
+    parser.add_argument("--tokens", type=int, default=300, help="new tokens of each, 1…")
+    parser.add_argument("--runtime", default="eager")
+    args = parser.parse_args()
+    pairs = {"ngram": load(args, drafter="ngram"), **{small: load(args, small=small) for small in args.small}}
+    decoder = pairs["ngram"]
+    prompts = pieces(decoder, args.prompt_tokens)[: args.prompts]
+    same = dict.fromkeys(pairs, 0)
+    for number, ids in enumerate(prompts):
+        wanted = greedy(decoder, ids, args.tokens)
+        for name, pair in pairs.items():
+            same[name] += compare(pair, f"prompt {number}, {name}", ids, wanted)
+    window = getattr(decoder.large.config.get_text_config(), "sliding_window", None)
+    print(json.dumps({"texts": len(prompts), "window": window, "same": same}))
+
+
+def load(args: argparse.Namespace, **named: str) -> BigLittleDecoder:
+    """A pair of the large model and what drafts for it."""
+    return BigLittleDecoder.from_pretrained(large=args.large, **named, dtype="float32", runtime=args.runtime)
+
+
+def pieces(decoder: BigLittleDecoder, length: int) -> list[list[int]]:
+    """The pages in pieces of so many tokens, behind the token that begins a text where the checkpoint has one."""
+    assert decoder.tokenizer is not None
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    start = decoder.tokenizer("").input_ids
+    ids = decoder.tokenizer(text).input_ids[len(start) :]
+    inner = length - len(start)
+    return [[*start, *ids[at : at + inner]] for at in range(0, len(ids) - inner, 7 * inner)]
+
+
+def greedy(decoder: BigLittleDecoder, ids: list[int], tokens: int) -> list[int]:
+    """New tokens of transformers' generate()."""
+    prompt = torch.tensor([ids])
+    with torch.inference_mode():
+        written = decoder.large.network.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=tokens
+        )
+    new: list[int] = written[0, len(ids) :].tolist()
+    return new
+
+
+def compare(decoder: BigLittleDecoder, what: str, ids: list[int], wanted: list[int]) -> bool:
+    """Whether a text is the same; says so."""
+    (result,) = decoder.generate([ids], "exact", max_new_tokens=len(wanted))
+    same = result.token_ids == wanted
+    says = "the same" if same else difference(decoder, ids, result.token_ids, wanted)
+    length = result.stats.mean_acceptance_length
+    print(f"{what}: {len(ids)} + {len(wanted)} tokens, accepted length {length:.2f}, {says}", flush=True)
+    return same
+
+
+def difference(decoder: BigLittleDecoder, ids: list[int], own: list[int], wanted: list[int]) -> str:
+    """Where two texts part, and how near the two likeliest tokens are there."""
+    at = next((i for i, (a, b) in enumerate(zip(own, wanted, strict=False)) if a != b), min(len(own), len(wanted)))
+    with torch.inference_mode():
+        scores = decoder.large.network(torch.tensor([[*ids, *wanted[:at]]]), use_cache=False).logits[0, -1]
+    first, second = scores.topk(2).values.tolist()
+    return f"differs at token {at}, where the likeliest is {first - second:.2g} above the next"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Compiled graphs in a hand of our own (``runner.cpp``): torch's holds Python's lock for as long as a graph runs.
+
+Without the lock several threads decode side by side, each its own rows, and one packed copy of the weights serves
+them all. And a model writes token after token without returning to Python in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bild.decoding.rows import Halt
+from bild.errors import one_line
+from bild.models.native import Library
+
+logger = logging.getLogger("bild")
+
+MOST_THREADS = 8
+"""Threads that may run one graph at a time; more wait."""
+RUNNER = Library("runner", [Path(__file__).with_name("runner.cpp")], [], ("-O2",), operator="run_graph")
+
+
+@cache
+def is_loaded() -> bool:
+    """Whether graphs can be run so; compiles and loads the runner the first time."""
+    if RUNNER.is_registered:
+        return True
+    try:
+        RUNNER.load()
+    except Exception as error:  # no compiler, no room, no right to write: torch's own way, and no lost text
+        logger.info("threads decode in turn: bild's runner cannot be compiled here (%s)", one_line(error))
+        return False
+    return True
+
+
+class Graph:
+    """A compiled graph that several threads may run at a time.
+
+    Args:
+        file: its package.
+
+    Raises:
+        RuntimeError: the file cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._number: int = torch.ops.bild.open_graph.default(str(file), min(MOST_THREADS, os.cpu_count() or 1))
+        # Looked up once: a small model's pass is not much longer than the looking.
+        self._run, self._roll, self._close = (
+            getattr(torch.ops.bild, name).default for name in ("run_graph", "roll_graph", "close_graph")
+        )
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        results: list[Tensor] = self._run(self._number, inputs)
+        return results
+
+    def roll(self, inputs: list[Tensor], halts: Sequence[Halt]) -> tuple[list[list[int]], list[list[float]]]:
+        """Let rows write token after token until each has come to its halt.
+
+        Args:
+            inputs: of one new token a row, whose rows are named; see :class:`~bild.models.compiled.graphs.Read`.
+            halts: of each row; all end with the same tokens.
+
+        Returns:
+            What each row wrote, and how probable each token was.
+        """
+        floors = torch.tensor([halt.below for halt in halts], dtype=torch.float64)
+        rooms = torch.tensor([halt.room for halt in halts])
+        found = self._roll(self._number, inputs, floors, _ends(halts[0].ends), rooms)
+        tokens, probabilities, counts = (each.tolist() for each in found)
+        written = [row[:count] for row, count in zip(tokens, counts, strict=True)]
+        return written, [row[:count] for row, count in zip(probabilities, counts, strict=True)]
+
+    def __del__(self) -> None:
+        # Where opening it failed there is nothing to close, and at the end of the process nobody to ask.
+        close: Any = getattr(self, "_close", None)
+        if close is not None:
+            close(self._number)
+
+
+@cache
+def _ends(tokens: frozenset[int]) -> Tensor:
+    return torch.tensor(sorted(tokens), dtype=torch.long)
