@@ -120,11 +120,14 @@ def _openai(service: Service, read: Callable[[Service, Any], Wish], *, chat: boo
     async def handle(request: Request) -> Response:
         with ExitStack() as held:
             # First: whoever cannot be served must not cost anything.
+            held.enter_context(service.quotas.use(request.state.who))
             place = held.enter_context(service.place())
             body = parse(await request.body())
             _check_model(service, body)
             wish = read(service, body)
-            own = Answer(service, wish, service.work(wish.ask), chat, request.state.id)
+            work = service.work(wish.ask)
+            service.engine.claim(place, work.jobs)
+            own = Answer(service, wish, work, chat, request.state.id)
             if wish.stream:
                 return _streamed(own, place, request, held.pop_all())
             found = await while_connected(request.receive, own.whole(place))
@@ -161,9 +164,12 @@ def _add_translate(app: FastAPI, service: Service) -> None:
     @app.post("/translate", openapi_extra=_described(translate.FIELDS))
     async def translated(request: Request) -> Response:
         with service.place() as place:
-            asked = translate.translation(service, await body_of(request))
-            work = service.work(asked.ask)
-            texts = await while_connected(request.receive, service.texts(work, place))
+            body = await body_of(request)
+            with service.quotas.use(request.state.who):
+                asked = translate.translation(service, body)
+                work = service.work(asked.ask)
+                service.engine.claim(place, work.jobs)
+                texts = await while_connected(request.receive, service.texts(work, place))
         stats = Stats.of(commit for text in texts for commit in text.writing.commits)
         usage = {"prompt_tokens": work.prompt_tokens, "completion_tokens": stats.num_tokens}
         _note(service, request, usage, stats.to_dict(), {})
@@ -208,8 +214,10 @@ def _policy(page: bytes) -> str:
 
 def _check_key(service: Service, request: Request, body: Any) -> None:
     given = body.get("api_key") if isinstance(body, dict) else None
-    if not request.state.allowed and not (isinstance(given, str) and service.settings.keys.allow(given)):
-        raise no_key()
+    if not request.state.allowed:
+        request.state.who = service.settings.keys.who(given) if isinstance(given, str) else None
+        if request.state.who is None:
+            raise no_key()
 
 
 def _check_model(service: Service, body: Any) -> None:

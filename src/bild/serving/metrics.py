@@ -96,6 +96,7 @@ class Board:
         limits = engine.limits
         self._gauge("num_requests_running", "Texts that have a row.", lambda: engine.load.rows)
         self._gauge("num_requests_waiting", "Texts that wait for a row.", lambda: engine.load.waiting)
+        self._gauge("num_tokens_waiting", "Tokens of sources and prompts that wait.", lambda: engine.load.tokens)
         self._gauge("num_requests_open", "Requests that are being answered.", lambda: engine.load.requests)
         self._gauge(
             "kv_cache_usage_perc", "Share of the cells in use, 0 to 1.", lambda: engine.load.cells / limits.cells

@@ -53,15 +53,15 @@ SHARED: dict[str, Check] = {
 }
 COMPLETION: dict[str, Check] = SHARED | {
     "prompt": lambda name, value: value,
-    "logprobs": neutral(),
+    "logprobs": whole(0, 5),
     "echo": neutral(False),
     "suffix": neutral(""),
 }
 CHAT: dict[str, Check] = SHARED | {
     "messages": lambda name, value: value,
     "max_completion_tokens": whole(1, MOST_TOKENS),
-    "logprobs": neutral(False),
-    "top_logprobs": neutral(0),
+    "logprobs": boolean,
+    "top_logprobs": whole(0, 20),
     "tools": neutral([]),
     "tool_choice": neutral("none", "auto"),
     "functions": neutral([]),
@@ -112,6 +112,7 @@ def chat(service: Service, body: Any) -> Wish:
     """
     given = _read(service, body, CHAT)
     turns = _turns(given.get("messages"))
+    given["logprobs"] = _logprobs(given)
     if "max_completion_tokens" in given:
         given["max_tokens"] = given["max_completion_tokens"]
     if not service.encodes:
@@ -173,6 +174,8 @@ def _options(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
     }
     options = {ours: given[name] for name, ours in names.items() if name in given}
     options |= _draws(given)
+    if given.get("logprobs") is not None:
+        options["logprobs"] = given["logprobs"]
     if given.get("ignore_eos"):
         # No token of the vocabulary, so the end is an ordinary one, and may come as early as it likes.
         options["eos_token_id"] = -1
@@ -185,6 +188,16 @@ def _options(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
         words = [list(service.tokenizer(form, add_special_tokens=False).input_ids) for form in forms]
         options["bad_words_ids"] = [ids for at, ids in enumerate(words) if ids and ids not in words[:at]]
     return options
+
+
+def _logprobs(given: Mapping[str, Any]) -> int | None:
+    """How many of the likeliest tokens a conversation is to have beside each one; None: none, and no likelihoods."""
+    count: int = given.get("top_logprobs", 0)
+    if given.get("logprobs"):
+        return count
+    if count:
+        raise bad("top_logprobs is given and logprobs is not true; set it, or leave top_logprobs out", "top_logprobs")
+    return None
 
 
 def _draws(given: Mapping[str, Any]) -> dict[str, Any]:

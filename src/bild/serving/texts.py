@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Commit
 from bild.generation.text import TextStream
+from bild.serving.likelihood import Entries, Entry
 
 
 class Trimmer:
@@ -58,10 +59,15 @@ class Writing:
     Args:
         tokenizer: of the pair.
         trimmer: of its stop strings.
+        scored: whether it is kept how likely its tokens are.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, trimmer: Trimmer) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, trimmer: Trimmer, *, scored: bool = False) -> None:
         self._stream, self._trimmer = TextStream(tokenizer), trimmer
+        self._entries = Entries(tokenizer) if scored else None
+        self._length = 0
+        self.entries: list[Entry] = []
+        """How likely its tokens are, as far as the text is handed out."""
         self.commits: list[Commit] = []
         self.tokens: list[int] = []
         self.pieces: list[str] = []
@@ -74,6 +80,9 @@ class Writing:
         if commit.finish_reason is not None:
             piece += self._trimmer.add(self._stream.end()) + self._trimmer.end()
         self.pieces.append(piece)
+        self._length += len(piece)
+        if self._entries is not None:
+            self.entries += self._entries.add(commit, self._length, cut=self._trimmer.found)
         return piece
 
     @property
