@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import sacrebleu
@@ -120,9 +120,16 @@ async def load(url: str, policy: str | None, texts: Sequence[str], clients: int)
     return done
 
 
+class Served(NamedTuple):
+    """A server of ours in a process of its own."""
+
+    url: str
+    process: int
+
+
 @contextmanager
-def served(arguments: Sequence[str]) -> Iterator[str]:
-    """A server of ours in a process of its own; its address."""
+def served(arguments: Sequence[str]) -> Iterator[Served]:
+    """Start a server of ours; it is told to stop at the end."""
     command = [sys.executable, "-m", "bild", "serve", "--port", "0", "--queue", "1000", *arguments]
     with open(os.devnull, "w") as nothing, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
         assert program.stderr is not None
@@ -132,7 +139,7 @@ def served(arguments: Sequence[str]) -> Iterator[str]:
         # Its log is read by nobody, and must not stop it.
         drain = subprocess.Popen(["cat"], stdin=program.stderr, stdout=nothing)
         try:
-            yield line.split()[-1]
+            yield Served(line.split()[-1], program.pid)
         finally:
             program.send_signal(signal.SIGTERM)
             program.wait(60)
@@ -166,7 +173,7 @@ def main() -> None:
     options = ["--runtime", args.runtime, "--dtype", args.dtype, "--max-rows", str(args.max_rows)]
     options += [] if args.pair is None else ["--pair", args.pair]
     clients: dict[str, dict[str, Any]] = {}
-    with served(options) as address:
+    with served(options) as (address, _):
         cost = overhead(args, texts[: args.overhead_texts], f"{address}/v1/completions")
         print(json.dumps(cost), file=sys.stderr)
         servers = [(policy, f"{address}/v1/completions", policy) for policy in args.policies]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bild.decoding.policy import DEFAULT_MAX_DRAFT_TOKENS
+from bild.decoding.presets import DEFAULT_MAX_DRAFT_TOKENS
 from bild.decoding.rounds import Commit
 
 REMEMBERED = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bild.decoding import Stats
 from bild.engine import Place
 from bild.serving import metrics, openai, translate
 from bild.serving.answers import Answer
-from bild.serving.fields import parse
+from bild.serving.fields import Check, object_of, parse
 from bild.serving.following import while_connected
 from bild.serving.guard import Guard
 from bild.serving.openai import Wish
@@ -108,12 +108,12 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:
-    for path, read, fields, chat in (
-        ("/v1/completions", openai.completion, openai.COMPLETION, False),
-        ("/v1/chat/completions", openai.chat, openai.CHAT, True),
+    for path, read, known, needed in (
+        ("/v1/completions", openai.completion, openai.COMPLETION, "prompt"),
+        ("/v1/chat/completions", openai.chat, openai.CHAT, "messages"),
     ):
-        handle = _openai(service, read, chat=chat)
-        app.post(path, openapi_extra=_described([*fields, "n", "stop"]))(handle)
+        handle = _openai(service, read, chat=known is openai.CHAT)
+        app.post(path, openapi_extra=_described(known | openai.own_fields(service), [needed]))(handle)
 
 
 def _openai(service: Service, read: Callable[[Service, Any], Wish], *, chat: bool) -> Callable[..., Any]:
@@ -161,7 +161,7 @@ def _add_translate(app: FastAPI, service: Service) -> None:
         _check_key(service, request, body)
         return body
 
-    @app.post("/translate", openapi_extra=_described(translate.FIELDS))
+    @app.post("/translate", openapi_extra=_described(translate.FIELDS, ["q", "source", "target"]))
     async def translated(request: Request) -> Response:
         with service.place() as place:
             body = await body_of(request)
@@ -175,7 +175,7 @@ def _add_translate(app: FastAPI, service: Service) -> None:
         _note(service, request, usage, stats.to_dict(), {})
         return answer(asked.answer(texts))
 
-    @app.post("/detect", openapi_extra=_described(translate.DETECT_FIELDS))
+    @app.post("/detect", openapi_extra=_described(translate.DETECT_FIELDS, ["q"]))
     async def detected(request: Request) -> Response:
         return answer(translate.detect(service, await body_of(request)))
 
@@ -265,7 +265,7 @@ def _note(service: Service, request: Request, usage: Any, stats: Any, times: Any
     )
 
 
-def _described(fields: Iterable[str]) -> dict[str, Any]:
+def _described(known: Mapping[str, Check], needed: Sequence[str]) -> dict[str, Any]:
     """A body of these fields, for ``/openapi.json``."""
-    schema = {"type": "object", "properties": {name: {} for name in fields}}
+    schema = object_of(known, needed)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

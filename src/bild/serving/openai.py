@@ -16,6 +16,27 @@ MOST_TOKENS = 1 << 20
 INT64 = (-(1 << 63), (1 << 63) - 1)
 ROLES = ("system", "developer", "user", "assistant")
 
+ONE_PROMPT = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "integer"}}]}
+PROMPT = {"anyOf": [*ONE_PROMPT["anyOf"], {"type": "array", "minItems": 1, "items": ONE_PROMPT}]}
+PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "properties": {
+            "role": {"enum": list(ROLES)},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": PART}]},
+            "name": {"type": "string"},
+        },
+        "required": ["role", "content"],
+    },
+}
+
 SHARED: dict[str, Check] = {
     "model": text,
     "stream": boolean,
@@ -52,13 +73,13 @@ SHARED: dict[str, Check] = {
     **dict.fromkeys(("user", "metadata", "store", "service_tier", "request_id", "safety_identifier"), anything),
 }
 COMPLETION: dict[str, Check] = SHARED | {
-    "prompt": lambda name, value: value,
+    "prompt": fields.says(PROMPT)(lambda name, value: value),
     "logprobs": whole(0, 5),
     "echo": neutral(False),
     "suffix": neutral(""),
 }
 CHAT: dict[str, Check] = SHARED | {
-    "messages": lambda name, value: value,
+    "messages": fields.says(MESSAGES)(lambda name, value: value),
     "max_completion_tokens": whole(1, MOST_TOKENS),
     "logprobs": boolean,
     "top_logprobs": whole(0, 20),
@@ -90,6 +111,12 @@ class Wish:
     usage: bool = False
     running_usage: bool = False
     trace: bool = False
+
+
+def own_fields(service: Service) -> dict[str, Check]:
+    """Fields whose range is the server's."""
+    limits, settings = service.engine.limits, service.settings
+    return {"n": whole(1, limits.rows), "stop": fields.texts(settings.stops, LONGEST_STOP)}
 
 
 def completion(service: Service, body: Any) -> Wish:
@@ -129,10 +156,8 @@ def chat(service: Service, body: Any) -> Wish:
 
 
 def _read(service: Service, body: Any, known: Mapping[str, Check]) -> dict[str, Any]:
-    limits, settings = service.engine.limits, service.settings
-    own = {"n": whole(1, limits.rows), "stop": fields.texts(settings.stops, LONGEST_STOP)}
-    passed: Callable[[str], None] | None = service.board.unknown if settings.lenient else None
-    return fields.read(body, {**known, **own}, passed)
+    passed: Callable[[str], None] | None = service.board.unknown if service.settings.lenient else None
+    return fields.read(body, {**known, **own_fields(service)}, passed)
 
 
 def _wish(service: Service, given: dict[str, Any], items: list[Any], options: dict[str, Any]) -> Wish:
