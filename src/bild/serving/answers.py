@@ -50,9 +50,9 @@ class Answer:
             place: of the request.
             done: is filled with the texts, for whoever logs.
         """
-        done += [Text(self.service.writing(self.work)) for _ in self.work.jobs]
+        done += [Text(self.service.writing(self.work, live=True)) for _ in self.work.jobs]
         started: set[int] = set()
-        async with aclosing(self.service.events(self.work, place, live=True)) as events:
+        async with aclosing(self.service.events(self.work, place)) as events:
             async for index, event in events:
                 text = done[index]
                 if isinstance(event, Finished):

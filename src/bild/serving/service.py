@@ -146,25 +146,24 @@ class Service:
     def _job(self, ids: list[int], asked: Any, index: int) -> Job:
         return prepare(ids, asked, index, models=self.decoder.models, tokenizer=self.decoder.tokenizer)
 
-    def writing(self, work: Work) -> Writing:
-        """A text of a request, of which nothing is written yet."""
+    def writing(self, work: Work, *, live: bool) -> Writing:
+        """A text of a request, of which nothing is written yet; live: its pieces are wanted as they come."""
         trimmer, scored = Trimmer(work.ask.stops, keep=work.ask.keep_stop), work.ask.options.get("logprobs") is not None
-        return Writing(self.tokenizer, trimmer, scored=scored)
+        return Writing(self.tokenizer, trimmer, scored=scored, live=live)
 
-    async def events(self, work: Work, place: Place, *, live: bool) -> AsyncGenerator[tuple[int, Event]]:
-        """What becomes of the texts of a request, within the time a request may take.
+    async def events(self, work: Work, place: Place) -> AsyncGenerator[tuple[int, Event]]:
+        """What becomes of the texts of a request as it happens, within the time a request may take.
 
         Args:
             work: what there is to decode.
             place: of the request.
-            live: whether each round is wanted at once, or all of a text together.
 
         Raises:
             Problem: a text that will not come.
             TimeoutError: it took longer.
         """
         limit = asyncio.get_running_loop().time() + self.settings.timeout_s
-        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows, live=live)
+        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows)
         async with aclosing(following):
             while True:
                 try:
@@ -179,11 +178,15 @@ class Service:
 
     async def texts(self, work: Work, place: Place) -> list[Text]:
         """All texts of a request, in order."""
-        found = [Text(self.writing(work)) for _ in work.jobs]
-        async with aclosing(self.events(work, place, live=False)) as events:
-            async for index, event in events:
+        found = [Text(self.writing(work, live=False)) for _ in work.jobs]
+        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows, live=False)
+        # Nobody listens in between, so one deadline is enough for all of it.
+        async with asyncio.timeout(self.settings.timeout_s), aclosing(following):
+            async for index, event in following:
                 if isinstance(event, Written):
                     found[index].add(event, work.rules.window)
                 elif isinstance(event, Finished):
                     found[index].end = event
+                else:
+                    raise of_failure(event)
         return found
