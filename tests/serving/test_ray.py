@@ -52,8 +52,9 @@ def test_options_are_those_of_bild_serve():
     assert deployment._deployment_config.autoscaling_config.target_ongoing_requests == 3
 
 
-@pytest.fixture
-def served(cluster, folder):
+@pytest.fixture(scope="module")
+def start(cluster, folder):
+    """Serves the toy pair; in place of what was served before."""
     from ray import serve
 
     from bild.serving.plan import plan
@@ -61,9 +62,13 @@ def served(cluster, folder):
 
     port = 18_000 + os.getpid() % 1000
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    planned = plan(pair=folder, runtime="eager", dtype="float32", model_name="toy", max_rows=4, translate=["de:en"])
-    serve.run(application(planned, replicas="2", drain_s=5), name="bild", route_prefix="/")
-    yield f"http://127.0.0.1:{port}"
+    planned = plan(pair=folder, runtime="eager", dtype="float32", model_name="toy", max_rows=2, translate=["de:en"])
+
+    def started(**options) -> str:
+        serve.run(application(planned, drain_s=5, **options), name="bild", route_prefix="/")
+        return f"http://127.0.0.1:{port}"
+
+    yield started
     serve.shutdown()
 
 
@@ -75,9 +80,57 @@ def processes() -> set[int]:
     return {handle.process.remote().result(timeout_s=20) for _ in range(30)}
 
 
-def test_a_killed_replica_takes_only_its_own_requests_along(served, pair):
+def wait_for(count: int, seconds: float = 60) -> set[int]:
+    end = time.monotonic() + seconds
+    while len(found := processes()) != count:
+        assert time.monotonic() < end, f"there are {len(found)} replicas, not {count}"
+        time.sleep(1)
+    return found
+
+
+def test_the_api_is_that_of_one_server(start, pair):
+    import openai
+
+    url = start(replicas="2")
+    expected = pair.generate("w7 w8 w9", max_new_tokens=12)[0].text
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.completions.create(model="toy", prompt="w7 w8 w9", max_tokens=12)
+        stream = client.completions.create(model="toy", prompt="w7 w8 w9", max_tokens=12, stream=True)
+        pieces = [chunk.choices[0].text for chunk in stream]
+        assert answer.choices[0].text == "".join(pieces) == expected and len(pieces) > 2
+        with pytest.raises(openai.BadRequestError, match="did you mean temperature"):
+            client.completions.create(model="toy", prompt="w7", extra_body={"temprature": 1})
+
+
+def test_replicas_follow_the_load(start, pair):
     import httpx2 as httpx
 
+    quick = {"upscale_delay_s": 0.5, "downscale_delay_s": 3, "look_back_period_s": 2, "metrics_interval_s": 0.5}
+    url = start(replicas="1:2", scaling=quick)
+    wait_for(1)
+    body = {"model": "toy", "prompt": "w7 w8 w9", "max_tokens": 60, "ignore_eos": True}
+    statuses: list[int] = []
+
+    async def ask(client: httpx.AsyncClient, until: float) -> None:
+        while time.monotonic() < until:
+            statuses.append((await client.post(f"{url}/v1/completions", json=body)).status_code)
+
+    async def run() -> int:
+        async with httpx.AsyncClient(timeout=60) as client:
+            load = [asyncio.create_task(ask(client, time.monotonic() + 30)) for _ in range(12)]
+            await asyncio.gather(*load)
+        return len(await asyncio.to_thread(processes))
+
+    assert asyncio.run(run()) == 2
+    assert set(statuses) == {200}
+    wait_for(1)
+
+
+def test_a_killed_replica_takes_only_its_own_requests_along(start, pair):
+    import httpx2 as httpx
+
+    served = start(replicas="2")
+    wait_for(2)
     text = "w7 w8 w9"
     expected = pair.generate(text, "exact", max_new_tokens=12)[0].text
     body = {"model": "toy", "prompt": text, "max_tokens": 12, "policy": "exact"}
@@ -110,10 +163,7 @@ def test_a_killed_replica_takes_only_its_own_requests_along(served, pair):
     # Six were open between two replicas; who was asked next found the other one.
     assert len(lost) <= 6 and all(killed <= at <= killed + 10 for at in lost), [at - killed for at in lost]
     assert sum(fine for _, fine in ends) > 20
-    end = time.monotonic() + 60
-    while len(after := processes()) < 2:
-        assert time.monotonic() < end, "there is still one replica"
-        time.sleep(1)
+    after = wait_for(2)
     assert min(before) not in after and before & after
 
 

@@ -57,7 +57,13 @@ class Replica:
 
 
 def application(
-    plan: Plan, *, replicas: str = "1", cpus: float = 1, gpus: float = 0, drain_s: float = DRAIN_S
+    plan: Plan,
+    *,
+    replicas: str = "1",
+    cpus: float = 1,
+    gpus: float = 0,
+    drain_s: float = DRAIN_S,
+    scaling: Mapping[str, Any] | None = None,
 ) -> serve.Application:
     """An application of Serve.
 
@@ -67,17 +73,20 @@ def application(
         cpus: processors of a replica, above 0; torch has as many threads.
         gpus: GPUs of a replica, 0….
         drain_s: how long a replica that is to end may serve what it has accepted, in seconds.
+        scaling: further fields of Serve's ``autoscaling_config``, as ``{"downscale_delay_s": 60}``.
 
     Raises:
-        InputError: replicas of another form.
+        InputError: replicas of another form, or scaling where their number is fixed.
     """
     least, most = parse_replicas(replicas)
     limits = plan.limits
     number: dict[str, Any] = {"num_replicas": least}
     if most > least:
         # More than its rows wait for each other: then another replica pays.
-        scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": limits.rows}
-        number = {"num_replicas": None, "autoscaling_config": scaling}
+        own = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": limits.rows}
+        number = {"num_replicas": None, "autoscaling_config": own | ({} if scaling is None else dict(scaling))}
+    elif scaling is not None:
+        raise InputError(f"scaling is given, and replicas are {replicas}; write them as in 1:4, or leave scaling out")
     deployment = serve.deployment(serve.ingress()(Replica)).options(
         name="bild",
         # Serve's own default of 5 would keep batches small.
@@ -96,8 +105,8 @@ def app(args: Mapping[str, Any]) -> serve.Application:
 
     Args:
         args: options of ``bild serve`` under their names with underscores (``max_rows``, ``api_key_file``), and
-            ``replicas``, ``cpus``, ``gpus`` and ``drain`` as :func:`application` has them. From a command line all of
-            them are texts.
+            ``replicas``, ``cpus``, ``gpus``, ``drain`` and ``scaling`` as :func:`application` has them. From a command
+            line all of them are texts.
 
     Raises:
         InputError: an option that does not exist, or a value that cannot be used.
@@ -150,7 +159,7 @@ def translate_file(
     return count, failed
 
 
-SHAPE = {"replicas": "replicas", "cpus": "cpus", "gpus": "gpus", "drain": "drain_s"}
+SHAPE = {"replicas": "replicas", "cpus": "cpus", "gpus": "gpus", "drain": "drain_s", "scaling": "scaling"}
 
 
 def parse_replicas(text: str) -> tuple[int, int]:
