@@ -6,10 +6,13 @@ import signal
 import threading
 from collections.abc import Callable
 
+import ray
 from ray import serve
 
 from bild.serving.plan import Plan
 from bild.serving.ray import application
+
+NAME = "bild"
 
 
 def serve_on_ray(
@@ -26,13 +29,16 @@ def serve_on_ray(
         say: is told where it serves.
     """
     bound, stop = application(plan, replicas=replicas, drain_s=drain_s), threading.Event()
-    before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         serve.start(http_options={"host": host, "port": port})
-        serve.run(bound, name="bild", route_prefix="/")
+        serve.run(bound, name=NAME, route_prefix="/")
+        # Only now: when it starts, Ray puts handlers of its own in their place.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, lambda *_: stop.set())
         say(f"serving {plan.settings.model} on http://{host}:{port}, on Ray")
         stop.wait()
+        # The application goes before the proxies: these still hand out what its replicas have accepted.
+        serve.delete(NAME)
     finally:
         serve.shutdown()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        ray.shutdown()
