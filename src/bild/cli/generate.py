@@ -100,6 +100,13 @@ def generate(
         int,
         typer.Option(help="Batches decoded side by side, 1…; the cores are shared out.", rich_help_panel=TEXT),
     ] = 1,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            help="With --json: how likely the large model found each token, and so many of the likeliest, 0…",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=OUTPUT)] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Counts and times on stderr.", rich_help_panel=OUTPUT)] = False,
     trace: Annotated[
@@ -138,6 +145,8 @@ def generate(
         verify_end=verify_end,
     )
     check_qualifier(chosen, named.middle is not None)
+    if logprobs is not None and not as_json:
+        raise InputError("logprobs are shown in JSON only; give --json, too, or leave --logprobs out")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
     options.share_cores(lanes)
@@ -167,6 +176,7 @@ def generate(
         "no_repeat_ngram_size": no_repeat_ngram_size,
         "stop_strings": stop or None,
         "seed": seed,
+        "logprobs": logprobs,
     }
     source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
     source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}

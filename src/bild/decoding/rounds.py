@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from bild.decoding.choice import Choice, Greedy
 from bild.decoding.draft import NO_WORK, Draft, HandOverReason, Work, Writer
 from bild.decoding.drafters.drafter import Drafter
+from bild.decoding.likelihood import Scored
 from bild.decoding.policy import Policy
 from bild.decoding.rows import FinishReason, Request, Row, Rules
 from bild.decoding.scorer import Scorer
@@ -48,6 +49,9 @@ class Commit:
     """``d(p_S, p_L)`` of each draft token."""
     doubtful: int | None = None
     """The token the small model was too unsure of to propose."""
+    scored: tuple[Scored, ...] = ()
+    """How likely the large model found each token; empty unless the request asks. An end that passes unread is read for
+    this, without being judged."""
 
     @property
     def rolled_back(self) -> bool:
@@ -221,7 +225,7 @@ class Batch:
         """Tell the rules of each row, and the drafter, what became of its draft."""
         drafter = learner(self.drafter)
         for row, draft, verdict in zip(self.rows, drafts, verdicts, strict=True):
-            if draft is not None and verdict is not None:
+            if draft is not None and verdict is not None and row.rules.policy.reads(draft):
                 for part in (learner(row.rules.acceptance), learner(row.rules.hand_over), drafter):
                     if part is not None:
                         part.learn(row, draft, verdict)
@@ -245,7 +249,9 @@ def _commit(row: Row, draft: Draft | None, verdict: Verdict | None) -> Commit | 
     """Make a row's accepted draft and the large model's token final; None for a row that was passed over."""
     if draft is None or verdict is None:
         return None
-    accepted, start = verdict.accepted, row.committed
+    start, verified = row.committed, row.rules.policy.reads(draft)
+    # What passes unread is here for its likelihood only.
+    accepted = verdict.accepted if verified else len(draft.tokens)
     del row.tokens[start + accepted :]
     # Only a whole draft can end the text: each of its tokens was asked when it was written.
     finish_reason = row.ended() if draft.ends and accepted == len(draft.tokens) else None
@@ -262,11 +268,13 @@ def _commit(row: Row, draft: Draft | None, verdict: Verdict | None) -> Commit | 
         draft=tuple(draft.tokens),
         accepted=accepted,
         reason=draft.reason,
+        verified=verified,
         finish_reason=finish_reason,
         work={**draft.work, verdict.writer: verdict.work},
         confidences=tuple(draft.confidences),
-        distances=verdict.distances,
+        distances=verdict.distances if verified else (),
         doubtful=draft.doubtful,
+        scored=(*verdict.scored[:accepted], *verdict.scored[-1:])[: len(writers)],
     )
 
 
@@ -279,7 +287,8 @@ def _commit_written(row: Row, work: Mapping[Writer, Work]) -> Commit:
 
 def _commit_unread(row: Row, draft: Draft | None) -> Commit | None:
     """Make a draft final that the large model never reads; None if it must be read."""
-    if draft is None or row.rules.policy.reads(draft):
+    policy = row.rules.policy
+    if draft is None or policy.reads(draft) or (row.request.logprobs is not None and policy.alone is None):
         return None
     row.committed = len(row.tokens)
     return Commit(

@@ -50,6 +50,7 @@ def prepare(
         stop=_stop(asked, tokenizer, len(prompt)),
         process=asked.processor(len(prompt), longest, ids, large.device),
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
+        logprobs=asked.logprobs,
     )
     return Job(source, request)
 

@@ -60,6 +60,8 @@ class GenerationOptions:
         seed: of the draws, an integer of 64 bits; each row's own follows from it and the row's place in the call
             (the first row has the seed itself). Or one a row. None: different each call, as torch's global
             generator says.
+        logprobs: how likely each token was is recorded, and so many of the likeliest in its place, 0…
+            (:attr:`Result.logprobs`); None: nothing is. The text is the same.
 
     Raises:
         InputError: a value out of range, or an option of draws in a call that draws nothing.
@@ -94,6 +96,7 @@ class GenerationOptions:
     decoder_start_token_id: int | None = None
     stop_strings: str | Sequence[str] | None = None
     seed: int | Sequence[int] | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed, valid in RANGES:
@@ -269,4 +272,5 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
     ("encoder_no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
     ("decoder_start_token_id", "one token id", _whole(0)),
+    ("logprobs", "0 or more, a whole number", _whole(0)),
 ]

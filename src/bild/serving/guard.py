@@ -82,7 +82,8 @@ class Guard:
         path, settings = scope["path"], self.service.settings
         if sum(len(name) + len(value) for name, value in scope["headers"]) > settings.header_bytes:
             raise Problem(431, "invalid_request_error", f"the headers are larger than {settings.header_bytes} bytes")
-        scope["state"]["allowed"] = settings.keys.allow(_key(headers))
+        given = _key(headers)
+        scope["state"]["allowed"], scope["state"]["who"] = settings.keys.allow(given), settings.keys.who(given)
         if not scope["state"]["allowed"] and path not in OPEN and path not in KEY_INSIDE:
             raise no_key()
         declared = headers.get(b"content-length", b"0")

@@ -71,6 +71,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.leaving is not None:
             self.force_exit = self.should_exit = True
+            for connection in list(self.server_state.connections):
+                # From Python 3.12 on a server is not closed before its connections are.
+                connection.loop.call_soon_threadsafe(connection.transport.abort)
         self.leave()
 
     def leave(self) -> None:
