@@ -23,6 +23,7 @@ from bild.cli.streams import finish, prepare_streams
 from bild.cli.train import train
 from bild.cli.train_ngram import train_ngram
 from bild.cli.tune import tune
+from bild.cli.verify_server import verify_server
 from bild.cli.warmup import warmup
 from bild.errors import BildError, one_line, reason
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(verify_server)
 app.command()(evaluate)
 app.command()(train)
 app.command()(align)

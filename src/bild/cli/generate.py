@@ -55,6 +55,8 @@ def generate(
     middle: options.Middle = None,
     middle_window: options.MiddleWindow = None,
     drafter: options.Drafter = None,
+    verifier: options.Verifier = None,
+    verifier_timeout: options.VerifierTimeout = 30,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
@@ -128,7 +130,12 @@ def generate(
     from bild.generation.pair import choose_pair
 
     # So should a wrong option.
-    named = choose_pair(pair, large, small, drafter, middle, middle_window)
+    if verifier is None:
+        named = choose_pair(pair, large, small, drafter, middle, middle_window)
+    else:
+        from bild.generation.elsewhere import choose_small
+
+        named = choose_small(pair, large, small, drafter, middle, middle_window)
     chosen = options.choose_policy(
         named,
         policy,
@@ -152,6 +159,8 @@ def generate(
         device=device,
         runtime=runtime,
         trust_remote_code=trust_remote_code,
+        verifier=verifier,
+        verifier_timeout=verifier_timeout,
     )
     asked: dict[str, Any] = {
         "lossless": lossless,

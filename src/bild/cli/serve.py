@@ -75,9 +75,7 @@ def serve(
     Stops on SIGTERM or Ctrl-C: requests it has accepted are served first; a second one stops it at once. The exit
     code is 0, or 1 if the models broke down.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"serving needs {', '.join(missing)}; pip install 'bild[serve]'")
+    check_installed()
     for name, value in (("timeout", timeout), ("drain", drain)):
         if not value >= 0 or (name == "timeout" and value == 0):
             raise InputError(f"{name} is {value:g}; allowed is {'more than 0' if name == 'timeout' else '0 or more'}")
@@ -90,9 +88,9 @@ def serve(
     limits = Limits(rows=max_rows, cells=max_cells, queue=queue)
     bundled = pair is None and large is None and small is None
     settings = Settings(
-        model=_name(pair, large) if model_name is None else model_name,
+        model=name_of(pair, large) if model_name is None else model_name,
         languages=_languages(translate, bundled),
-        keys=_keys(api_key_file),
+        keys=keys_of(api_key_file),
         timeout_s=timeout,
         cors=tuple(cors_origin or ()),
         metrics_prefix=metrics_prefix,
@@ -111,19 +109,31 @@ def serve(
         src_lang=src_lang,
         tgt_lang=tgt_lang,
     )
-    _log()
+    log_requests("bild.serving", "bild.engine")
     if host not in LOOPBACK and not settings.keys:
-        _say(f"warning: everybody who can reach {host} can use this server; give it keys with --api-key-file")
+        say(f"warning: everybody who can reach {host} can use this server; give it keys with --api-key-file")
     service = Service(decoder, decoder.engine(limits), settings)
     service.engine.start()
     server = Server(service, drain)
-    _say(f"serving {settings.model} on http://{host if ':' not in host else f'[{host}]'}:{listening.getsockname()[1]}")
+    say(f"serving {settings.model} on http://{host if ':' not in host else f'[{host}]'}:{listening.getsockname()[1]}")
     server.run(sockets=[listening])
     if server.broken:
         raise typer.Exit(1)
 
 
-def _name(pair: str | None, large: str | None) -> str:
+def check_installed() -> None:
+    """Whether what servers are made of is there.
+
+    Raises:
+        InputError: it is not, and what to install.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"serving needs {', '.join(missing)}; pip install 'bild[serve]'")
+
+
+def name_of(pair: str | None, large: str | None) -> str:
+    """What a pair is called where nobody says."""
     if pair is None and large is None:
         return "de-en"
     named = Path(large if pair is None else pair)  # type: ignore[arg-type]
@@ -138,7 +148,8 @@ def _languages(translate: list[str] | None, bundled: bool) -> tuple[Languages, .
     return tuple(Languages.parse(each) for each in translate)
 
 
-def _keys(place: str | None) -> Keys:
+def keys_of(place: str | None) -> Keys:
+    """Who may ask: by a file, or by the environment."""
     from bild.serving.settings import Keys
 
     if place is not None:
@@ -149,15 +160,16 @@ def _keys(place: str | None) -> Keys:
     return Keys() if given is None else Keys.of([given])
 
 
-def _log() -> None:
-    """A line a request on stderr."""
+def log_requests(*names: str) -> None:
+    """A line a request on stderr, from these loggers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("bild.serving", "bild.engine"):
+    for name in names:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """To whoever started the server."""
     print(text, file=sys.stderr, flush=True)

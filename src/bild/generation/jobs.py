@@ -51,7 +51,7 @@ def prepare(
         process=asked.processor(len(prompt), longest, ids, large.device),
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
     )
-    return Job(source, request)
+    return Job(source, request, options=asked.to_dict())
 
 
 def copyable(source: Sequence[int], large: Model) -> Sequence[int]:
