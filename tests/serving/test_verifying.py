@@ -91,12 +91,25 @@ def same(far: BigLittleDecoder, near: BigLittleDecoder, policy: str, **options) 
     assert [facts(result.rounds) for result in ours] == [facts(result.rounds) for result in theirs]
 
 
+@pytest.fixture(scope="module")
+def far(running) -> BigLittleDecoder:
+    return device(running.url)
+
+
+# Every rule with every way of drawing is looked at in tests/edge, on toys.
 @pytest.mark.parametrize(
-    "options", [{}, DRAWS, {"batch_size": 3, "repetition_penalty": 1.3}, DRAWS | {"batch_size": 2}], ids=str
+    ("policy", "options"),
+    [
+        ("bild", {"batch_size": 3, "repetition_penalty": 1.3}),
+        ("bild:metric=margin", {}),
+        ("exact", DRAWS | {"batch_size": 2}),
+        ("speculative_sampling:window=3", DRAWS),
+        ("large", {}),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("policy", ["bild", "exact", "bild:metric=margin", "speculative_sampling:window=3", "large"])
-def test_elsewhere_is_here(running, near, policy, options):
-    same(device(running.url), near, policy, **options)
+def test_elsewhere_is_here(far, near, policy, options):
+    same(far, near, policy, **options)
 
 
 def test_elsewhere_is_here_for_decoders_with_other_drafters_and_a_middle_model():
@@ -126,11 +139,11 @@ def test_nothing_of_the_large_model_is_at_the_device(running, near):
 
 def test_many_devices_at_once_share_passes(running, near):
     expected = [result.text for result in near.generate(TEXTS, "exact")]
-    devices = [device(running.url) for _ in range(6)]
+    devices = [device(running.url) for _ in range(3)]
     before = running.service.board.page().decode()
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda far: [result.text for result in far.generate(TEXTS, "exact")], devices))
-    assert found == [expected] * 6
+    assert found == [expected] * 3
     wait_until(lambda: running.service.engine.load.sessions == 0)
     passes, rounds = (count(running, name) - number(before, name) for name in ("pass_seconds_count", "rounds_total"))
     assert rounds > 20 and passes <= rounds
@@ -235,8 +248,7 @@ def test_keys_are_asked_for(monkeypatch):
         running.stop()
 
 
-def test_what_a_device_cannot_be_asked_for(running, near):
-    far = device(running.url)
+def test_what_a_device_cannot_be_asked_for(running, far, near):
     for policy in ("bild:metric=kl", "ensemble", "adaptive"):
         with pytest.raises(InputError, match="needs more of the small model"):
             far.generate(TEXTS[0], policy)

@@ -19,6 +19,7 @@ from bild.cli.info import info
 from bild.cli.reproduce import reproduce
 from bild.cli.retranslate import retranslate
 from bild.cli.serve import serve
+from bild.cli.simulate import simulate
 from bild.cli.streams import finish, prepare_streams
 from bild.cli.train import train
 from bild.cli.train_ngram import train_ngram
@@ -46,6 +47,7 @@ app.command()(tune)
 app.command()(reproduce)
 app.command()(warmup)
 app.command()(retranslate)
+app.command()(simulate)
 
 INTERRUPTED = 128 + signal.SIGINT
 # typer carries its own copy of click since 0.27 and used the real one before; this is the base of either.
