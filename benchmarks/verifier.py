@@ -1,4 +1,4 @@
-"""What crosses the network between a device and its verifier, in bytes and not in seconds: ``python benchmarks/verifier.py``.
+"""What crosses the network between a device and its verifier, in bytes: ``python benchmarks/verifier.py``.
 
 A verify-server of the bundled large model on loopback, and a device with the small one: requests and bytes of bodies a
 token, and whether the texts are those of the pair on one machine. Counts are the same on every machine.

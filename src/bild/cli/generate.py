@@ -65,7 +65,7 @@ def generate(
         str,
         typer.Option(
             help="A preset: bild, exact and speculative_sampling (lossless), ensemble, typical, no_rollback, "
-            "no_fallback, adaptive, adasd, pyramid (with --middle), large, small; with options as in "
+            "no_fallback, adaptive, adasd, pyramid (with --middle), key_tokens, large, small; with options as in "
             "bild:metric=js:rollback_threshold=0.4.",
             rich_help_panel=options.POLICY,
         ),

@@ -25,9 +25,12 @@ from bild.decoding import (
 from bild.decoding.acceptance import residual
 from bild.decoding.choice import draw
 from bild.decoding.distances import METRICS
+from bild.decoding.key_tokens import KeyTokens
 from bild.errors import InputError
 
-ALLOWED = "exact_match, rejection_sampling, typical, and within_distance by nll, margin or rank"
+ALLOWED = (
+    "exact_match, rejection_sampling, typical, key_tokens without variation, and within_distance by nll, margin or rank"
+)
 NUMBERS, HELD = "numbers of the device", "distributions of the verifier"
 """Where a row remembers what a round brought, and what a device may still ask a token of."""
 
@@ -39,6 +42,7 @@ def check_rule(rule: Acceptance) -> None:
         InputError: they cannot, and what can.
     """
     near = type(rule) is WithinDistance and not METRICS[rule.metric].needs_draft_logits
+    near = near or (type(rule) is KeyTokens and rule.variation is None)
     if not (near or type(rule) in (ExactMatch, TypicalAcceptance) or (_rejects(rule) and rule.lossless)):
         raise InputError(
             f"the policy judges drafts by {_named(rule)}, which needs more of the small model than a verifier "
@@ -48,6 +52,8 @@ def check_rule(rule: Acceptance) -> None:
 
 def at_verifier(rule: Acceptance) -> Acceptance:
     """The rule as a verifier applies it."""
+    if type(rule) is KeyTokens:
+        return KeyTokensByNumber(rule)
     return RejectionByNumber() if _rejects(rule) else rule
 
 
@@ -62,14 +68,15 @@ def numbers_of(rule: Acceptance, choice: Choice, draft: Draft, kind: torch.dtype
     """
     if not asks(rule, choice) or draft.certain or not draft.tokens:
         return []
-    q = choice.probabilities(torch.stack(draft.logits).to(kind))
+    logits = torch.stack(draft.logits).to(kind)
+    q = choice.probabilities(logits) if _rejects(rule) else logits.softmax(-1)
     tokens = torch.tensor(draft.tokens, device=q.device)
     return [float(each) for each in q.gather(-1, tokens[:, None])[:, 0].tolist()]
 
 
 def asks(rule: Acceptance, choice: Choice) -> bool:
     """Whether a verifier needs to know how likely the draft was."""
-    return _rejects(rule) and choice.draws
+    return type(rule) is KeyTokens or (_rejects(rule) and choice.draws)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,28 @@ class RejectionByNumber:
             row.memory[HELD] = own[-count:] if count else None
         # Right behind a draft that is kept; elsewhere the residual is not known yet.
         return Judgement(keep, draw(p, reading.uniforms(Use.REPLACE)), torch.zeros_like(q))
+
+
+@dataclass(frozen=True)
+class KeyTokensByNumber:
+    """:class:`~bild.decoding.key_tokens.KeyTokens` of drafts of which only the probability of each token is known.
+
+    Args:
+        rule: what is done with it.
+    """
+
+    rule: KeyTokens
+
+    @property
+    def lossless(self) -> bool:
+        return False
+
+    @property
+    def needs_draft_logits(self) -> bool:
+        return False
+
+    def judge(self, reading: Reading) -> Judgement:
+        return self.rule.judged(reading, -_laid_out(reading.rows, reading.logits).log())
 
 
 def replaced(row: History, position: int, p: Tensor, q: Tensor) -> int:

@@ -102,7 +102,7 @@ def devices(recording: Recording, costs: Costs, seed: int) -> Table:
     rows = []
     link = Link(0.02, 0.002)
     for count in FLEETS:
-        own: Any = {"devices": count, "texts": max(40, 3 * count), "link": link, "costs": costs, "seed": seed}
+        own: Any = {"devices": count, "texts": 10 * count + 40, "link": link, "costs": costs, "seed": seed}
         drafting = simulate_fleet(Fleet(controller=CONTROLLERS["cost"], **own), recording)
         cloud = simulate_fleet(Fleet(controller=None, **own), recording)
         rows.append(
