@@ -16,7 +16,7 @@ from bild.edge.numbers import check_rule
 from bild.edge.remote import RemoteVerifier, Terms
 from bild.edge.wire import DESCRIBE, KINDS, PROTOCOL
 from bild.engine import Job
-from bild.errors import InputError, VerifierError
+from bild.errors import InputError, VerifierError, VocabularyError
 from bild.generation.middle import SMALL
 from bild.generation.pair import Pair, choose_pair
 from bild.generation.verifying import check_vocabulary, digest_of, probed
@@ -132,7 +132,7 @@ def connect(
     check_kinds(config, small.config)
     check_vocabulary(facts.vocabulary, digest_of(tokenizer))
     if None in (facts.vocabulary, tokenizer) and facts.vocab_size != small.vocab_size:
-        raise InputError(
+        raise VocabularyError(
             f"the verifier's head has {facts.vocab_size} rows and the small model's {small.vocab_size}, and there are "
             "not two tokenizers to compare; add the tokenizer to both folders"
         )

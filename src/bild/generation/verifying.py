@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -104,15 +106,16 @@ class Texts:
         ):
             if most is not None and count > most:
                 raise TooLongError(f"the text can have {count} {what}; the verifier's model places at most {most}")
-        asked = _options(dict(opening.options))
-        asked.check_ids(model.vocab_size)
+        with _of_options():
+            asked = GenerationOptions(**opening.options)
+            asked.check_ids(model.vocab_size)
+            process, choice = self._process(opening, asked), _choice(compact(dict(opening.options)))
         request = Request(
             prompt=opening.prompt,
             max_new_tokens=opening.max_new_tokens,
-            process=self._process(opening, asked),
+            process=process,
             generator=None if opening.seed is None else torch.Generator().manual_seed(opening.seed),
         )
-        choice = _choice(compact(dict(opening.options)))
         if choice.draws and opening.seed is None:
             raise InputError("the text is drawn, and has no seed; give one")
         row = Row(0, request, Rules(_policy(dict(opening.acceptance)), choice))
@@ -135,20 +138,20 @@ class Texts:
         return process
 
 
-def _options(given: dict[str, Any]) -> GenerationOptions:
+@contextmanager
+def _of_options() -> Iterator[None]:
+    """Whatever a stranger's options make others raise is one line."""
     try:
-        return GenerationOptions(**given)
+        yield
     except InputError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"options hold something that is none ({type(error).__name__})") from None
 
 
 @lru_cache(CHOICES)
 def _choice(options: bytes) -> Choice:
-    import json
-
-    return _options(json.loads(options)).choice()
+    return GenerationOptions(**json.loads(options)).choice()
 
 
 def _policy(acceptance: dict[str, Any]) -> Policy:
