@@ -31,7 +31,8 @@ class GoneError(BildError):
 
 @dataclass
 class Traffic:
-    """What has crossed the network: the bodies of requests and answers; headers are some 300 bytes more a request."""
+    """What has crossed the network for texts: the bodies of requests and answers; headers are some 300 bytes a request
+    more, and what a verifier says of itself when it is called is not counted."""
 
     requests: int = 0
     bytes_up: int = 0
@@ -153,9 +154,10 @@ class Connection:
                 raise TimeoutError("the answer does not end")
         # Nothing is left; only this tells http.client so.
         response.read()
-        self.traffic.requests += 1
-        self.traffic.bytes_up += len(raw or b"")
-        self.traffic.bytes_down += size
+        if raw is not None:
+            self.traffic.requests += 1
+            self.traffic.bytes_up += len(raw)
+            self.traffic.bytes_down += size
         return response.status, b"".join(pieces)
 
     def _lost(self, error: Exception) -> VerifierError:
