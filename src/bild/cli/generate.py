@@ -55,6 +55,8 @@ def generate(
     middle: options.Middle = None,
     middle_window: options.MiddleWindow = None,
     drafter: options.Drafter = None,
+    verifier: options.Verifier = None,
+    verifier_timeout: options.VerifierTimeout = 30,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
@@ -63,7 +65,7 @@ def generate(
         str,
         typer.Option(
             help="A preset: bild, exact and speculative_sampling (lossless), ensemble, typical, no_rollback, "
-            "no_fallback, adaptive, adasd, pyramid (with --middle), large, small; with options as in "
+            "no_fallback, adaptive, adasd, pyramid (with --middle), key_tokens, large, small; with options as in "
             "bild:metric=js:rollback_threshold=0.4.",
             rich_help_panel=options.POLICY,
         ),
@@ -135,7 +137,12 @@ def generate(
     from bild.generation.pair import choose_pair
 
     # So should a wrong option.
-    named = choose_pair(pair, large, small, drafter, middle, middle_window)
+    if verifier is None:
+        named = choose_pair(pair, large, small, drafter, middle, middle_window)
+    else:
+        from bild.generation.elsewhere import choose_small
+
+        named = choose_small(pair, large, small, drafter, middle, middle_window)
     chosen = options.choose_policy(
         named,
         policy,
@@ -161,6 +168,8 @@ def generate(
         device=device,
         runtime=runtime,
         trust_remote_code=trust_remote_code,
+        verifier=verifier,
+        verifier_timeout=verifier_timeout,
     )
     asked: dict[str, Any] = {
         "lossless": lossless,

@@ -99,7 +99,7 @@ def serve(
     Stops on SIGTERM or Ctrl-C: requests it has accepted are served first; a second one stops it at once. The exit
     code is 0, or 1 if the models broke down.
     """
-    _check_installed(NEEDED, "serve")
+    check_installed()
     if not drain >= 0:
         raise InputError(f"drain is {drain:g}; allowed is 0 or more")
     if replicas is not None and not ray:
@@ -134,14 +134,14 @@ def serve(
         lenient=lenient,
     )
     if host not in LOOPBACK and not planned.settings.keys:
-        _say(f"warning: everybody who can reach {host} can use this server; give it keys with --api-key-file")
+        say(f"warning: everybody who can reach {host} can use this server; give it keys with --api-key-file")
     if ray:
-        _check_installed(("ray",), "ray")
+        check_installed(("ray",), "ray")
         if not port:
             raise InputError("port is 0, and Ray listens on the one it is told; name it with --port")
         from bild.serving.ray_cluster import serve_on_ray
 
-        serve_on_ray(planned, host, port, "1" if replicas is None else replicas, drain, say=_say)
+        serve_on_ray(planned, host, port, "1" if replicas is None else replicas, drain, say=say)
     elif _serve(planned, host, port, drain):
         raise typer.Exit(1)
 
@@ -153,30 +153,36 @@ def _serve(planned: Plan, host: str, port: int, drain: float) -> bool:
     listening = listen(host, port)
     options.quieten()
     service = planned.service()
-    _log()
+    log_requests("bild.serving", "bild.engine")
     service.engine.start()
     server = Server(service, drain)
     named = host if ":" not in host else f"[{host}]"
-    _say(f"serving {planned.settings.model} on http://{named}:{listening.getsockname()[1]}")
+    say(f"serving {planned.settings.model} on http://{named}:{listening.getsockname()[1]}")
     server.run(sockets=[listening])
     return server.broken
 
 
-def _check_installed(packages: Sequence[str], extra: str) -> None:
+def check_installed(packages: Sequence[str] = NEEDED, extra: str = "serve") -> None:
+    """Whether what servers are made of is there.
+
+    Raises:
+        InputError: it is not, and what to install.
+    """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"serving needs {', '.join(missing)}; pip install 'bild[{extra}]'")
 
 
-def _log() -> None:
-    """A line a request on stderr."""
+def log_requests(*names: str) -> None:
+    """A line a request on stderr, from these loggers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("bild.serving", "bild.engine"):
+    for name in names:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """To whoever started the server."""
     print(text, file=sys.stderr, flush=True)

@@ -236,7 +236,7 @@ class Presets(RelatedPresets):
 
 PRESETS = (
     "bild", "exact", "speculative_sampling", "ensemble", "typical", "no_rollback", "no_fallback", "adaptive",
-    "adasd", "pyramid", "large", "small",
+    "adasd", "pyramid", "key_tokens", "large", "small",
 )  # fmt: skip
 """Names of the presets."""
 

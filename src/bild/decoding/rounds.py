@@ -181,9 +181,10 @@ class Batch:
         """
         if list(rows) != sorted(set(rows)) or not set(rows) <= set(range(len(self.rows))):
             raise ValueError(f"cannot keep rows {list(rows)} of {len(self.rows)}; name places in ascending order")
-        if rows and len(rows) < len(self.rows):
+        if len(rows) < len(self.rows):
+            # Also where none goes on: a verifier elsewhere is told so.
             self.large.keep(rows)
-            if self.drafter is not None:
+            if rows and self.drafter is not None:
                 self.drafter.keep(rows)
         self.rows = [self.rows[b] for b in rows]
 

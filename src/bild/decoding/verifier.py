@@ -52,7 +52,7 @@ class Verifier(Protocol):
         """Forget everything after ``lengths[b]`` tokens of row ``b``; no-op where shorter."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order; one may be named more than once."""
+        """Go on with these rows, in this order; one may be named more than once. None: all have ended."""
 
     def join(self, other: Self) -> None:
         """Go on with another verifier's rows behind these; it is used up."""

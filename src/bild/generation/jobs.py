@@ -52,7 +52,7 @@ def prepare(
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
         logprobs=asked.logprobs,
     )
-    return Job(source, request)
+    return Job(source, request, options=asked.to_dict())
 
 
 def copyable(source: Sequence[int], large: Model) -> Sequence[int]:

@@ -181,6 +181,15 @@ class GenerationOptions:
             )
         return self.max_length - prompt_length
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the scores and the draws are made of, as JSON values; lengths, stop strings and the seed are not."""
+        left_out = ("max_new_tokens", "max_length", "stop_strings", "seed", "decoder_start_token_id")
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: value for name, value in given.items() if value is not None and name not in left_out}
+        if "sequence_bias" in values:
+            values["sequence_bias"] = biases_of(values["sequence_bias"])
+        return {name: _plain(value) for name, value in values.items()}
+
     @property
     def _stop_strings(self) -> list[str]:
         given: Any = self.stop_strings
@@ -232,6 +241,14 @@ class GenerationOptions:
         if index >= len(self.seed):
             raise InputError(f"{len(self.seed)} seeds for more inputs; give one a row, or a single number")
         return int(self.seed[index])
+
+
+def _plain(value: Any) -> Any:
+    """Tensors, arrays, sets and their numbers as JSON knows them."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _check_draws(asked: Mapping[str, Any]) -> None:

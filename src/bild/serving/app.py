@@ -43,10 +43,10 @@ def build_app(service: Service) -> ASGIApp:
     _add_openai(app, service)
     _add_translate(app, service)
     _add_page(app)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(Exception, failed)
     for kind in (Problem, HTTPException):
-        app.add_exception_handler(kind, _failed)
-    guarded: ASGIApp = Guard(_quiet(app), service)
+        app.add_exception_handler(kind, failed)
+    guarded: ASGIApp = Guard(quiet(app), service)
     if service.settings.cors:
         guarded = CORSMiddleware(
             guarded, allow_origins=service.settings.cors, allow_methods=["GET", "POST"], allow_headers=["*"]
@@ -54,7 +54,7 @@ def build_app(service: Service) -> ASGIApp:
     return guarded
 
 
-def _quiet(app: FastAPI) -> ASGIApp:
+def quiet(app: FastAPI) -> ASGIApp:
     """The routes without Starlette's own answer to an error, which the guard gives."""
     outermost: Any = app.build_middleware_stack()
 
@@ -65,7 +65,8 @@ def _quiet(app: FastAPI) -> ASGIApp:
     return run
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def failed(request: Request, error: Exception) -> Response:
+    """What a client is told of an error."""
     if isinstance(error, HTTPException):
         message = HTTP_ERRORS.get(error.status_code, "this cannot be done")
         error = Problem(error.status_code, "invalid_request_error", message, headers=error.headers)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bild.serving.following import GoneError
 from bild.serving.problems import Problem, no_key, problem_of
-from bild.serving.service import Service
+from bild.serving.served import Served
 from bild.serving.sse import SlowError
 
 logger = logging.getLogger("bild.serving")
@@ -38,7 +38,7 @@ class Guard:
         service: of the server.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Served) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

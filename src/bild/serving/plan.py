@@ -95,9 +95,9 @@ def plan(
         limits=Limits(rows=max_rows, cells=max_cells, queue=queue, queue_tokens=queue_tokens),
         pace=pace,
         settings=Settings(
-            model=_name(pair, large) if model_name is None else model_name,
+            model=name_of(pair, large) if model_name is None else model_name,
             languages=_languages(translate, bundled=pair is None and large is None and small is None),
-            keys=_keys(api_key_file),
+            keys=keys_of(api_key_file),
             key_requests=key_requests,
             key_rate=key_rate,
             timeout_s=timeout,
@@ -108,7 +108,8 @@ def plan(
     )
 
 
-def _name(pair: str | None, large: str | None) -> str:
+def name_of(pair: str | None, large: str | None) -> str:
+    """What a pair is called where nobody says."""
     if pair is None and large is None:
         return "de-en"
     named = Path(large if pair is None else pair)  # type: ignore[arg-type]
@@ -121,7 +122,8 @@ def _languages(translate: Sequence[str], *, bundled: bool) -> tuple[Languages, .
     return tuple(Languages.parse(each) for each in translate)
 
 
-def _keys(place: str | None) -> Keys:
+def keys_of(place: str | None) -> Keys:
+    """Who may ask: by a file, or by the environment."""
     if place is not None:
         return Keys.read(place)
     given = os.environ.get(KEY)
