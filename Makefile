@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions check docs bench-overhead bench-step bench-policies bench-peers bench-chat
+.PHONY: help setup demo test test-versions check docs bench-overhead bench-step bench-policies bench-peers bench-chat fuzz test-ray soak
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,18 @@ test-versions: setup ## run the tests that compile nothing against the oldest an
 	  if [ "$$(version)" = "$$installed" ]; then echo "is what make test runs with"; continue; fi; \
 	  $(BIN)/python -m pytest -n auto --dist worksteal -m 'not compiles' $(VERSIONED_TESTS) || exit 1; \
 	done
+
+# What these need is heavy, and lies beside what setup has installed.
+fuzz: setup ## let schemathesis look for a request that is answered by a 500
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/fuzz 'schemathesis>=4.32'
+	PYTHONPATH=$(CURDIR)/$(VENV)/fuzz BILD_FUZZ_EXAMPLES=$${BILD_FUZZ_EXAMPLES:-200} $(BIN)/python -m pytest -p no:cacheprovider tests/serving/test_fuzz.py
+
+test-ray: setup ## kill a replica under load, and 20,000 lines through Ray Data
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/ray 'ray[serve,data]>=2.60'
+	PYTHONPATH=$(CURDIR)/$(VENV)/ray RAY_worker_niceness=0 BILD_RAY_LINES=$${BILD_RAY_LINES:-20000} $(BIN)/python -m pytest tests/serving/test_ray.py
+
+soak: setup ## 1,000 requests, 64 at a time, of clients that come and go: make soak DATA=a.jsonl.gz
+	$(BIN)/python benchmarks/soak.py --data $(DATA)
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .

@@ -1,12 +1,16 @@
 """A server under load: requests a second and latencies, by policy and by clients that ask at once.
 
     python benchmarks/serve.py --data multi30k/test.jsonl.gz --texts 256 --clients 1 2 4 8 16 32
-    python benchmarks/serve.py --data … --other ctranslate2=http://127.0.0.1:9000/v1/completions
+    python benchmarks/serve.py --data … --ctranslate2 FOLDER --ctranslate2-python VENV/bin/python
+    python benchmarks/serve.py --data … --other libretranslate=http://127.0.0.1:5000/translate
 
 Starts ``bild serve`` on the bundled pair (or --pair) and asks for the same texts with each policy, each client in turn
-for its share, over a connection it keeps. Another server can be measured beside it: one that takes OpenAI's
-completions, or LibreTranslate's /translate. What HTTP costs is measured with one client against the same texts
-decoded in this process. Runs on the cores the clients run on too; the last line is JSON.
+for its share, over a connection it keeps. Beside it, if named: CTranslate2 in int8 behind HTTP
+(``benchmarks/ctranslate2_server.py``; FOLDER is what ``ct2-transformers-converter --model models/de-en/large
+--quantization int8 --output_dir FOLDER`` makes), and any server that takes OpenAI's completions or LibreTranslate's
+/translate. Each engine is started with every setting of its own (rows; threads and batch) and for each number of
+clients the one that serves most counts. What HTTP costs is measured with one client against the same texts decoded in
+this process. Runs on the cores the clients run on too; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import sacrebleu
@@ -120,10 +125,27 @@ async def load(url: str, policy: str | None, texts: Sequence[str], clients: int)
     return done
 
 
+SHAPES = ("1:1:1", "2:1:1", "1:2:1", "2:1:8", "2:1:32", "1:1:8", "1:2:8", "1:2:16")
+TOKENIZER = Path(__file__).parents[1] / "models" / "de-en" / "large" / "tokenizer.json"
+
+
+class Served(NamedTuple):
+    """A server of ours in a process of its own."""
+
+    url: str
+    process: int
+
+
 @contextmanager
-def served(arguments: Sequence[str]) -> Iterator[str]:
-    """A server of ours in a process of its own; its address."""
-    command = [sys.executable, "-m", "bild", "serve", "--port", "0", "--queue", "1000", *arguments]
+def served(arguments: Sequence[str]) -> Iterator[Served]:
+    """Start a server of ours; it is told to stop at the end."""
+    with started([sys.executable, "-m", "bild", "serve", "--port", "0", "--queue", "1000", *arguments]) as server:
+        yield server
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator[Served]:
+    """Start a server that says in its first line on stderr where it serves; it is told to stop at the end."""
     with open(os.devnull, "w") as nothing, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
         assert program.stderr is not None
         line = program.stderr.readline()
@@ -132,7 +154,7 @@ def served(arguments: Sequence[str]) -> Iterator[str]:
         # Its log is read by nobody, and must not stop it.
         drain = subprocess.Popen(["cat"], stdin=program.stderr, stdout=nothing)
         try:
-            yield line.split()[-1]
+            yield Served(line.split()[-1], program.pid)
         finally:
             program.send_signal(signal.SIGTERM)
             program.wait(60)
@@ -157,27 +179,66 @@ def overhead(args: argparse.Namespace, texts: Sequence[str], url: str) -> dict[s
     return {"in_process_ms": round(ms[0], 3), "http_ms": round(ms[1], 3), "overhead": round(ms[1] / ms[0] - 1, 4)}
 
 
+@dataclass
+class Table:
+    """The best of each engine, by clients.
+
+    Args:
+        texts: that are asked for.
+        targets: what they should come to.
+        counts: of clients.
+    """
+
+    texts: Sequence[str]
+    targets: Sequence[str]
+    counts: Sequence[int]
+    best: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def measure(self, name: str, setting: str, url: str, policy: str | None, warm: int) -> None:
+        """Ask a server with each number of clients, after as many texts as it decodes together."""
+        asyncio.run(load(url, policy, self.texts[: 2 * warm], warm))
+        for count in self.counts:
+            found = asyncio.run(load(url, policy, self.texts, count)).summary(self.targets) | {"setting": setting}
+            print(f"{name} ({setting}), {count} clients: {json.dumps(found)}", file=sys.stderr, flush=True)
+            known = self.best.setdefault(str(count), {})
+            if name not in known or found["rps"] > known[name]["rps"]:
+                known[name] = found
+
+
 def main() -> None:
     """Measure and print."""
     args = parse_arguments()
     ((_, examples),) = read_sets([args.data], None, limit=args.texts).items()
     texts = [example.source for example in examples.examples]
-    targets = [next(iter(example.references), "") for example in examples.examples]
-    options = ["--runtime", args.runtime, "--dtype", args.dtype, "--max-rows", str(args.max_rows)]
-    options += [] if args.pair is None else ["--pair", args.pair]
-    clients: dict[str, dict[str, Any]] = {}
-    with served(options) as address:
-        cost = overhead(args, texts[: args.overhead_texts], f"{address}/v1/completions")
-        print(json.dumps(cost), file=sys.stderr)
-        servers = [(policy, f"{address}/v1/completions", policy) for policy in args.policies]
-        servers += [(*other.split("=", 1), None) for other in args.other]
-        for name, url, policy in servers:
-            asyncio.run(load(url, policy, texts[: 2 * args.max_rows], args.max_rows))
-            for count in args.clients:
-                found = asyncio.run(load(url, policy, texts, count)).summary(targets)
-                clients.setdefault(str(count), {})[name] = found
-                print(f"{name}, {count} clients: {json.dumps(found)}", file=sys.stderr, flush=True)
-    print(json.dumps({**cost, "clients": clients, "max_rows": args.max_rows, "machine": describe_machine()}))
+    table = Table(texts, [next(iter(example.references), "") for example in examples.examples], args.clients)
+    cost: dict[str, float] = {}
+    for rows in args.max_rows:
+        options = ["--runtime", args.runtime, "--dtype", args.dtype, "--max-rows", str(rows)]
+        options += [] if args.pair is None else ["--pair", args.pair]
+        with served(options) as (address, _):
+            url = f"{address}/v1/completions"
+            cost = cost if cost else overhead(args, texts[: args.overhead_texts], url)
+            for policy in args.policies:
+                table.measure(policy, f"{rows} rows", url, policy, rows)
+    measure_ctranslate2(args, table)
+    for other in args.other:
+        name, url = other.split("=", 1)
+        table.measure(name, "as it runs", url, None, 4)
+    rates = {count: {name: found["rps"] for name, found in each.items()} for count, each in table.best.items()}
+    print(json.dumps({**cost, "clients": rates, "details": table.best, "machine": describe_machine()}))
+
+
+def measure_ctranslate2(args: argparse.Namespace, table: Table) -> None:
+    """CTranslate2 with each number of threads, of workers, and each batch size."""
+    if args.ctranslate2 is None:
+        return
+    program = str(Path(__file__).with_name("ctranslate2_server.py"))
+    for shape in args.ctranslate2_shapes:
+        threads, workers, batch = shape.split(":")
+        command = [args.ctranslate2_python, program, "--model", args.ctranslate2, "--tokenizer", args.tokenizer]
+        with started([*command, "--threads", threads, "--workers", workers, "--batch", batch]) as (address, _):
+            setting = f"{threads} threads, {workers} workers, batches of {batch}"
+            table.measure("ctranslate2", setting, f"{address}/v1/completions", None, int(batch))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -188,7 +249,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--policies", nargs="+", default=["bild", "exact", "large"])
     parser.add_argument("--other", nargs="*", default=[], help="NAME=URL of a server that runs already")
-    parser.add_argument("--max-rows", type=int, default=4)
+    parser.add_argument("--max-rows", type=int, nargs="+", default=[1, 4], help="of our server, each in turn")
+    parser.add_argument("--ctranslate2", default=None, help="folder of the large model, converted")
+    parser.add_argument("--ctranslate2-python", default=sys.executable, help="a Python that has ctranslate2")
+    parser.add_argument(
+        "--ctranslate2-shapes", nargs="+", default=SHAPES, help="THREADS:WORKERS:BATCH of its server, each in turn"
+    )
+    parser.add_argument("--tokenizer", default=str(TOKENIZER), help="of the large model")
     parser.add_argument("--pair", default=None)
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--dtype", default="auto")

@@ -22,6 +22,7 @@ ROOMS = [
     "data",
     "models",
     "engine",
+    "edge",
     "generation",
     "training",
     "evaluation",

@@ -7,6 +7,7 @@ BildError                   catch this to catch all of them
 ├── LoadError               a checkpoint that cannot be loaded or cannot decode
 ├── ScoreError              a model whose scores are not numbers (NaN)
 ├── StoppedError            an engine that takes on nothing more
+├── VerifierError           a verifier elsewhere that does not answer, or not as one
 └── VocabularyError         two checkpoints that do not share a vocabulary
 """
 
@@ -52,6 +53,10 @@ class ScoreError(BildError, ArithmeticError):
 
 class StoppedError(BildError):
     """An engine that takes on nothing more: it is being shut down, or has broken down."""
+
+
+class VerifierError(BildError):
+    """A verifier elsewhere that cannot be reached, refuses, or answers with what it should not."""
 
 
 class VocabularyError(BildError, ValueError):

@@ -134,6 +134,22 @@ def test_json_has_every_token_and_its_writer(run, bundled):
         assert shown["stats"]["ttft_s"] > 0
 
 
+def test_logprobs_stand_beside_the_tokens_of_json_only(run, bundled):
+    _, out, _ = run("generate", TWO[1], "--json", "--logprobs", "2")
+    (plain,) = bundled.generate(TWO[1])
+    (result,) = bundled.generate(TWO[1], logprobs=2)
+    tokens = json.loads(out)["tokens"]
+    assert plain.logprobs is None and plain.token_ids == result.token_ids == [t["id"] for t in tokens]
+    assert [t["logprob"] for t in tokens] == pytest.approx(result.logprobs)
+    assert all(t["likeliest"][0]["logprob"] >= t["logprob"] and len(t["likeliest"]) == 2 for t in tokens)
+    # Most of what was kept is what the large model would have written.
+    same = [t for t in tokens if t["likeliest"][0]["id"] == t["id"]]
+    assert len(same) > len(tokens) / 2 and same[-1]["likeliest"][0]["text"].strip() == same[-1]["text"].strip()
+    code, out, err = run("generate", TWO[0], "--logprobs", "2")
+    assert (code, out) == (2, "") and err.startswith("error: logprobs are shown in JSON only; give --json")
+    assert run("generate", TWO[0], "--json", "--logprobs", "-1")[0] == 2
+
+
 @pytest.mark.parametrize("policy", ["exact", "large", "small"])
 def test_policies(run, bundled, policy):
     assert run("generate", *TWO, "--policy", policy)[1].splitlines() == translations(bundled, TWO, policy)

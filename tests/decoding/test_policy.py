@@ -106,6 +106,7 @@ def test_knows_whether_it_is_lossless():
     lossy = [Policy.bild(), Policy.bild(rollback_threshold=0, verify_end=True), Policy.small()]
     lossy += [Policy.ensemble(), Policy.typical(), Policy.adaptive(), Policy.no_rollback(), Policy.no_fallback()]
     lossy += [Policy.reward(), Policy.adasd(), Policy.pyramid(), Policy.pyramid(qualifier="rejection_sampling")]
+    lossy += [Policy.key_tokens(), Policy.key_tokens(surprise_gap=0)]
     assert [p.lossless for p in lossless + lossy] == [True] * len(lossless) + [False] * len(lossy)
 
 
@@ -139,6 +140,9 @@ def test_every_option_of_a_preset_reaches_its_policy(name):
     values |= {"fallback_threshold": 0.11, "rollback_threshold": 0.12, "weight": 0.13, "epsilon": 0.14, "delta": 0.15}
     values |= {"prior": 0.16, "version": 1, "decay": 0.75, "qualifier": "exact_match"}
     values |= {"qualifier_threshold": 0.17, "target_threshold": 0.18, "delimiter": "."}
+    values |= {"surprise_gap": 0.19, "top_gap": 0.21, "variation": 0.22}
+    # Of both distributions: a metric that key tokens do not take.
+    values |= {"metric": "margin"} if name == "key_tokens" else {}
     default = Policy.preset(name)
     for option in preset_options(name):
         value = (not default.verify_end) if option == "verify_end" else values[option]

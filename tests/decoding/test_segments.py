@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -278,3 +279,28 @@ def test_a_policy_about_segments_needs_a_judge():
         Rules(Policy.reward())
     with pytest.raises(ValueError, match="goes with a reward that judges them"):
         Rules(Policy.bild(), segments=segments(good))
+
+
+def test_a_segment_that_stays_is_scored_where_the_request_asks_and_changes_no_text():
+    own = segments(lambda before, segment: float(len(segment) % 2))
+    policy = Policy.reward(delta=0.5, max_draft_tokens=6)
+    asked = [replace(request, logprobs=2) for request in REQUESTS]
+    for plain, scored, request in zip(write(REQUESTS, policy, own), write(asked, policy, own), REQUESTS, strict=True):
+        facts = [[(c.tokens, c.writers, c.accepted, c.verified) for c in row] for row in (plain, scored)]
+        assert facts[0] == facts[1] and not any(c.scored for c in plain)
+        found = [each for commit in scored for each in commit.scored]
+        text, prompt = tokens(scored), list(request.prompt)
+        assert len(found) == len(text)
+        for at, each in enumerate(found):
+            expected = LARGE.logits(prompt + text[:at]).log_softmax(-1)[text[at]]
+            assert each.logprob == pytest.approx(float(expected))
+
+
+def test_a_round_of_short_drafts_leaves_segments_whole():
+    own = segments(lambda *_: 1.0)
+    rules = Rules(Policy.reward(max_draft_tokens=6), segments=own)
+    batch = Batch([Row(0, REQUESTS[7], rules)], LocalVerifier(ToyScorer(LARGE)), ModelDrafter(ToyScorer(SMALL)))
+    text = []
+    while batch.rows:
+        text += [token for commit in batch.round(window=1) for token in commit.tokens]
+    assert text == brute.greedy(SMALL, list(REQUESTS[7].prompt), 18, {0})

@@ -65,6 +65,31 @@ def test_memory_is_reserved_for_the_longest_of_the_rows():
         caller.ask(job(4, longest=40, prompt=[1]))
 
 
+def test_tokens_that_wait_are_counted_until_they_have_a_row():
+    caller = engine(rows=1, queue_tokens=20)
+    own = [job(seed, longest=2, prompt=[1] * 8) for seed in range(2)]
+    place = caller.engine.reserve()
+    caller.engine.claim(place, own)
+    caller.engine.submit(own, Rules(Policy.large()), caller.hear, place)
+    assert caller.engine.load.tokens == 16
+    other = caller.engine.reserve()
+    with pytest.raises(BusyError, match="16 tokens are waiting to be read, and at most 20 may"):
+        caller.engine.claim(other, own)
+    caller.engine.step()
+    assert caller.engine.load.tokens == 8
+    caller.engine.claim(other, own[:1])
+    assert caller.engine.load.tokens == 16
+    caller.engine.claim(other, [job(3, longest=1, prompt=[1] * 12)])
+    with pytest.raises(BusyError, match="20 tokens are waiting"):
+        caller.engine.reserve()
+    caller.engine.release(other)
+    while caller.engine.step():
+        pass
+    assert caller.engine.load.tokens == 0
+    # One that has more than may wait is taken where nobody else does.
+    caller.engine.claim(caller.engine.reserve(), [job(3, longest=1, prompt=[1] * 30)])
+
+
 def test_a_text_that_does_not_fit_yet_is_not_overtaken():
     caller = engine(rows=8, cells=24)
     caller.ask(job(1, longest=9, prompt=[1]), rules=Rules(Policy.large()))

@@ -9,7 +9,8 @@ from itertools import accumulate
 
 import pytest
 
-from bild.generation.text import TextStream, Vocabulary, cleans, decode, pieces
+from bild.generation.text import TextStream, Vocabulary, cleans, decode, pieces, shown
+from bild.generation.token_stream import TokenStream
 from tests.generation import tokenizers
 
 
@@ -49,10 +50,23 @@ def test_streams_and_pieces_join_to_the_text(kind):
         assert named == [kind.convert_ids_to_tokens(id) for id in ids if id in special]
 
 
+def test_texts_of_streamed_tokens_join_to_the_text_one_a_token(kind):
+    for ids in texts_of(kind, 60):
+        stream = TokenStream(kind)
+        ready = [stream.add([id]) for id in ids]
+        texts = [*(text for each in ready for text in each), *stream.end()]
+        assert len(texts) == len(ids) and "".join(text for text, _ in texts) == decode(kind, ids)
+        assert [special for _, special in texts] == [Vocabulary.of(kind).is_silent(id) for id in ids]
+        assert all(text == "" for text, special in texts if special)
+        # Handed out early, or cut elsewhere: the same texts.
+        again = TokenStream(kind)
+        assert [*again.add(ids), *again.end()] == texts
+
+
 def test_what_was_streamed_never_changes(kind):
     for ids in texts_of(kind, 40):
-        for shown in accumulate(streamed(kind, ids)):
-            assert decode(kind, ids).startswith(shown)
+        for seen in accumulate(streamed(kind, ids)):
+            assert decode(kind, ids).startswith(seen)
 
 
 def test_pieces_after_others_go_on_from_them(kind):
@@ -86,6 +100,22 @@ def test_byte_tokens_side_by_side_are_decoded_together():
     assert pieces(tokenizer, [*ids, b]) == ["", "", "日", "", "", "本", "b"]
     # One byte is missing: all become replacement characters, so none may have been shown before.
     assert "".join(streamed(tokenizer, [*ids[:-1], b])) == decode(tokenizer, [*ids[:-1], b]) == "\ufffd" * 5 + "b"
+
+
+def test_a_token_is_shown_as_it_stands_behind_another():
+    tokenizer = tokenizers.cleaning()
+    ids = tokenizer("do n't").input_ids
+    assert [shown(tokenizer, id) for id in ids] == [" do", " n't"]
+    bytewise = tokenizers.bytewise()
+    assert [shown(bytewise, id) for id in bytewise("a b").input_ids] == ["a", " ", "b"]
+    assert shown(bytewise, bytewise.eos_token_id) == bytewise.eos_token and shown(None, 7) == "7"
+
+
+def test_texts_of_tokens_come_as_soon_as_they_are_known(bytewise):
+    stream = TokenStream(bytewise)
+    ids = bytewise("aß").input_ids
+    assert [[text for text, _ in stream.add([id])] for id in ids] == [["a"], [], ["", "ß"]]
+    assert stream.add([bytewise.eos_token_id]) == [("", True)]
 
 
 def test_pieces_of_cleaned_text_are_those_of_their_own_tokens():

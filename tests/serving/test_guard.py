@@ -99,6 +99,54 @@ def test_a_full_queue_says_when_to_come_back(pair):
     own.engine.stop()
 
 
+def test_too_many_tokens_that_wait_are_refused_as_a_full_queue_is(pair):
+    own = started(pair, Limits(rows=1, queue_tokens=40))
+    client = TestClient(build_app(own))
+    with own.place() as place:
+        place.tokens = 30
+        assert client.post("/v1/completions", json=ASK).status_code == 200
+        answer = client.post("/v1/completions", json={"prompt": ["w7 w8 w9"] * 6, "max_tokens": 2})
+        assert answer.status_code == 503 and answer.json()["error"]["type"] == "overloaded_error"
+        assert "30 tokens are waiting to be read, and at most 40 may" in answer.json()["error"]["message"]
+        assert int(answer.headers["retry-after"]) >= 1
+    # Where nobody else waits it is taken: it could not be taken at any other time.
+    assert client.post("/v1/completions", json={"prompt": ["w7 w8 w9"] * 60, "max_tokens": 2}).status_code == 200
+    assert is_idle(own) and own.engine.load.tokens == 0
+    own.engine.stop()
+
+
+def test_a_key_that_asks_for_more_than_it_may_is_told_when_to_come_back(pair):
+    own = started(pair, keys=Keys.of(["one", "two"]), key_rate=2, key_requests=1)
+    own.quotas.clock = lambda: now
+    client, now = TestClient(build_app(own)), 100.0
+    first, second = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+
+    def ask(headers) -> int:
+        return client.post("/v1/completions", json=ASK, headers=headers).status_code
+
+    assert [ask(first) for _ in range(3)] == [200, 200, 429] and ask(second) == 200
+    answer = client.post("/v1/completions", json=ASK, headers=first)
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded" and answer.headers["retry-after"] == "30"
+    body = {"q": "w7", "source": "de", "target": "en", "api_key": "one"}
+    assert client.post("/translate", json=body).status_code == 429
+    assert client.get("/v1/models", headers=first).status_code == 200
+    now += 30
+    assert [client.post("/translate", json=body).status_code for _ in range(2)] == [200, 429]
+    now += 1000
+    with own.quotas.use(own.settings.keys.who("one")):
+        assert ask(first) == 429 and ask(second) == 200
+    # One of the two a minute was used here.
+    assert [ask(first) for _ in range(2)] == [200, 429]
+    own.engine.stop()
+
+
+def test_limits_of_keys_need_keys():
+    with pytest.raises(InputError, match="key_rate limits what one key may ask for, and there are none; give keys"):
+        Settings(key_rate=5)
+    with pytest.raises(InputError, match="key_requests is 0; allowed is 1 or more"):
+        Settings(keys=Keys.of(["one"]), key_requests=0)
+
+
 def test_draining_is_seen_and_nothing_new_is_taken(pair):
     own = started(pair)
     client = TestClient(build_app(own))
@@ -117,9 +165,9 @@ def test_a_dead_engine_is_no_secret(pair, monkeypatch):
         raise SystemExit
 
     monkeypatch.setattr(own.engine, "step", killed)
-    with own.place():
+    with own.place() as place:
         own.engine.cancel([])
-        own.engine.submit(own.decoder.jobs("w7"), own.work(_ask()).rules, lambda events: None, own.engine.reserve())
+        own.engine.submit(own.decoder.jobs("w7"), own.work(_ask()).rules, lambda events: None, place)
     wait_until(lambda: not own.engine.alive)
     assert client.get("/health").status_code == client.get("/ready").status_code == 503
     assert client.post("/v1/completions", json=ASK).status_code == 503
@@ -228,6 +276,9 @@ def test_boards_for_vllm_find_their_names(pair):
     own = started(pair, metrics_prefix="vllm")
     client = TestClient(build_app(own))
     stats = client.post("/v1/completions", json={"prompt": ["w7", "w8 w9"], "max_tokens": 9}).json()["bild"]["stats"]
+    # A turn is counted when everybody has been told of it.
+    done = f'vllm:generation_tokens_total{{engine="0",model_name="bild"}} {float(stats["num_tokens"])}'
+    wait_until(lambda: done in client.get("/metrics").text)
     page = client.get("/metrics").text
     assert [name for name in BOARD if f"vllm:{name}" not in page] == []
     labels = '{engine="0",model_name="bild"}'

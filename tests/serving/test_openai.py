@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from bild.serving import build_app
 from tests.serving.conftest import TestClient, decoder, is_idle, started, wait_until
@@ -148,6 +149,87 @@ def test_a_trace_says_who_wrote_what_and_what_was_lost(client, pair):
         assert sum(bool(each["lost"]) for each in rounds) == expected.stats.num_rollbacks
 
 
+def own_logprobs(pair, text: str, tokens: list[int], which: str = "large") -> torch.Tensor:
+    """What a model says of each place of a text, read in one piece ``[T, V]``."""
+    network = getattr(pair, which).network
+    source = torch.tensor([pair.tokenizer(text).input_ids])
+    with torch.inference_mode():
+        logits = network(input_ids=source, decoder_input_ids=torch.tensor([[0, *tokens[:-1]]])).logits[0]
+    return logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("policy", ["bild", "exact", "large", "small"])
+def test_logprobs_of_a_completion_are_those_of_the_model_that_has_the_last_word(client, pair, policy):
+    (expected,) = pair.generate(TEXTS[2], policy, max_new_tokens=LONGEST)
+    body = {"prompt": TEXTS[2], "max_tokens": LONGEST, "policy": policy, "logprobs": 3}
+    (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+    found = choice["logprobs"]
+    own = own_logprobs(pair, TEXTS[2], expected.token_ids, "small" if policy == "small" else "large")
+    assert choice["text"] == expected.text == "".join(found["tokens"])
+    assert found["token_logprobs"] == pytest.approx(own[range(LONGEST), expected.token_ids].tolist(), abs=1e-5)
+    assert found["text_offset"] == [len("".join(found["tokens"][:at])) for at in range(LONGEST)]
+    for best, top, token, value in zip(
+        own.topk(3).values.tolist(), found["top_logprobs"], found["tokens"], found["token_logprobs"], strict=True
+    ):
+        assert list(top.values())[:3] == pytest.approx(best, abs=1e-5) and 3 <= len(top) <= 4 and top[token] == value
+    events = chunks(client.post("/v1/completions", json=body | {"stream": True}))
+    pieces = [event["choices"][0]["logprobs"] for event in events]
+    assert pieces[-1] is None
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [each for piece in pieces[:-1] for each in piece[name]] == found[name]
+    (plain,) = client.post("/v1/completions", json=body | {"logprobs": 0}).json()["choices"]
+    assert [list(each.values()) for each in plain["logprobs"]["top_logprobs"]] == [[v] for v in found["token_logprobs"]]
+
+
+def test_logprobs_of_a_chat_have_bytes_that_join_to_the_text(client, pair):
+    (expected,) = pair.generate(TEXTS[2], max_new_tokens=LONGEST)
+    turns = [{"role": "user", "content": TEXTS[2]}]
+    body = {"messages": turns, "max_tokens": LONGEST, "logprobs": True, "top_logprobs": 2}
+    (choice,) = client.post("/v1/chat/completions", json=body).json()["choices"]
+    content = choice["logprobs"]["content"]
+    assert choice["logprobs"]["refusal"] is None and choice["message"]["content"] == expected.text
+    assert bytes(byte for each in content for byte in each["bytes"]).decode() == expected.text
+    own = own_logprobs(pair, TEXTS[2], expected.token_ids)
+    assert [each["logprob"] for each in content] == pytest.approx(
+        own[range(LONGEST), expected.token_ids].tolist(), abs=1e-5
+    )
+    assert [[top["logprob"] for top in each["top_logprobs"]] for each in content] == [
+        pytest.approx(best, abs=1e-5) for best in own.topk(2).values.tolist()
+    ]
+    events = chunks(client.post("/v1/chat/completions", json=body | {"stream": True}))
+    assert [each for e in events if (p := e["choices"][0]["logprobs"]) for each in p["content"]] == content
+    body = {"messages": turns, "max_tokens": 3, "logprobs": True}
+    (choice,) = client.post("/v1/chat/completions", json=body).json()["choices"]
+    assert [each["top_logprobs"] for each in choice["logprobs"]["content"]] == [[]] * 3
+    (choice,) = client.post("/v1/chat/completions", json=body | {"logprobs": False}).json()["choices"]
+    assert choice["logprobs"] is None
+
+
+@pytest.mark.parametrize("verify_end", ["true", "false"])
+def test_an_end_token_has_its_name_no_bytes_and_a_likelihood(client, pair, verify_end):
+    (plain,) = pair.generate(TEXTS[2], max_new_tokens=LONGEST)
+    body = {"max_tokens": LONGEST, "policy": f"bild:fallback_threshold=0:verify_end={verify_end}"}
+    ends = plain.token_ids[3]
+    asked = {"stop_token_ids": [ends], "logprobs": True, "messages": [{"role": "user", "content": TEXTS[2]}]}
+    (choice,) = client.post("/v1/chat/completions", json=body | asked).json()["choices"]
+    (without,) = client.post("/v1/chat/completions", json=body | asked | {"logprobs": False}).json()["choices"]
+    assert choice["message"] == without["message"] and choice["finish_reason"] == "stop"
+    assert all(each["logprob"] < 0 for each in choice["logprobs"]["content"])
+
+
+def test_what_a_stop_string_cuts_off_has_no_logprobs(client, pair):
+    (whole,) = pair.generate(TEXTS[2], max_new_tokens=LONGEST)
+    words = whole.text.split()
+    body = {"prompt": TEXTS[2], "max_tokens": LONGEST, "logprobs": 1, "stop": f"{words[4]} {words[5]}"}
+    (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+    found = choice["logprobs"]
+    assert "".join(found["tokens"]).startswith(choice["text"])
+    assert len(found["tokens"]) < len(words) and found["text_offset"][-1] < len(choice["text"])
+    events = chunks(client.post("/v1/completions", json=body | {"stream": True}))
+    pieces = [event["choices"][0]["logprobs"] for event in events[:-1]]
+    assert [token for piece in pieces for token in piece["tokens"]] == found["tokens"]
+
+
 def test_times_and_acceptance_have_vllm_s_names(client):
     answer = client.post("/v1/completions", json={"prompt": TEXTS, "max_tokens": LONGEST}).json()
     times, seen = answer["metrics"], answer["metrics"]["speculative_decoding"]
@@ -175,7 +257,9 @@ WRONG = [
     ({"prompt": "w7", "stop": ["a"] * 5}, 400, "stop", "a list of at most 4"),
     ({"prompt": "w7", "stop": ""}, 400, "stop", "of 1 to 256 characters"),
     ({"prompt": "w7", "stop": [1]}, 400, "stop", "a text, or a list"),
-    ({"prompt": "w7", "logprobs": 3}, 400, "logprobs", "not supported"),
+    ({"prompt": "w7", "logprobs": 6}, 400, "logprobs", "0 to 5"),
+    ({"prompt": "w7", "logprobs": True}, 400, "logprobs", "logprobs is true; allowed is a whole number"),
+    ({"prompt": "w7", "top_logprobs": 2}, 400, "top_logprobs", "did you mean logprobs"),
     ({"prompt": "w7", "best_of": 2}, 400, "best_of", "not supported"),
     ({"prompt": "w7", "echo": True}, 400, "echo", "leave it out"),
     ({"prompt": "w7", "logit_bias": {"3": 1}}, 400, "logit_bias", "not supported"),
@@ -213,7 +297,9 @@ WRONG = [
     ({"messages": [{**TURN, "tool_calls": [1]}]}, 400, "messages", "not supported"),
     ({"messages": [TURN], "tools": [{"type": "function"}]}, 400, "tools", "not supported"),
     ({"messages": [TURN], "response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
-    ({"messages": [TURN], "logprobs": True}, 400, "logprobs", "not supported"),
+    ({"messages": [TURN], "logprobs": 1}, 400, "logprobs", "true or false"),
+    ({"messages": [TURN], "logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "0 to 20"),
+    ({"messages": [TURN], "top_logprobs": 2}, 400, "top_logprobs", "logprobs is not true"),
 ]
 
 

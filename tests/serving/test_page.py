@@ -92,6 +92,27 @@ def test_each_sentence_may_be_a_row(browser, server, pair):
     assert browser.run(written("bild")) == "\n".join(result.text for result in pair.generate(["w7 w8.", "w3!"]))
 
 
+def test_a_seed_draws_the_same_text_again(browser, server, pair):
+    text = "w20 w21 w22"
+    browser.open(server.url)
+    assert browser.run("document.getElementById('seed').disabled")
+    browser.run(
+        "for (const [id, value] of [['temperature', '1.5'], ['seed', '7'], ['near', '0']]) "
+        "{ document.getElementById(id).value = value } "
+        "document.getElementById('form').dispatchEvent(new Event('input')), 0"
+    )
+    assert not browser.run("document.getElementById('seed').disabled")
+    browser.run("document.getElementById('text').select(), document.getElementById('slow').value = '1', 0")
+    browser.type(text)
+    browser.run("document.getElementById('go').click()")
+    end(browser)
+    drawn = {"do_sample": True, "temperature": 1.5, "seed": 7, "top_p": 1.0, "top_k": 0}
+    (expected,) = pair.generate(text, "large", **drawn)
+    # Exact match draws what the large model alone draws.
+    assert browser.run(written("bild")) == browser.run(written("large")) == expected.text
+    assert '"temperature":1.5,"seed":7' in browser.run("document.getElementById('curl').textContent")
+
+
 def test_what_goes_wrong_is_said_and_markup_is_text(browser, server):
     begin(browser, server.url, " ")
     browser.wait("!document.getElementById('go').disabled")

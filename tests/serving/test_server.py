@@ -272,6 +272,24 @@ def test_stopping_serves_whoever_was_accepted(run, pair):
     assert not server.server.broken and not server.service.engine.alive
 
 
+def test_a_second_signal_ends_it_at_once(run):
+    server = run(drain_s=60)
+    body = json.dumps({"prompt": "w7", "max_tokens": 8000, "stream": True, "policy": "large", "ignore_eos": True})
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(raw(server.port, request(body.encode()), wait_s=20)))
+    thread.start()
+    wait_until(lambda: server.service.engine.load.rows == 1)
+    server.server.handle_exit(signal.SIGTERM, None)
+    wait_until(lambda: server.service.engine.draining)
+    server.thread.join(0.2)
+    assert server.thread.is_alive()
+    server.server.handle_exit(signal.SIGTERM, None)
+    server.thread.join(5)
+    thread.join(5)
+    assert not server.thread.is_alive() and not thread.is_alive() and b"[DONE]" not in answers[0]
+    wait_until(lambda: not server.service.engine.alive)
+
+
 def test_whoever_is_not_done_when_time_is_up_is_told_so(run):
     server = run(drain_s=0.2)
     body = json.dumps({"prompt": "w7", "max_tokens": 8000, "stream": True, "policy": "large", "ignore_eos": True})

@@ -21,10 +21,12 @@ from bild.cli.plan import plan
 from bild.cli.reproduce import reproduce
 from bild.cli.retranslate import retranslate
 from bild.cli.serve import serve
+from bild.cli.simulate import simulate
 from bild.cli.streams import finish, prepare_streams
 from bild.cli.train import train
 from bild.cli.train_ngram import train_ngram
 from bild.cli.tune import tune
+from bild.cli.verify_server import verify_server
 from bild.cli.warmup import warmup
 from bild.errors import BildError, one_line, reason
 
@@ -37,6 +39,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(verify_server)
 app.command()(evaluate)
 app.command()(train)
 app.command()(align)
@@ -48,6 +51,7 @@ app.command()(latency)
 app.command()(reproduce)
 app.command()(warmup)
 app.command()(retranslate)
+app.command()(simulate)
 
 INTERRUPTED = 128 + signal.SIGINT
 # typer carries its own copy of click since 0.27 and used the real one before; this is the base of either.

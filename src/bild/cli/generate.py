@@ -56,6 +56,8 @@ def generate(
     middle_window: options.MiddleWindow = None,
     drafter: options.Drafter = None,
     reward: options.Reward = None,
+    verifier: options.Verifier = None,
+    verifier_timeout: options.VerifierTimeout = 30,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
@@ -64,8 +66,8 @@ def generate(
         str,
         typer.Option(
             help="A preset: bild, exact and speculative_sampling (lossless), ensemble, typical, no_rollback, "
-            "no_fallback, adaptive, adasd, pyramid (with --middle), reward (with --reward), large, small; with options "
-            "as in bild:metric=js:rollback_threshold=0.4.",
+            "no_fallback, adaptive, adasd, pyramid (with --middle), reward (with --reward), key_tokens, large, small; "
+            "with options as in bild:metric=js:rollback_threshold=0.4.",
             rich_help_panel=options.POLICY,
         ),
     ] = "bild",
@@ -101,6 +103,13 @@ def generate(
         int,
         typer.Option(help="Batches decoded side by side, 1…; the cores are shared out.", rich_help_panel=TEXT),
     ] = 1,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            help="With --json: how likely the large model found each token, and so many of the likeliest, 0…",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=OUTPUT)] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Counts and times on stderr.", rich_help_panel=OUTPUT)] = False,
     trace: Annotated[
@@ -130,7 +139,12 @@ def generate(
     from bild.generation.rewards import check_reward
 
     # So should a wrong option.
-    named = choose_pair(pair, large, small, drafter, middle, middle_window)
+    if verifier is None:
+        named = choose_pair(pair, large, small, drafter, middle, middle_window)
+    else:
+        from bild.generation.elsewhere import choose_small
+
+        named = choose_small(pair, large, small, drafter, middle, middle_window)
     chosen = options.choose_policy(
         named,
         policy,
@@ -141,6 +155,8 @@ def generate(
     )
     check_qualifier(chosen, named.middle is not None)
     check_reward(chosen, reward)
+    if logprobs is not None and not as_json:
+        raise InputError("logprobs are shown in JSON only; give --json, too, or leave --logprobs out")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
     options.share_cores(lanes)
@@ -156,6 +172,8 @@ def generate(
         device=device,
         runtime=runtime,
         trust_remote_code=trust_remote_code,
+        verifier=verifier,
+        verifier_timeout=verifier_timeout,
     )
     asked: dict[str, Any] = {
         "lossless": lossless,
@@ -171,6 +189,7 @@ def generate(
         "no_repeat_ngram_size": no_repeat_ngram_size,
         "stop_strings": stop or None,
         "seed": seed,
+        "logprobs": logprobs,
     }
     source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
     source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}

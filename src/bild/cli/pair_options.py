@@ -68,6 +68,14 @@ Reward = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+Verifier = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a bild verify-server that holds the large model; only the small one is loaded here.",
+        rich_help_panel=MODELS,
+    ),
+]
+VerifierTimeout = Annotated[float, typer.Option(help="Longest wait for one of its answers, s.", rich_help_panel=MODELS)]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64 or int8.", rich_help_panel=MODELS)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=MODELS)]
 Runtime = Annotated[
@@ -158,6 +166,8 @@ def load_decoder(
     reward: str | None = None,
     src_lang: str | None = None,
     tgt_lang: str | None = None,
+    verifier: str | None = None,
+    verifier_timeout: float = 30,
 ) -> BigLittleDecoder:
     """Load the pair, with nothing of other libraries on stderr."""
     quieten()
@@ -175,6 +185,8 @@ def load_decoder(
         device=device,
         runtime=runtime,
         trust_remote_code=trust_remote_code,
+        verifier=verifier,
+        verifier_timeout_s=verifier_timeout,
     )
     decoder.set_languages(src_lang, tgt_lang)
     return decoder

@@ -135,7 +135,11 @@ class Report:
         return values
 
     def _summary(self, console: Console) -> None:
-        totals = self.totals
+        totals, traffic = self.totals, self.decoder.traffic
+        if self.stats and traffic is not None and totals.stats is not None:
+            up, down = (each / max(1, totals.stats.num_tokens) for each in (traffic.bytes_up, traffic.bytes_down))
+            again = f" · {traffic.retries} asked again" if traffic.retries else ""
+            _say(console, f"  link    {traffic.requests} requests · bytes a token: {up:.1f} up, {down:.1f} down{again}")
         if totals.texts < 2 or totals.stats is None:
             return
         from bild.cli import render

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,11 +14,11 @@ from bild.cli import pair_options as options
 from bild.errors import InputError
 
 if TYPE_CHECKING:
-    from bild.serving.settings import Keys, Languages
+    from bild.serving.plan import Plan
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 KEY = "BILD_API_KEY"
-SERVER, GUARD, API = "Server", "Guard", "API"
+SERVER, GUARD, API, CLUSTER = "Server", "Guard", "API", "Ray"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -44,6 +43,17 @@ def serve(
         int, typer.Option(help="Tokens there is room for: rows × (source + text).", rich_help_panel=SERVER)
     ] = 65536,
     queue: Annotated[int, typer.Option(help="Requests that may wait, 1….", rich_help_panel=SERVER)] = 128,
+    queue_tokens: Annotated[
+        int, typer.Option(help="Tokens of their sources and prompts, 1….", rich_help_panel=SERVER)
+    ] = 1 << 18,
+    pace: Annotated[
+        str,
+        typer.Option(
+            help="How long drafts may be: fixed: as policies say; goodput: as pays at the load there is; or by rows, "
+            "as in table:1=10,4=3,8=0. Other lengths change the texts of policies that are not lossless.",
+            rich_help_panel=SERVER,
+        ),
+    ] = "fixed",
     timeout: Annotated[float, typer.Option(help="Longest time of a request, s.", rich_help_panel=SERVER)] = 300,
     drain: Annotated[
         float, typer.Option(help="Time for accepted requests when told to stop, s.", rich_help_panel=SERVER)
@@ -51,6 +61,13 @@ def serve(
     api_key_file: Annotated[
         str | None,
         typer.Option(help=f"File with one key a line; or one key in ${KEY}. Default: no key.", rich_help_panel=GUARD),
+    ] = None,
+    key_requests: Annotated[
+        int | None, typer.Option(help="Requests of one key at a time, 1…. Default: any number.", rich_help_panel=GUARD)
+    ] = None,
+    key_rate: Annotated[
+        int | None,
+        typer.Option(help="The same in a minute, 1…. Default: any number.", rich_help_panel=GUARD),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
@@ -69,6 +86,13 @@ def serve(
     metrics_prefix: Annotated[
         str, typer.Option(help="Of the names in /metrics; vllm: as boards for it expect.", rich_help_panel=API)
     ] = "bild",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve on Ray: replicas, each with an engine.", rich_help_panel=CLUSTER)
+    ] = False,
+    replicas: Annotated[
+        str | None,
+        typer.Option(help="How many, as in 2; or from 1 to 4 by the load: 1:4. Default: 1.", rich_help_panel=CLUSTER),
+    ] = None,
     lenient: Annotated[
         bool, typer.Option("--lenient", help="Pass over unknown fields instead of refusing them.", rich_help_panel=API)
     ] = False,
@@ -78,34 +102,18 @@ def serve(
     Stops on SIGTERM or Ctrl-C: requests it has accepted are served first; a second one stops it at once. The exit
     code is 0, or 1 if the models broke down.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"serving needs {', '.join(missing)}; pip install 'bild[serve]'")
-    for name, value in (("timeout", timeout), ("drain", drain)):
-        if not value >= 0 or (name == "timeout" and value == 0):
-            raise InputError(f"{name} is {value:g}; allowed is {'more than 0' if name == 'timeout' else '0 or more'}")
-    from bild.engine import Limits
-    from bild.serving.server import Server, listen
-    from bild.serving.service import Service
-    from bild.serving.settings import Settings
+    check_installed()
+    if not drain >= 0:
+        raise InputError(f"drain is {drain:g}; allowed is 0 or more")
+    if replicas is not None and not ray:
+        raise InputError("replicas are started by Ray; give --ray, too, or leave --replicas out")
+    from bild.serving.plan import plan
 
     # All that may be wrong is looked at before anything is loaded.
-    limits = Limits(rows=max_rows, cells=max_cells, queue=queue)
-    bundled = pair is None and large is None and small is None
-    settings = Settings(
-        model=_name(pair, large) if model_name is None else model_name,
-        languages=_languages(translate, bundled),
-        keys=_keys(api_key_file),
-        timeout_s=timeout,
-        cors=tuple(cors_origin or ()),
-        metrics_prefix=metrics_prefix,
-        lenient=lenient,
-    )
-    listening = listen(host, port)
-    decoder = options.load_decoder(
+    planned = plan(
+        pair=pair,
         large=large,
         small=small,
-        pair=pair,
         middle=middle,
         middle_window=middle_window,
         drafter=drafter,
@@ -116,54 +124,71 @@ def serve(
         trust_remote_code=trust_remote_code,
         src_lang=src_lang,
         tgt_lang=tgt_lang,
+        max_rows=max_rows,
+        max_cells=max_cells,
+        queue=queue,
+        queue_tokens=queue_tokens,
+        pace=pace,
+        timeout=timeout,
+        api_key_file=api_key_file,
+        key_requests=key_requests,
+        key_rate=key_rate,
+        cors_origin=[] if cors_origin is None else cors_origin,
+        model_name=model_name,
+        translate=[] if translate is None else translate,
+        metrics_prefix=metrics_prefix,
+        lenient=lenient,
     )
-    _log()
-    if host not in LOOPBACK and not settings.keys:
-        _say(f"warning: everybody who can reach {host} can use this server; give it keys with --api-key-file")
-    service = Service(decoder, decoder.engine(limits), settings)
-    service.engine.start()
-    server = Server(service, drain)
-    _say(f"serving {settings.model} on http://{host if ':' not in host else f'[{host}]'}:{listening.getsockname()[1]}")
-    server.run(sockets=[listening])
-    if server.broken:
+    if host not in LOOPBACK and not planned.settings.keys:
+        say(f"warning: everybody who can reach {host} can use this server; give it keys with --api-key-file")
+    if ray:
+        check_installed(("ray",), "ray")
+        if not port:
+            raise InputError("port is 0, and Ray listens on the one it is told; name it with --port")
+        from bild.serving.ray_cluster import serve_on_ray
+
+        serve_on_ray(planned, host, port, "1" if replicas is None else replicas, drain, say=say)
+    elif _serve(planned, host, port, drain):
         raise typer.Exit(1)
 
 
-def _name(pair: str | None, large: str | None) -> str:
-    if pair is None and large is None:
-        return "de-en"
-    named = Path(large if pair is None else pair)  # type: ignore[arg-type]
-    return (named.parent if named.suffix == ".json" else named).name or "bild"
+def _serve(planned: Plan, host: str, port: int, drain: float) -> bool:
+    """Serve in this process until told to stop; whether the models broke down."""
+    from bild.serving.server import Server, listen
+
+    listening = listen(host, port)
+    options.quieten()
+    service = planned.service()
+    log_requests("bild.serving", "bild.engine")
+    service.engine.start()
+    server = Server(service, drain)
+    named = host if ":" not in host else f"[{host}]"
+    say(f"serving {planned.settings.model} on http://{named}:{listening.getsockname()[1]}")
+    server.run(sockets=[listening])
+    return server.broken
 
 
-def _languages(translate: list[str] | None, bundled: bool) -> tuple[Languages, ...]:
-    from bild.serving.settings import Languages
+def check_installed(packages: Sequence[str] = NEEDED, extra: str = "serve") -> None:
+    """Whether what servers are made of is there.
 
-    if not translate:
-        return (Languages("de", "en"),) if bundled else ()
-    return tuple(Languages.parse(each) for each in translate)
-
-
-def _keys(place: str | None) -> Keys:
-    from bild.serving.settings import Keys
-
-    if place is not None:
-        return Keys.read(place)
-    given = os.environ.get(KEY)
-    if given == "":
-        raise InputError(f"${KEY} is empty; give it a key, or unset it")
-    return Keys() if given is None else Keys.of([given])
+    Raises:
+        InputError: it is not, and what to install.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"serving needs {', '.join(missing)}; pip install 'bild[{extra}]'")
 
 
-def _log() -> None:
-    """A line a request on stderr."""
+def log_requests(*names: str) -> None:
+    """A line a request on stderr, from these loggers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("bild.serving", "bild.engine"):
+    for name in names:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """To whoever started the server."""
     print(text, file=sys.stderr, flush=True)

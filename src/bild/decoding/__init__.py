@@ -30,8 +30,11 @@ from bild.decoding.drafters import (
     Replay,
     parse_drafter,
 )
+from bild.decoding.goodput import Goodput
 from bild.decoding.hand_over import FixedWindow, HandOver, LowConfidence
 from bild.decoding.history import History, Use
+from bild.decoding.likelihood import Scored
+from bild.decoding.pace import Fixed, Pace, Table, parse_pace
 from bild.decoding.policy import Policy
 from bild.decoding.presets import PRESETS, parse_option, preset_options, split_options
 from bild.decoding.related_presets import SegmentRule
@@ -62,7 +65,9 @@ __all__ = [
     "ExactMatch",
     "FinishReason",
     "First",
+    "Fixed",
     "FixedWindow",
+    "Goodput",
     "Greedy",
     "HandOver",
     "HandOverReason",
@@ -76,6 +81,7 @@ __all__ = [
     "ModelDrafter",
     "NGram",
     "Ngrams",
+    "Pace",
     "Policy",
     "Reading",
     "Recipe",
@@ -86,12 +92,14 @@ __all__ = [
     "Row",
     "Rules",
     "Sampling",
+    "Scored",
     "Scorer",
     "Scores",
     "SegmentRule",
     "Segments",
     "Stats",
     "Summary",
+    "Table",
     "TypicalAcceptance",
     "Use",
     "Verdict",
@@ -102,6 +110,7 @@ __all__ = [
     "decode",
     "parse_drafter",
     "parse_option",
+    "parse_pace",
     "preset_options",
     "split_options",
 ]

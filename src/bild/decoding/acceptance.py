@@ -250,12 +250,18 @@ class RejectionSampling:
         drafted = reading.drafted.unsqueeze(-1)
         ratio = (p.gather(-1, drafted) / q.gather(-1, drafted)).squeeze(-1)
         keep = reading.uniforms(Use.ACCEPT) < 1 - self.weight + self.weight * ratio
-        residual = (p - q).clamp(min=0)
-        apart = residual.sum(-1, keepdim=True)
-        # Equal distributions leave no residual but rounding, and nothing to replace.
-        empty = apart <= torch.finfo(residual.dtype).tiny
-        replacement = draw(torch.where(empty, p, residual), reading.uniforms(Use.REPLACE))
-        return Judgement(keep, replacement, apart[..., 0].clamp(max=1))
+        weights, apart = residual(p, q)
+        return Judgement(keep, draw(weights, reading.uniforms(Use.REPLACE)), apart)
+
+
+def residual(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """What is drawn in place of a rejected token, of distributions ``[…, V]``: weights ``[…, V]``, and how far apart
+    the two are ``[…]``, 0…1."""
+    left = (p - q).clamp(min=0)
+    apart = left.sum(-1, keepdim=True)
+    # Equal distributions leave no residual but rounding, and nothing to replace.
+    empty = apart <= torch.finfo(left.dtype).tiny
+    return torch.where(empty, p, left), apart[..., 0].clamp(max=1)
 
 
 WRITES_ITS_OWN = (ExactMatch, RejectionSampling, TypicalAcceptance, WithinDistance)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from bild.decoding.draft import NO_WORK, Draft, HandOverReason, Work, Writer
+from bild.decoding.likelihood import Scored
 from bild.decoding.rows import FinishReason, Row
 from bild.decoding.segments import Way
 from bild.decoding.verdict import Verdict
@@ -40,6 +41,9 @@ class Commit:
     """``d(p_S, p_L)`` of each draft token."""
     doubtful: int | None = None
     """The token the small model was too unsure of to propose."""
+    scored: tuple[Scored, ...] = ()
+    """How likely the large model found each token; empty unless the request asks. An end, or a segment, that passes
+    unread is read for this, without being judged."""
 
     @property
     def rolled_back(self) -> bool:
@@ -51,16 +55,18 @@ class Commit:
         return self.work.get(writer, NO_WORK).steps
 
 
-def commit_judged(row: Row, draft: Draft | None, verdict: Verdict | None) -> Commit | None:
+def commit_judged(row: Row, draft: Draft | None, verdict: Verdict | None, way: Way) -> Commit | None:
     """Make a row's accepted draft and the large model's token final; None for a row that was passed over."""
     if draft is None or verdict is None:
         return None
-    accepted, start = verdict.accepted, row.committed
+    start, verified = row.committed, way != "score"
+    # What passes unread is here for its likelihood only.
+    accepted = verdict.accepted if verified else len(draft.tokens)
     del row.tokens[start + accepted :]
     # Only a whole draft can end the text: each of its tokens was asked when it was written.
     finish_reason = row.ended() if draft.ends and accepted == len(draft.tokens) else None
     writers = draft.signed(accepted)
-    if finish_reason is None:
+    if finish_reason is None and verified:
         row.tokens.append(verdict.next_token)
         writers.append(verdict.writer)
         finish_reason = row.ended()
@@ -72,11 +78,13 @@ def commit_judged(row: Row, draft: Draft | None, verdict: Verdict | None) -> Com
         draft=tuple(draft.tokens),
         accepted=accepted,
         reason=draft.reason,
+        verified=verified,
         finish_reason=finish_reason,
         work={**draft.work, verdict.writer: verdict.work},
         confidences=tuple(draft.confidences),
-        distances=verdict.distances,
+        distances=verdict.distances if verified else (),
         doubtful=draft.doubtful,
+        scored=(*verdict.scored[:accepted], *verdict.scored[-1:])[: len(writers)],
     )
 
 

@@ -11,6 +11,7 @@ from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
 from bild.decoding.distances import METRICS
 from bild.decoding.draft import Draft, Writer
 from bild.decoding.hand_over import MEASURES, FixedWindow, HandOver, LowConfidence
+from bild.decoding.key_tokens import KeyTokens
 from bild.decoding.presets import DEFAULT_MAX_DRAFT_TOKENS, Presets, parse_option, split_options
 from bild.decoding.related_presets import SegmentRule
 
@@ -25,6 +26,7 @@ ACCEPTANCE_RULES: dict[str, type[Any]] = {
     "adaptive_distance": AdaptiveDistance,
     "distance_of_accepted": DistanceOfAccepted,
     "typical": TypicalAcceptance,
+    "key_tokens": KeyTokens,
     "exact_match": ExactMatch,
     "rejection_sampling": RejectionSampling,
 }

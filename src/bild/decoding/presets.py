@@ -236,7 +236,7 @@ class Presets(RelatedPresets):
 
 PRESETS = (
     "bild", "exact", "speculative_sampling", "ensemble", "typical", "no_rollback", "no_fallback", "adaptive",
-    "adasd", "pyramid", "reward", "large", "small",
+    "adasd", "pyramid", "reward", "key_tokens", "large", "small",
 )  # fmt: skip
 """Names of the presets."""
 

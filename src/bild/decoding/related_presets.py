@@ -9,7 +9,8 @@ from typing import Any, Literal, Self
 from bild.decoding.acceptance import Acceptance, ExactMatch, RejectionSampling, WithinDistance
 from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
 from bild.decoding.distances import METRICS, MetricName
-from bild.decoding.hand_over import FixedWindow
+from bild.decoding.hand_over import MEASURES, FixedWindow, LowConfidence
+from bild.decoding.key_tokens import KeyTokens
 
 ADASD_DRAFT_TOKENS = 20
 PYRAMID_DRAFT_TOKENS = 10
@@ -133,6 +134,38 @@ class RelatedPresets:
             max_draft_tokens=max_draft_tokens,
             verify_end=True,
             segment=SegmentRule(delta, delimiter),
+        )
+
+    @classmethod
+    def key_tokens(
+        cls,
+        *,
+        rollback_threshold: float | None = None,
+        surprise_gap: float = 1.0,
+        top_gap: float = 0.9,
+        variation: float | None = None,
+        fallback_threshold: float = MEASURES["max_probability"].default,
+        max_draft_tokens: int = 8,
+        metric: MetricName = "nll",
+    ) -> Self:
+        """Key tokens strict, others relaxed (arXiv 2511.11733). Not lossless.
+
+        Args:
+            rollback_threshold: of tokens that are not key, 0…∞, default 2 nats; lower = slower, nearer to large.
+            surprise_gap: see :class:`~bild.decoding.key_tokens.KeyTokens`; lower = slower, nearer to large.
+            top_gap: likewise.
+            variation: likewise; default: not looked at.
+            fallback_threshold: as in :meth:`~bild.Policy.bild`, default 0.5.
+            max_draft_tokens: longest draft, 1…∞, default 8, the paper's.
+            metric: of distance, ``"nll"`` (default), ``"margin"`` or ``"rank"``.
+        """
+        known = METRICS[metric].default if metric in METRICS else 0.0
+        threshold = known if rollback_threshold is None else rollback_threshold
+        return cls._of(
+            hand_over=LowConfidence(fallback_threshold),
+            acceptance=KeyTokens(threshold, metric, surprise_gap, top_gap, variation),
+            max_draft_tokens=max_draft_tokens,
+            verify_end=True,
         )
 
     @classmethod

@@ -112,12 +112,13 @@ class Batch:
                 return
 
         # Verify: one large pass reads the drafts; row i judges tokens[committed + i].
-        judged = [Draft() if way == "rewrite" else draft for way, draft in zip(away, drafts, strict=True)]
-        verdicts = self.large.verify(self.rows, judged)
-        self._learn(drafts, verdicts)
+        shown = [Draft() if way == "rewrite" else draft for way, draft in zip(away, drafts, strict=True)]
+        verdicts = self.large.verify(self.rows, shown)
+        # What is read for its likelihood only is not judged.
+        self._learn([None if way == "score" else draft for way, draft in zip(away, drafts, strict=True)], verdicts)
 
         # Accept: up to the first token the large model finds too unlikely; it writes the next one.
-        commits = [commit_judged(*each) for each in zip(self.rows, drafts, verdicts, strict=True)]
+        commits = [commit_judged(*each) for each in zip(self.rows, drafts, verdicts, away, strict=True)]
 
         # Forget the rest in both models. Nobody has read the token just written.
         self._drop_ended(commits)
@@ -152,9 +153,10 @@ class Batch:
         """
         if list(rows) != sorted(set(rows)) or not set(rows) <= set(range(len(self.rows))):
             raise ValueError(f"cannot keep rows {list(rows)} of {len(self.rows)}; name places in ascending order")
-        if rows and len(rows) < len(self.rows):
+        if len(rows) < len(self.rows):
+            # Also where none goes on: a verifier elsewhere is told so.
             self.large.keep(rows)
-            if self.drafter is not None:
+            if rows and self.drafter is not None:
                 self.drafter.keep(rows)
         self.rows = [self.rows[b] for b in rows]
 
@@ -170,7 +172,11 @@ class Batch:
         if self.drafter is None:
             return [Draft() for _ in self.rows]
         allowed = [room(row) for row in self.rows]
-        free = allowed if window is None else [min(own, window) for own in allowed]
+        # A segment that a reward judges is as long as it is, however short other drafts are to be.
+        free = [
+            own if window is None or row.rules.segments is not None else min(own, window)
+            for row, own in zip(self.rows, allowed, strict=True)
+        ]
         if not any(free):
             return [Draft() for _ in self.rows]
         with apart(self.rows):

@@ -111,6 +111,8 @@ class Request:
             after a prefix, for both models (forbidden, forced and penalised tokens).
         generator: source of random numbers when sampling, one a row, so that a row's text does
             not depend on its neighbours; None: torch's global one.
+        logprobs: how likely each token was is recorded (:attr:`Commit.scored`), and so many of the likeliest tokens in
+            its place, 0…; None: nothing is. The text is the same.
     """
 
     prompt: Sequence[int]
@@ -120,12 +122,15 @@ class Request:
     stop: Callable[[Sequence[int]], bool] | None = None
     process: Callable[[Sequence[int], Tensor], Tensor] | None = None
     generator: torch.Generator | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("a row needs at least one prompt token, got none")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ValueError(f"logprobs is {self.logprobs}; allowed is 0 or more, or None")
 
 
 class Halt(NamedTuple):

@@ -127,7 +127,9 @@ class Reader:
         self.scorer.truncate(lengths)
 
     def keep(self, rows: Sequence[int]) -> None:
-        self.scorer.keep(rows)
+        # Where nobody goes on there is nothing to go on with; what was read is let go with the scorer.
+        if rows:
+            self.scorer.keep(rows)
 
     def join(self, other: Self) -> None:
         self.scorer.join(other.scorer)

@@ -21,8 +21,9 @@ from bild.decoding.draft import Draft
 from bild.decoding.rows import Reward, Row
 from bild.errors import BildError, InputError, one_line
 
-Way = Literal["read", "keep", "rewrite"]
-"""What becomes of a draft: the large model reads it, it stays unread, or the large model writes in its place."""
+Way = Literal["read", "keep", "score", "rewrite"]
+"""What becomes of a draft: the large model reads and judges it; it stays unread; it stays, and is read only because the
+request asks how likely its tokens are; or the large model writes in its place."""
 
 
 def room(row: Row) -> int:
@@ -74,7 +75,12 @@ def ways(rows: Sequence[Row], drafts: Sequence[Draft]) -> list[Way]:
             found[b] = "keep" if math.isfinite(score) and score >= rule.delta else "rewrite"
             if found[b] == "rewrite":
                 _drop(rows[b])
-    return found
+    return ["score" if way == "keep" and _is_scored(row) else way for way, row in zip(found, rows, strict=True)]
+
+
+def _is_scored(row: Row) -> bool:
+    """Whether the request asks how likely tokens are, and there is a large model to say so."""
+    return row.request.logprobs is not None and row.rules.policy.alone is None
 
 
 def _whole(row: Row, draft: Draft) -> bool:

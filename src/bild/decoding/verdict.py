@@ -7,6 +7,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from bild.decoding.draft import NO_WORK, Draft, Work, Writer
 from bild.decoding.history import History
+from bild.decoding.likelihood import Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Verdict:
     """Who wrote the next token."""
     work: Work = NO_WORK
     """Of the large model."""
+    scored: tuple[Scored, ...] = ()
+    """How likely each draft token was, then the next token; empty unless the request asks."""
 
     def agreed(self, draft: Draft) -> list[bool]:
         """Whether each draft token up to the first rejected one is the large model's likeliest."""

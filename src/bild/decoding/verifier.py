@@ -12,8 +12,10 @@ from torch import Tensor
 from bild.decoding.acceptance import Reading
 from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
+from bild.decoding.likelihood import Scored, scored
 from bild.decoding.rows import Row, Rules
 from bild.decoding.scorer import Reader, Scorer, read, rolling, unread
+from bild.decoding.scores import Scores
 from bild.decoding.transfer import to_device, to_host
 from bild.decoding.verdict import Verdict
 from bild.errors import ScoreError
@@ -50,7 +52,7 @@ class Verifier(Protocol):
         """Forget everything after ``lengths[b]`` tokens of row ``b``; no-op where shorter."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order; one may be named more than once."""
+        """Go on with these rows, in this order; one may be named more than once. None: all have ended."""
 
     def join(self, other: Self) -> None:
         """Go on with another verifier's rows behind these; it is used up."""
@@ -107,7 +109,7 @@ class LocalVerifier(Reader):
             stops: asked of a row after each of its tokens, unless that ends the text.
         """
         scorer = rolling(self.scorer)
-        if scorer is None or not all(row.takes_likeliest for row in rows):
+        if scorer is None or not all(row.takes_likeliest and row.request.logprobs is None for row in rows):
             return None
         # The first token of a text is not kept waiting.
         room = [len(row.tokens) + (AT_ONCE if row.committed > row.prompt_length else 1) for row in rows]
@@ -150,15 +152,27 @@ class LocalVerifier(Reader):
                 keeps, distances, own, scores, *other = (each[at][-count:] for each in host)
                 replacements = other[0] if other else own
                 accepted = _leading(keeps[:-1])
+                next_token = int(replacements[accepted])
                 self._check(rows[b], scores[: accepted + 1])
                 verdicts[b] = Verdict(
                     accepted,
-                    int(replacements[accepted]),
+                    next_token,
                     tuple(distances[:-1]),
                     tuple(map(int, own)),
                     self.name,
                     work[b],
+                    self._scored(rows[b], reading.scores, at, count, accepted, next_token),
                 )
+
+    def _scored(
+        self, row: Row, scores: Scores, at: int, count: int, accepted: int, next_token: int
+    ) -> tuple[Scored, ...]:
+        """How likely the draft's tokens and the next one are, if the request asks and this model has the last word."""
+        if row.request.logprobs is None or self.level > 0:
+            return ()
+        draft = row.tokens[len(row.tokens) - count + 1 :]
+        places = [*range(-count, -1), accepted - count]
+        return tuple(scored(scores, at, places, [*draft, next_token], row.request.logprobs))
 
     def _check(self, row: Row, highest: Sequence[float]) -> None:
         """Refuse to go on from scores that are not numbers: one for each position up to the token to be written."""

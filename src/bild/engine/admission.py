@@ -20,6 +20,7 @@ class Limits:
         cells: tokens there is room for, 1…: rows × (longest source + longest text with its prompt). Storage is
             doubled and halved by steps, so for moments it may be up to four times that.
         queue: requests that may wait for their first row, 1….
+        queue_tokens: tokens of sources and prompts that may wait for a row, 1…; one request alone may have more.
         source_tokens: tokens of new sources read in one turn, 1…: an encoder's pass cannot be cut, and all wait for it.
 
     Raises:
@@ -29,10 +30,11 @@ class Limits:
     rows: int = 4
     cells: int = 65536
     queue: int = 128
+    queue_tokens: int = 1 << 18
     source_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        for name in ("rows", "cells", "queue", "source_tokens"):
+        for name in ("rows", "cells", "queue", "queue_tokens", "source_tokens"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} is {value!r}; allowed is 1 or more, a whole number")

@@ -13,11 +13,11 @@ from itertools import count
 
 import torch
 
-from bild.decoding import Commit, Rules
+from bild.decoding import Commit, Fixed, Pace, Rules
 from bild.engine.admission import Admission, Limits, cells
 from bild.engine.lane import Lane
 from bild.engine.opening import Job, Open
-from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Sink, Ticket, Written
+from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Sink, Ticket, Written, unread
 from bild.errors import BusyError, StoppedError
 
 logger = logging.getLogger("bild.engine")
@@ -37,6 +37,8 @@ class Load:
     """Texts that wait for one."""
     requests: int
     """Requests that have a place."""
+    tokens: int
+    """Tokens of sources and prompts that wait for a row."""
     cells: int
     """Tokens that memory is reserved for."""
 
@@ -79,6 +81,7 @@ class Engine:
     Args:
         open: makes batches, see :func:`~bild.engine.opener`.
         limits: of rows, memory and queue.
+        pace: how long drafts may be; default: as long as the policies say.
         clock: seconds; another one in tests.
         watch: is handed every turn, on the engine's thread.
     """
@@ -88,6 +91,7 @@ class Engine:
         open: Open,
         limits: Limits | None = None,
         *,
+        pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
         watch: Callable[[Turn], None] | None = None,
     ) -> None:
@@ -101,7 +105,8 @@ class Engine:
         self.watch = watch
         self._clock = clock
         self._admission = Admission(self.limits, self.limits.rows)
-        self._lanes = {alone: Lane(open, alone, self._tell, self._fail) for alone in (False, True)}
+        self.pace: Pace = Fixed() if pace is None else pace
+        self._lanes = {alone: Lane(open, alone, self._tell, self._fail, self.pace, clock) for alone in (False, True)}
         self._ids = count()
         self._changed = threading.Condition()
         # All below is shared between threads and touched under the lock of the condition only.
@@ -122,7 +127,7 @@ class Engine:
         """Take a place in the queue, before any work is put into a request.
 
         Raises:
-            BusyError: too many requests are waiting.
+            BusyError: too many requests are waiting, or too many tokens.
             StoppedError: the engine takes on nothing more.
         """
         with self._changed:
@@ -130,14 +135,41 @@ class Engine:
             waiting = sum(place.waiting for place in self._places)
             if waiting >= self.limits.queue:
                 raise BusyError(f"{waiting} requests are waiting, as many as may; try again later", self._retry_s())
+            self._check_tokens(1)
             place = Place()
             self._places.add(place)
             return place
 
+    def claim(self, place: Place, jobs: Sequence[Job]) -> None:
+        """Say how much a request will have to read, once that is known; before any of its jobs is handed in.
+
+        Args:
+            place: of the request.
+            jobs: all of them.
+
+        Raises:
+            TooLongError: there is not enough room for one of them, ever.
+            BusyError: too many tokens are waiting.
+        """
+        self.check(jobs)
+        tokens = sum(map(unread, jobs))
+        with self._changed:
+            place.tokens = 0
+            self._check_tokens(tokens)
+            place.tokens = tokens
+
+    def _check_tokens(self, more: int) -> None:
+        waiting, most = sum(place.tokens for place in self._places), self.limits.queue_tokens
+        # A request that could never be taken otherwise is taken where nobody else waits.
+        if waiting and waiting + more > most:
+            raise BusyError(
+                f"{waiting} tokens are waiting to be read, and at most {most} may; try again later", self._retry_s()
+            )
+
     def release(self, place: Place) -> None:
         """Give a place back; nothing happens if that was done before."""
         with self._changed:
-            place.released, place.waiting = True, False
+            place.released, place.waiting, place.tokens = True, False, 0
             self._places.discard(place)
             self._changed.notify_all()
 
@@ -198,7 +230,8 @@ class Engine:
     def load(self) -> Load:
         """What there is to do."""
         with self._changed:
-            return Load(len(self._active), len(self._waiting), len(self._places), cells(self._active.values()))
+            tokens = sum(place.tokens for place in self._places)
+            return Load(len(self._active), len(self._waiting), len(self._places), tokens, cells(self._active.values()))
 
     @property
     def rows(self) -> int:
@@ -282,16 +315,17 @@ class Engine:
             new = self._admission.take(self._waiting, self._active.values())
             for ticket in new:
                 ticket.admitted, ticket.place.waiting = now, False
+                ticket.place.tokens = max(0, ticket.place.tokens - ticket.unread)
                 self._active[ticket.id] = ticket
             if new and len(new) == len(self._active):
                 # Nothing was decoded before; a watchdog counts from here.
                 self.last_turn = now
         return {ticket.id for ticket in left}, new
 
-    def _tell(self, ticket: Ticket, commit: Commit, rows: int) -> None:
+    def _tell(self, ticket: Ticket, commit: Commit, rows: int, window: int | None) -> None:
         now = self._clock()
         ticket.first = now if ticket.first is None else ticket.first
-        self._told.add(ticket, Written(ticket.id, commit, now - ticket.submitted, rows))
+        self._told.add(ticket, Written(ticket.id, commit, now - ticket.submitted, rows, window))
         if commit.finish_reason is not None:
             admitted = now if ticket.admitted is None else ticket.admitted
             self._text_s += RECENT * (now - admitted - self._text_s)

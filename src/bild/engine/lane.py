@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
-from bild.decoding import Batch, Commit, Row
+from bild.decoding import Batch, Commit, Pace, Row
 from bild.engine.opening import Open
 from bild.engine.tickets import Ticket
 from bild.errors import BildError, one_line
@@ -16,7 +16,7 @@ READ_TOKENS = 64
 PATIENCE = 3
 """Turns that may fail in a row."""
 
-Tell = Callable[[Ticket, Commit, int], None]
+Tell = Callable[[Ticket, Commit, int, int | None], None]
 Fail = Callable[[Ticket, str], None]
 
 
@@ -33,12 +33,15 @@ class Lane:
     Args:
         open: makes batches.
         alone: whether the small model decodes alone here.
-        tell: is called with every commit and the number of rows it was made among.
+        tell: is called with every commit, the number of rows it was made among, and the longest draft they might write.
         fail: is called for a ticket whose row cannot be decoded, with the reason.
+        pace: how long drafts may be.
+        clock: seconds.
     """
 
-    def __init__(self, open: Open, alone: bool, tell: Tell, fail: Fail) -> None:
+    def __init__(self, open: Open, alone: bool, tell: Tell, fail: Fail, pace: Pace, clock: Callable[[], float]) -> None:
         self._open, self.alone, self._tell, self._fail = open, alone, tell, fail
+        self._pace, self._clock = pace, clock
         self.tickets: dict[int, Ticket] = {}
         """All that have a row here, by id."""
         self.failures = 0
@@ -124,13 +127,20 @@ class Lane:
             self._join(self._reading.pop(0))
 
     def _round(self, batch: Batch) -> None:
-        together = len(batch.rows)
-        for commit in batch.round():
+        together, start = len(batch.rows), self._clock()
+        window = None if batch.drafter is None else self._pace.window(together)
+        # Whoever begins has its source or its prompt to read, which drafts have no part in.
+        begins = any(self.tickets[row.index].told == 0 for row in batch.rows)
+        commits = []
+        for commit in batch.round(window):
             ticket = self.tickets[commit.row]
             ticket.told += len(commit.tokens)
-            self._tell(ticket, commit, together)
+            commits.append(commit)
+            self._tell(ticket, commit, together, window)
             if commit.finish_reason is not None:
                 self._proof = self.tickets.pop(commit.row)
+        if batch.drafter is not None and not begins:
+            self._pace.learn(together, window, commits, self._clock() - start)
 
     def _try_alone(self, rows: int) -> None:
         """A round of each suspect by itself; those who come through go on together."""

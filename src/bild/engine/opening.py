@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from bild.decoding import (
     Row,
     Rules,
     Scorer,
+    Verifier,
     Writer,
 )
 from bild.errors import InputError
@@ -36,6 +37,9 @@ class Job:
     request: Request
     encoded: Tensor | None = None
     """What the large model's encoder makes of it ``[S, H]``, where that is known before."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the request's processor and the choice of tokens were made of, as JSON values: a verifier elsewhere makes
+    them anew."""
 
 
 class Middle(NamedTuple):
@@ -61,6 +65,8 @@ class Models(NamedTuple):
     small: Model | None
     drafter: Maker = Recipe()
     middle: Middle | None = None
+    verifier: Callable[[Sequence[Job]], Verifier] | None = None
+    """Makes what judges in the large model's place, where that is elsewhere."""
 
 
 Open = Callable[[Sequence[Job], Sequence[Row], bool], Batch]
@@ -100,6 +106,9 @@ def opener(models: Models) -> Open:
 
 def _batch(jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None) -> Batch:
     sources = [job.source for job in jobs]
+    if models.verifier is not None and alone != "small":
+        elsewhere = _drafter(models, None, sources) if alone is None else None
+        return Batch(list(rows), models.verifier(jobs), elsewhere, models.large.vocab_size)
     encoded = [job.encoded for job in jobs if job.encoded is not None]
     scorer = small_of(models).start(sources) if alone == "small" else models.large.start(sources, encoded or None)
     drafter = _drafter(models, scorer, sources) if alone is None else None
@@ -118,15 +127,20 @@ def small_of(models: Models) -> Model:
     return models.small
 
 
-def _drafter(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Drafter:
+def _drafter(models: Models, scorer: Scorer | None, sources: Sequence[Sequence[int]]) -> Drafter:
     drafter, middle = models.drafter(_kit(models, scorer, sources)), models.middle
     if middle is None:
         return drafter
-    return Cascade(middle.model.beside(scorer, sources), drafter, middle.window, middle.name)
+    return Cascade(_beside(middle.model, scorer, sources), drafter, middle.window, middle.name)
 
 
-def _kit(models: Models, scorer: Scorer, sources: Sequence[Sequence[int]]) -> Kit:
+def _beside(model: Model, scorer: Scorer | None, sources: Sequence[Sequence[int]]) -> Scorer:
+    """A batch of another model than the large one, which may be elsewhere."""
+    return model.start(sources) if scorer is None else model.beside(scorer, sources)
+
+
+def _kit(models: Models, scorer: Scorer | None, sources: Sequence[Sequence[int]]) -> Kit:
     def small() -> Drafter:
-        return ModelDrafter(small_of(models).beside(scorer, sources))
+        return ModelDrafter(_beside(small_of(models), scorer, sources))
 
     return Kit(small, models.large.vocab_size, len(sources))

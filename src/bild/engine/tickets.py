@@ -23,6 +23,8 @@ class Written:
     """Seconds since the ticket was handed in."""
     rows: int = 1
     """Rows that were decoded together."""
+    window: int | None = None
+    """The longest draft the pace allowed; None: as long as the row's policy says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Place:
 
     waiting: bool = True
     """Whether none of its tickets has a row yet."""
+    tokens: int = 0
+    """Of its sources and prompts that have no row yet."""
     released: bool = False
 
 
@@ -102,6 +106,11 @@ class Ticket:
         return len(self.job.source)
 
     @property
+    def unread(self) -> int:
+        """Tokens of its source and its prompt."""
+        return unread(self.job)
+
+    @property
     def longest(self) -> int:
         """Tokens its text can have, prompt and all."""
         return len(self.job.request.prompt) + self.job.request.max_new_tokens
@@ -110,3 +119,8 @@ class Ticket:
         """Forget what its owner has not been told of: read again, the row goes on as if nothing had been."""
         self.row.committed = self.row.prompt_length + self.told
         del self.row.tokens[self.row.committed :]
+
+
+def unread(job: Job) -> int:
+    """Tokens that have to be read before a text can begin."""
+    return len(job.source) + len(job.request.prompt)

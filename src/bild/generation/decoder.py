@@ -16,10 +16,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from bild.decoding import Choice, Commit, Maker, Policy, Recipe, Rules
 from bild.decoding.drafters.cascade import DEFAULT_WINDOW
+from bild.edge.connection import DEFAULT_TIMEOUT_S, Channel, Traffic
 from bild.engine import Engine, Job, Limits, Middle, Models, opener, small_of
 from bild.errors import InputError
 from bild.generation import running
 from bild.generation.drafting import check_small, maker_of
+from bild.generation.elsewhere import Elsewhere, choose_small, connect, only_small
 from bild.generation.ensembles import steered
 from bild.generation.jobs import prepare
 from bild.generation.loading import load_sides
@@ -72,16 +74,20 @@ class BigLittleDecoder:
             name, ``"module:function"``, a function of ``(source, before, segment)``, or an object with
             ``score(rows, drafts)`` (docs/related/reward.md).
         runtime: how the networks are run; ``"eager"``, ``"static"`` or ``"auto"``, see :meth:`from_pretrained`.
+        verifier: address of a ``bild verify-server`` that holds the large model, in place of ``large``
+            (docs/related/sled.md); ``tokenizer`` is then the small model's.
+        verifier_timeout_s: longest wait for one of its answers, in seconds, above 0, default 30.
 
     Raises:
         InputError: a drafter that does not exist, or needs a small model where there is none; likewise a reward.
         LoadError: an encoder-decoder paired with a decoder-only model, or a model that cannot roll back or exit there.
+        VerifierError: a verifier that cannot be reached.
         VocabularyError: the models do not share a vocabulary.
     """
 
     def __init__(
         self,
-        large: PreTrainedModel,
+        large: PreTrainedModel | None = None,
         small: PreTrainedModel | str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
@@ -94,13 +100,28 @@ class BigLittleDecoder:
         drafter: str | Maker | None = None,
         reward: RewardLike | None = None,
         runtime: str = "eager",
+        verifier: str | Channel | None = None,
+        verifier_timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         # Compared before anything is compiled.
         check_runtime(runtime)
-        other = large if small is None or isinstance(small, str) else small
         self.drafter = maker_of("small" if drafter is None else drafter)
         check_small(self.drafter, small is not None)
         check_middle(middle, middle_window, self.drafter, small is not None)
+        self._elsewhere: Elsewhere | None = None
+        if verifier is not None:
+            alone = only_small(large, small, middle, experts)
+            second = run_pair(alone, alone, runtime)[0]
+            tokenizer = small_tokenizer if tokenizer is None else tokenizer
+            self.reward = None if reward is None else reward_of(reward, tokenizer, alone.device)
+            self._elsewhere = connect(verifier, second, tokenizer, verifier_timeout_s)
+            between = None if middle is None else Middle(second, middle_window, SMALL, SMALL)
+            self._settle(self._elsewhere.model, second, between, self._elsewhere.terms.vocab_size)
+            self._set(tokenizer, policy, self._elsewhere.generation_config)
+            return
+        if large is None:
+            raise InputError("there is no large model; name one with large=…, or where one is with verifier=…")
+        other = large if small is None or isinstance(small, str) else small
         shared = head_size(large)
         steering = [(network, tokenizer) for network, _ in experts]
         for network, own in ((other, small_tokenizer), (middle, middle_tokenizer), *steering):
@@ -111,24 +132,33 @@ class BigLittleDecoder:
         self.reward = None if reward is None else reward_of(reward, tokenizer, large.device)
         cheap: PreTrainedModel | str = large if small is None else small
         if middle in (None, SMALL):
-            self.large, second = run_pair(large, cheap, runtime)
+            accurate, second = run_pair(large, cheap, runtime)
             between = None if middle is None else Middle(second, middle_window, SMALL, SMALL)
         else:
-            self.large, second, third = run_three(large, cheap, middle, runtime)
+            accurate, second, third = run_three(large, cheap, middle, runtime)
             between = Middle(third, middle_window, part=middle if isinstance(middle, str) else None)
         if experts:
-            self.large = steered(self.large, experts, runtime)
-        self._small, self._middle = None if small is None else second, between
-        self.early_exit = small if isinstance(small, str) else None
+            accurate = steered(accurate, experts, runtime)
+        self._settle(accurate, None if small is None else second, between, shared, small)
+        self._set(tokenizer, policy, large.generation_config or GenerationConfig())
+
+    def _settle(
+        self, large: Model, small: Model | None, middle: Middle | None, shared: int, named: object = None
+    ) -> None:
+        """Hold these models, which know so many token ids together."""
+        self.large, self._small, self._middle = large, small, middle
+        self.early_exit = named if isinstance(named, str) else None
         for model in self.parts:
             model.vocab_size = shared
+
+    def _set(self, tokenizer: PreTrainedTokenizerBase | None, policy: Policy | None, config: GenerationConfig) -> None:
         self.tokenizer = tokenizer
         self.src_lang: str | None = None
         """See :meth:`set_languages`."""
         self.tgt_lang: str | None = None
         """See :meth:`set_languages`."""
         self.policy = Policy() if policy is None else policy
-        self.generation_config: GenerationConfig = large.generation_config or GenerationConfig()
+        self.generation_config: GenerationConfig = config
         for model in self.parts:
             if not model.batches:
                 name = type(model.network).__name__
@@ -151,6 +181,8 @@ class BigLittleDecoder:
         revision: str | None = None,
         subfolder: str | None = None,
         trust_remote_code: bool = False,
+        verifier: str | Channel | None = None,
+        verifier_timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> BigLittleDecoder:
         """Load a pair from disk or the hub; without any name, the bundled German → English one.
 
@@ -176,16 +208,24 @@ class BigLittleDecoder:
             revision: branch, tag or commit of the hub repositories whose names do not say; default: the newest.
             subfolder: where in both folders or repositories the checkpoints are, likewise; default: at the top.
             trust_remote_code: whether code that comes with a checkpoint may run; default False.
+            verifier: address of a ``bild verify-server`` that holds the large model, which is then not loaded here:
+                of a pair only the small checkpoint and the policy are read.
+            verifier_timeout_s: see :class:`BigLittleDecoder`.
 
         Raises:
-            LoadError, VocabularyError, InputError: see :mod:`bild.errors`.
+            LoadError, VerifierError, VocabularyError, InputError: see :mod:`bild.errors`.
         """
-        chosen = choose_pair(pair, large, small, drafter, middle, middle_window)
         check_runtime(runtime)
+        if verifier is None:
+            chosen = choose_pair(pair, large, small, drafter, middle, middle_window)
+        else:
+            chosen = choose_small(pair, large, small, drafter, middle, middle_window)
         where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "trust_remote_code": trust_remote_code}
         large_network, cheap, rest = load_sides(chosen, dtype=dtype, device=resolve_device(device), **where)
+        if verifier is not None:
+            rest |= {"verifier": verifier, "verifier_timeout_s": verifier_timeout_s}
         return cls(
-            large_network,
+            large_network if verifier is None else None,
             cheap,
             **rest,
             policy=chosen.policy,
@@ -262,10 +302,16 @@ class BigLittleDecoder:
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights: ``"float32"``, ``"bfloat16"``, …, ``"int8"``."""
-        if any(isinstance(module, Int8Linear) for module in self.large.network.modules()):
+        """Number format of the weights that are here: ``"float32"``, ``"bfloat16"``, …, ``"int8"``."""
+        here = self.large if self._elsewhere is None else self.small
+        if any(isinstance(module, Int8Linear) for module in here.network.modules()):
             return INT8
-        return str(self.large.dtype).removeprefix("torch.")
+        return str(here.dtype).removeprefix("torch.")
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What has crossed the network to the verifier; None where the large model is here."""
+        return None if self._elsewhere is None else self._elsewhere.channel.traffic
 
     @property
     def batches(self) -> bool:
@@ -558,7 +604,7 @@ class BigLittleDecoder:
 
     @property
     def _models(self) -> Models:
-        return Models(self.large, self._small, self.drafter, self._middle)
+        return Models(self.large, self._small, self.drafter, self._middle, self._elsewhere)
 
     def _drafting(self, drafter: str | Maker | None, policy: Policy) -> Models:
         """The models and who drafts for a call.
@@ -570,6 +616,8 @@ class BigLittleDecoder:
         if policy.alone == "small":
             small_of(models)
         check_qualifier(policy, self._middle is not None)
+        if self._elsewhere is not None:
+            self._elsewhere.check(policy, self.drafter if drafter is None else maker_of(drafter))
         if drafter is None:
             return models
         check_small(drafter, self._small is not None)

@@ -50,8 +50,9 @@ def prepare(
         stop=_stop(asked, tokenizer, len(prompt)),
         process=asked.processor(len(prompt), longest, ids, large.device),
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
+        logprobs=asked.logprobs,
     )
-    return Job(source, request)
+    return Job(source, request, options=asked.to_dict())
 
 
 def copyable(source: Sequence[int], large: Model) -> Sequence[int]:

@@ -60,6 +60,8 @@ class GenerationOptions:
         seed: of the draws, an integer of 64 bits; each row's own follows from it and the row's place in the call
             (the first row has the seed itself). Or one a row. None: different each call, as torch's global
             generator says.
+        logprobs: how likely each token was is recorded, and so many of the likeliest in its place, 0…
+            (:attr:`Result.logprobs`); None: nothing is. The text is the same.
 
     Raises:
         InputError: a value out of range, or an option of draws in a call that draws nothing.
@@ -94,6 +96,7 @@ class GenerationOptions:
     decoder_start_token_id: int | None = None
     stop_strings: str | Sequence[str] | None = None
     seed: int | Sequence[int] | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed, valid in RANGES:
@@ -178,6 +181,15 @@ class GenerationOptions:
             )
         return self.max_length - prompt_length
 
+    def to_dict(self) -> dict[str, Any]:
+        """What the scores and the draws are made of, as JSON values; lengths, stop strings and the seed are not."""
+        left_out = ("max_new_tokens", "max_length", "stop_strings", "seed", "decoder_start_token_id")
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: value for name, value in given.items() if value is not None and name not in left_out}
+        if "sequence_bias" in values:
+            values["sequence_bias"] = biases_of(values["sequence_bias"])
+        return {name: _plain(value) for name, value in values.items()}
+
     @property
     def _stop_strings(self) -> list[str]:
         given: Any = self.stop_strings
@@ -231,6 +243,14 @@ class GenerationOptions:
         return int(self.seed[index])
 
 
+def _plain(value: Any) -> Any:
+    """Tensors, arrays, sets and their numbers as JSON knows them."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value
+
+
 def _check_draws(asked: Mapping[str, Any]) -> None:
     """Refuse what shapes draws where none are made: it would change nothing."""
     idle = [name for name in (*DRAWS, "seed") if name in asked and asked[name] != DRAWS.get(name)]
@@ -269,4 +289,5 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
     ("encoder_no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
     ("decoder_start_token_id", "one token id", _whole(0)),
+    ("logprobs", "0 or more, a whole number", _whole(0)),
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Commit, FinishReason, Stats, Writer
-from bild.generation.text import decode, pieces
+from bild.generation.text import decode, pieces, shown
 
 
 @dataclass(slots=True)
@@ -31,6 +31,17 @@ class Result:
     """Seconds from the moment this text got a row to its last token."""
     rounds: list[Commit] = field(repr=False)
     """Every round: drafts, rollbacks, confidences and distances."""
+
+    @property
+    def logprobs(self) -> list[float] | None:
+        """How likely the large model found each token (the small one, where it writes alone), as natural logarithms.
+
+        From its own distribution, before temperature, top-k and top-p. None unless the call asked for ``logprobs``.
+
+        What was likeliest in each place has :attr:`~bild.Commit.scored` of the rounds.
+        """
+        found = [each.logprob for commit in self.rounds for each in commit.scored]
+        return found if found else None
 
     @property
     def seconds_per_token(self) -> float:
@@ -72,9 +83,20 @@ class Result:
         }
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
-        """One ``{"id", "text", "writer"}`` a token; the texts of ordinary tokens join to :attr:`text`."""
+        """One ``{"id", "text", "writer"}`` a token; the texts of ordinary tokens join to :attr:`text`.
+
+        If the call asked for ``logprobs``, each has its ``"logprob"``, and the ``"likeliest"`` if it asked for them.
+        """
         texts = pieces(tokenizer, self.token_ids)
-        return [
+        found: list[dict[str, Any]] = [
             {"id": id, "text": text, "writer": writer}
             for id, text, writer in zip(self.token_ids, texts, self.writers, strict=True)
         ]
+        scored = [each for commit in self.rounds for each in commit.scored]
+        for token, own in zip(found, scored, strict=False):
+            token["logprob"] = own.logprob
+            if own.likeliest:
+                token["likeliest"] = [
+                    {"id": id, "text": shown(tokenizer, id), "logprob": logprob} for id, logprob in own.likeliest
+                ]
+        return found

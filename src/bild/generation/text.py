@@ -61,6 +61,7 @@ class Vocabulary:
         self.special = {*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
         self._names: dict[int, str] = {}
         self._silent: dict[int, bool] = {}
+        self._shown: dict[int, str] = {}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -89,6 +90,17 @@ class Vocabulary:
         """Whether the token is one byte of a character."""
         return BYTE.fullmatch(self.name(id)) is not None
 
+    def shown(self, id: int) -> str:
+        """The text it adds behind another token; a special one by its name."""
+        if id not in self._shown:
+            twice, once = (
+                str(self.tokenizer.decode([id] * count, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+                for count in (2, 1)
+            )
+            own = twice[len(once) :] if twice.startswith(once) else once
+            self._shown[id] = self.name(id) if self.is_silent(id) else own
+        return self._shown[id]
+
     def is_silent(self, id: int) -> bool:
         """Whether the token is never part of a text: a special one, or an id without a token."""
         if id not in self._silent:
@@ -99,7 +111,7 @@ class Vocabulary:
 _KNOWN: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Vocabulary]] = weakref.WeakKeyDictionary()
 
 
-class _Growing:
+class Growing:
     """A text that grows by one token at a time, before spaces are cleaned up.
 
     Only the tokens that may still change and a few settled ones before them are decoded again.
@@ -175,7 +187,7 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.tokenizer = tokenizer
-        self._growing = None if tokenizer is None else _Growing(Vocabulary.of(tokenizer))
+        self._growing = None if tokenizer is None else Growing(Vocabulary.of(tokenizer))
         self._cleans = cleans(tokenizer)
         self._held = ""  # raw text whose spaces may still go
 
@@ -209,12 +221,17 @@ def pieces(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], contex
     vocabulary = Vocabulary.of(tokenizer)
     before = [id for id in context[-PATIENCE:] if not vocabulary.is_silent(id)]
     loud = [id for id in ids if not vocabulary.is_silent(id)]
-    growing = _Growing(vocabulary)
+    growing = Growing(vocabulary)
     texts = [text for id in [*before, *loud] for text in growing.add(id)] + growing.end()
     if cleans(tokenizer):
-        texts = _cleaned(tokenizer, texts)
+        texts = cleaned(tokenizer, texts)
     own = iter(texts[len(before) :])
     return [vocabulary.name(id) if vocabulary.is_silent(id) else next(own) for id in ids]
+
+
+def shown(tokenizer: PreTrainedTokenizerBase | None, id: int) -> str:
+    """The text a token adds behind another one; a special one by its name."""
+    return str(id) if tokenizer is None else Vocabulary.of(tokenizer).shown(id)
 
 
 def _last_cut(raw: str) -> int:
@@ -226,7 +243,7 @@ def _last_cut(raw: str) -> int:
     return max(place, 0)
 
 
-def _cleaned(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+def cleaned(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
     """The same texts without the spaces that cleaning takes out of their sum."""
     whole = _clean(tokenizer, "".join(texts))
     place, kept = 0, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from bild.decoding import Commit, Stats
 from bild.engine import Finished, Place, Written
 from bild.generation.text import pieces
+from bild.serving.likelihood import Entry, of_chat, of_completion
 from bild.serving.openai import Wish
 from bild.serving.service import Service, Text, Work
 from bild.serving.texts import Writing
@@ -48,20 +50,22 @@ class Answer:
             place: of the request.
             done: is filled with the texts, for whoever logs.
         """
-        done += [Text(self.service.writing(self.work)) for _ in self.work.jobs]
+        done += [Text(self.service.writing(self.work, live=True)) for _ in self.work.jobs]
         started: set[int] = set()
-        async with aclosing(self.service.events(self.work, place, live=True)) as events:
+        async with aclosing(self.service.events(self.work, place)) as events:
             async for index, event in events:
                 text = done[index]
                 if isinstance(event, Finished):
                     text.end = event
                     yield self._chunk(index, "", text.writing, done, end=True)
                 elif isinstance(event, Written):
-                    before = list(text.writing.tokens)
-                    piece = text.writing.add(event.commit)
+                    before, scored = list(text.writing.tokens), len(text.writing.entries)
+                    piece = text.add(event, self.work.rules.window)
                     trace = self._trace(event, before) if self.wish.trace else None
-                    if piece or trace or index not in started:
-                        yield self._chunk(index, piece, text.writing, done, first=index not in started, trace=trace)
+                    new = text.writing.entries[scored:]
+                    if piece or trace or new or index not in started:
+                        first = index not in started
+                        yield self._chunk(index, piece, text.writing, done, first=first, trace=trace, scored=new)
                         started.add(index)
         if self.wish.usage:
             yield self._frame([], chunk=True) | self._counts(done)
@@ -79,8 +83,15 @@ class Answer:
     def _choice(self, index: int, writing: Writing) -> dict[str, Any]:
         message = {"role": "assistant", "content": writing.text, "refusal": None}
         text = {"message": message} if self.chat else {"text": writing.text}
-        choice = {"index": index, **text, "logprobs": None, "finish_reason": writing.finish_reason}
+        scored = self._logprobs(writing.entries)
+        choice = {"index": index, **text, "logprobs": scored, "finish_reason": writing.finish_reason}
         return {**choice, "bild": self._traces(writing)} if self.wish.trace else choice
+
+    def _logprobs(self, entries: Sequence[Entry]) -> dict[str, Any] | None:
+        if self.wish.ask.options.get("logprobs") is None:
+            return None
+        shape = of_chat if self.chat else of_completion
+        return shape(entries, self.service.tokenizer)
 
     def _traces(self, writing: Writing) -> list[dict[str, Any]]:
         found, written = [], list[int]()
@@ -99,11 +110,13 @@ class Answer:
         first: bool = False,
         end: bool = False,
         trace: dict[str, Any] | None = None,
+        scored: Sequence[Entry] = (),
     ) -> dict[str, Any]:
         delta = {**({"role": "assistant"} if first else {}), **({} if end else {"content": piece})}
         text: dict[str, Any] = {"delta": delta} if self.chat else {"text": piece}
         reason = writing.finish_reason if end else None
-        choice = {"index": index, **text, "logprobs": None, "finish_reason": reason}
+        logprobs = None if end else self._logprobs(scored)
+        choice = {"index": index, **text, "logprobs": logprobs, "finish_reason": reason}
         if trace is not None:
             choice["bild"] = trace
         frame = self._frame([choice], chunk=True)
@@ -119,7 +132,13 @@ class Answer:
 
     def _counts(self, texts: Sequence[Text]) -> dict[str, Any]:
         stats = Stats.of(commit for text in texts for commit in text.writing.commits)
-        own = {"policy": self.work.policy.to_dict(), "lossless": self.work.policy.lossless, "stats": stats.to_dict()}
+        windows = sum((text.windows for text in texts), Counter[int]())
+        own = {
+            "policy": self.work.policy.to_dict(),
+            "lossless": self.work.policy.lossless,
+            "windows": {str(window): windows[window] for window in sorted(windows)},
+            "stats": stats.to_dict(),
+        }
         return {"usage": self._usage(texts), "metrics": _metrics(texts, self.work), "bild": own}
 
     def _usage(self, texts: Sequence[Text]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bild.decoding import Stats
 from bild.engine import Place
 from bild.serving import metrics, openai, translate
 from bild.serving.answers import Answer
-from bild.serving.fields import parse
+from bild.serving.fields import Check, object_of, parse
 from bild.serving.following import while_connected
 from bild.serving.guard import Guard
 from bild.serving.openai import Wish
@@ -43,10 +43,10 @@ def build_app(service: Service) -> ASGIApp:
     _add_openai(app, service)
     _add_translate(app, service)
     _add_page(app)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(Exception, failed)
     for kind in (Problem, HTTPException):
-        app.add_exception_handler(kind, _failed)
-    guarded: ASGIApp = Guard(_quiet(app), service)
+        app.add_exception_handler(kind, failed)
+    guarded: ASGIApp = Guard(quiet(app), service)
     if service.settings.cors:
         guarded = CORSMiddleware(
             guarded, allow_origins=service.settings.cors, allow_methods=["GET", "POST"], allow_headers=["*"]
@@ -54,7 +54,7 @@ def build_app(service: Service) -> ASGIApp:
     return guarded
 
 
-def _quiet(app: FastAPI) -> ASGIApp:
+def quiet(app: FastAPI) -> ASGIApp:
     """The routes without Starlette's own answer to an error, which the guard gives."""
     outermost: Any = app.build_middleware_stack()
 
@@ -65,7 +65,8 @@ def _quiet(app: FastAPI) -> ASGIApp:
     return run
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def failed(request: Request, error: Exception) -> Response:
+    """What a client is told of an error."""
     if isinstance(error, HTTPException):
         message = HTTP_ERRORS.get(error.status_code, "this cannot be done")
         error = Problem(error.status_code, "invalid_request_error", message, headers=error.headers)
@@ -108,23 +109,26 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:
-    for path, read, fields, chat in (
-        ("/v1/completions", openai.completion, openai.COMPLETION, False),
-        ("/v1/chat/completions", openai.chat, openai.CHAT, True),
+    for path, read, known, needed in (
+        ("/v1/completions", openai.completion, openai.COMPLETION, "prompt"),
+        ("/v1/chat/completions", openai.chat, openai.CHAT, "messages"),
     ):
-        handle = _openai(service, read, chat=chat)
-        app.post(path, openapi_extra=_described([*fields, "n", "stop"]))(handle)
+        handle = _openai(service, read, chat=known is openai.CHAT)
+        app.post(path, openapi_extra=_described(known | openai.own_fields(service), [needed]))(handle)
 
 
 def _openai(service: Service, read: Callable[[Service, Any], Wish], *, chat: bool) -> Callable[..., Any]:
     async def handle(request: Request) -> Response:
         with ExitStack() as held:
             # First: whoever cannot be served must not cost anything.
+            held.enter_context(service.quotas.use(request.state.who))
             place = held.enter_context(service.place())
             body = parse(await request.body())
             _check_model(service, body)
             wish = read(service, body)
-            own = Answer(service, wish, service.work(wish.ask), chat, request.state.id)
+            work = service.work(wish.ask)
+            service.engine.claim(place, work.jobs)
+            own = Answer(service, wish, work, chat, request.state.id)
             if wish.stream:
                 return _streamed(own, place, request, held.pop_all())
             found = await while_connected(request.receive, own.whole(place))
@@ -158,18 +162,21 @@ def _add_translate(app: FastAPI, service: Service) -> None:
         _check_key(service, request, body)
         return body
 
-    @app.post("/translate", openapi_extra=_described(translate.FIELDS))
+    @app.post("/translate", openapi_extra=_described(translate.FIELDS, ["q", "source", "target"]))
     async def translated(request: Request) -> Response:
         with service.place() as place:
-            asked = translate.translation(service, await body_of(request))
-            work = service.work(asked.ask)
-            texts = await while_connected(request.receive, service.texts(work, place))
+            body = await body_of(request)
+            with service.quotas.use(request.state.who):
+                asked = translate.translation(service, body)
+                work = service.work(asked.ask)
+                service.engine.claim(place, work.jobs)
+                texts = await while_connected(request.receive, service.texts(work, place))
         stats = Stats.of(commit for text in texts for commit in text.writing.commits)
         usage = {"prompt_tokens": work.prompt_tokens, "completion_tokens": stats.num_tokens}
         _note(service, request, usage, stats.to_dict(), {})
         return answer(asked.answer(texts))
 
-    @app.post("/detect", openapi_extra=_described(translate.DETECT_FIELDS))
+    @app.post("/detect", openapi_extra=_described(translate.DETECT_FIELDS, ["q"]))
     async def detected(request: Request) -> Response:
         return answer(translate.detect(service, await body_of(request)))
 
@@ -208,8 +215,10 @@ def _policy(page: bytes) -> str:
 
 def _check_key(service: Service, request: Request, body: Any) -> None:
     given = body.get("api_key") if isinstance(body, dict) else None
-    if not request.state.allowed and not (isinstance(given, str) and service.settings.keys.allow(given)):
-        raise no_key()
+    if not request.state.allowed:
+        request.state.who = service.settings.keys.who(given) if isinstance(given, str) else None
+        if request.state.who is None:
+            raise no_key()
 
 
 def _check_model(service: Service, body: Any) -> None:
@@ -257,7 +266,7 @@ def _note(service: Service, request: Request, usage: Any, stats: Any, times: Any
     )
 
 
-def _described(fields: Iterable[str]) -> dict[str, Any]:
+def _described(known: Mapping[str, Check], needed: Sequence[str]) -> dict[str, Any]:
     """A body of these fields, for ``/openapi.json``."""
-    schema = {"type": "object", "properties": {name: {} for name in fields}}
+    schema = object_of(known, needed)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -13,9 +13,37 @@ from bild.serving.problems import bad
 
 Check = Callable[[str, Any], Any]
 """Takes a field's name and value, and returns the value or raises what is wrong with it."""
+SCHEMA = "schema"
 SHOWN = 60
 """Characters of a wrong value that are repeated."""
 DEEPEST = 32
+
+
+def says(schema: Mapping[str, Any]) -> Callable[[Check], Check]:
+    """Note what a check takes, as JSON Schema, for ``/openapi.json``."""
+
+    def noted(check: Check) -> Check:
+        setattr(check, SCHEMA, dict(schema))
+        return check
+
+    return noted
+
+
+def schema_of(check: Check) -> dict[str, Any]:
+    """What a check takes; null is as good as absent."""
+    found: dict[str, Any] = getattr(check, SCHEMA, {})
+    return {"anyOf": [found, {"type": "null"}]} if found else {}
+
+
+def object_of(known: Mapping[str, Check], required: Iterable[str] = ()) -> dict[str, Any]:
+    """An object of these fields and no others."""
+    properties = {name: schema_of(check) for name, check in known.items()}
+    needed = list(required)
+    # What has to be there may not be null.
+    properties |= {name: getattr(known[name], SCHEMA, {}) for name in needed}
+    return {"type": "object", "properties": properties, "additionalProperties": False} | (
+        {"required": needed} if needed else {}
+    )
 
 
 def refuse(name: str, value: Any, allowed: str) -> Exception:
@@ -28,6 +56,7 @@ def refuse(name: str, value: Any, allowed: str) -> Exception:
 def whole(least: int, most: int) -> Check:
     """A whole number in a range."""
 
+    @says({"type": "integer", "minimum": least, "maximum": most})
     def check(name: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -41,6 +70,7 @@ def whole(least: int, most: int) -> Check:
 def number(least: float, most: float) -> Check:
     """A number in a range."""
 
+    @says({"type": "number", "minimum": least, "maximum": most})
     def check(name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise refuse(name, value, f"a number, {least:g} to {most:g}")
@@ -49,6 +79,7 @@ def number(least: float, most: float) -> Check:
     return check
 
 
+@says({"type": "boolean"})
 def boolean(name: str, value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):
@@ -56,6 +87,7 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
+@says({"type": "string"})
 def text(name: str, value: Any) -> str:
     """A text."""
     if not isinstance(value, str):
@@ -65,7 +97,9 @@ def text(name: str, value: Any) -> str:
 
 def texts(most: int, longest: int) -> Check:
     """A text or a list of texts, none of them empty."""
+    one = {"type": "string", "minLength": 1, "maxLength": longest}
 
+    @says({"anyOf": [one, {"type": "array", "maxItems": most, "items": one}]})
     def check(name: str, value: Any) -> list[str]:
         given = [value] if isinstance(value, str) else value
         fine = isinstance(given, list) and all(isinstance(each, str) and 0 < len(each) <= longest for each in given)
@@ -79,6 +113,7 @@ def texts(most: int, longest: int) -> Check:
 def ids(most: int) -> Check:
     """A list of token ids."""
 
+    @says({"type": "array", "maxItems": most, "items": {"type": "integer"}})
     def check(name: str, value: Any) -> list[int]:
         if not isinstance(value, list) or len(value) > most or not all(type(each) is int for each in value):
             raise refuse(name, value, f"a list of at most {most} token ids")
@@ -90,6 +125,7 @@ def ids(most: int) -> Check:
 def mapping(**known: Check) -> Check:
     """An object with these fields."""
 
+    @says(object_of(known))
     def check(name: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise refuse(name, value, "an object")
@@ -104,6 +140,7 @@ def mapping(**known: Check) -> Check:
 def neutral(*values: Any) -> Check:
     """Something that is not supported, and accepted only where it changes nothing."""
 
+    @says({"enum": [*values, None]})
     def check(name: str, value: Any) -> None:
         if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values):
             allowed = " or ".join(json.dumps(each) for each in values) if values else "null"

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bild.serving.following import GoneError
 from bild.serving.problems import Problem, no_key, problem_of
-from bild.serving.service import Service
+from bild.serving.served import Served
 from bild.serving.sse import SlowError
 
 logger = logging.getLogger("bild.serving")
@@ -38,7 +38,7 @@ class Guard:
         service: of the server.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Served) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +83,8 @@ class Guard:
         path, settings = scope["path"], self.service.settings
         if sum(len(name) + len(value) for name, value in scope["headers"]) > settings.header_bytes:
             raise Problem(431, "invalid_request_error", f"the headers are larger than {settings.header_bytes} bytes")
-        scope["state"]["allowed"] = settings.keys.allow(_key(headers))
+        given = _key(headers)
+        scope["state"]["allowed"], scope["state"]["who"] = settings.keys.allow(given), settings.keys.who(given)
         if not scope["state"]["allowed"] and path not in OPEN and path not in KEY_INSIDE:
             raise no_key()
         declared = headers.get(b"content-length", b"0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 LABELS = ("model_name", "engine")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+MOST_TURNS = 256
+"""That may wait to be counted."""
 
 
 class Board:
@@ -51,14 +54,31 @@ class Board:
         self.queued = seconds("request_queue_time_seconds", "How long a text waited for a row.")
         self.turns = seconds("turn_seconds", "One round of all rows.")
         self.iteration = self._histogram("iteration_tokens_total", "Tokens of a turn.", TOKENS)
+        self._turns: deque[Turn] = deque()
         engine.watch = self.turn
 
     def page(self) -> bytes:
         """As Prometheus reads it."""
+        self._count_turns()
         return generate_latest(self._registry)
 
     def turn(self, turn: Turn) -> None:
-        """Count a turn; on the engine's thread."""
+        """Note a turn; on the engine's thread, which has better to do than count."""
+        self._turns.append(turn)
+        if len(self._turns) >= MOST_TURNS:
+            self._count_turns()
+
+    def _count_turns(self) -> None:
+        """Count the turns that are not counted yet."""
+        while self._turns:
+            try:
+                turn = self._turns.popleft()
+            except IndexError:
+                # The other thread was faster.
+                return
+            self._count(turn)
+
+    def _count(self, turn: Turn) -> None:
         self.turns.observe(turn.seconds)
         self.iteration.observe(sum(len(commit.tokens) for commit in turn.commits))
         for commit in turn.commits:
@@ -71,8 +91,9 @@ class Board:
             (self.row_failures if failed.failure == "row" else self.cancelled).inc()
 
     def answered(self, status: int) -> None:
-        """Count an answer."""
+        """Count an answer that was given, and the turns up to it."""
         self._answers(str(status)).inc()
+        self._count_turns()
 
     def unknown(self, name: str) -> None:
         """Count a field that was passed over; its name is the client's, and no label."""
@@ -96,6 +117,7 @@ class Board:
         limits = engine.limits
         self._gauge("num_requests_running", "Texts that have a row.", lambda: engine.load.rows)
         self._gauge("num_requests_waiting", "Texts that wait for a row.", lambda: engine.load.waiting)
+        self._gauge("num_tokens_waiting", "Tokens of sources and prompts that wait.", lambda: engine.load.tokens)
         self._gauge("num_requests_open", "Requests that are being answered.", lambda: engine.load.requests)
         self._gauge(
             "kv_cache_usage_perc", "Share of the cells in use, 0 to 1.", lambda: engine.load.cells / limits.cells

@@ -16,6 +16,27 @@ MOST_TOKENS = 1 << 20
 INT64 = (-(1 << 63), (1 << 63) - 1)
 ROLES = ("system", "developer", "user", "assistant")
 
+ONE_PROMPT = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "integer"}}]}
+PROMPT = {"anyOf": [*ONE_PROMPT["anyOf"], {"type": "array", "minItems": 1, "items": ONE_PROMPT}]}
+PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "properties": {
+            "role": {"enum": list(ROLES)},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": PART}]},
+            "name": {"type": "string"},
+        },
+        "required": ["role", "content"],
+    },
+}
+
 SHARED: dict[str, Check] = {
     "model": text,
     "stream": boolean,
@@ -52,16 +73,16 @@ SHARED: dict[str, Check] = {
     **dict.fromkeys(("user", "metadata", "store", "service_tier", "request_id", "safety_identifier"), anything),
 }
 COMPLETION: dict[str, Check] = SHARED | {
-    "prompt": lambda name, value: value,
-    "logprobs": neutral(),
+    "prompt": fields.says(PROMPT)(lambda name, value: value),
+    "logprobs": whole(0, 5),
     "echo": neutral(False),
     "suffix": neutral(""),
 }
 CHAT: dict[str, Check] = SHARED | {
-    "messages": lambda name, value: value,
+    "messages": fields.says(MESSAGES)(lambda name, value: value),
     "max_completion_tokens": whole(1, MOST_TOKENS),
-    "logprobs": neutral(False),
-    "top_logprobs": neutral(0),
+    "logprobs": boolean,
+    "top_logprobs": whole(0, 20),
     "tools": neutral([]),
     "tool_choice": neutral("none", "auto"),
     "functions": neutral([]),
@@ -92,6 +113,12 @@ class Wish:
     trace: bool = False
 
 
+def own_fields(service: Service) -> dict[str, Check]:
+    """Fields whose range is the server's."""
+    limits, settings = service.engine.limits, service.settings
+    return {"n": whole(1, limits.rows), "stop": fields.texts(settings.stops, LONGEST_STOP)}
+
+
 def completion(service: Service, body: Any) -> Wish:
     """What a body sent to ``/v1/completions`` wants.
 
@@ -112,6 +139,7 @@ def chat(service: Service, body: Any) -> Wish:
     """
     given = _read(service, body, CHAT)
     turns = _turns(given.get("messages"))
+    given["logprobs"] = _logprobs(given)
     if "max_completion_tokens" in given:
         given["max_tokens"] = given["max_completion_tokens"]
     if not service.encodes:
@@ -128,10 +156,8 @@ def chat(service: Service, body: Any) -> Wish:
 
 
 def _read(service: Service, body: Any, known: Mapping[str, Check]) -> dict[str, Any]:
-    limits, settings = service.engine.limits, service.settings
-    own = {"n": whole(1, limits.rows), "stop": fields.texts(settings.stops, LONGEST_STOP)}
-    passed: Callable[[str], None] | None = service.board.unknown if settings.lenient else None
-    return fields.read(body, {**known, **own}, passed)
+    passed: Callable[[str], None] | None = service.board.unknown if service.settings.lenient else None
+    return fields.read(body, {**known, **own_fields(service)}, passed)
 
 
 def _wish(service: Service, given: dict[str, Any], items: list[Any], options: dict[str, Any]) -> Wish:
@@ -173,6 +199,8 @@ def _options(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
     }
     options = {ours: given[name] for name, ours in names.items() if name in given}
     options |= _draws(given)
+    if given.get("logprobs") is not None:
+        options["logprobs"] = given["logprobs"]
     if given.get("ignore_eos"):
         # No token of the vocabulary, so the end is an ordinary one, and may come as early as it likes.
         options["eos_token_id"] = -1
@@ -185,6 +213,16 @@ def _options(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
         words = [list(service.tokenizer(form, add_special_tokens=False).input_ids) for form in forms]
         options["bad_words_ids"] = [ids for at, ids in enumerate(words) if ids and ids not in words[:at]]
     return options
+
+
+def _logprobs(given: Mapping[str, Any]) -> int | None:
+    """How many of the likeliest tokens a conversation is to have beside each one; None: none, and no likelihoods."""
+    count: int = given.get("top_logprobs", 0)
+    if given.get("logprobs"):
+        return count
+    if count:
+        raise bad("top_logprobs is given and logprobs is not true; set it, or leave top_logprobs out", "top_logprobs")
+    return None
 
 
 def _draws(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bild.errors import InputError, reason
 from bild.serving.app import build_app
+from bild.serving.served import Served
 from bild.serving.service import Service
 
 CONNECTIONS = 1024
@@ -32,11 +34,15 @@ class Server(uvicorn.Server):
     ``drain_s``. The second: it ends at once.
 
     Args:
-        service: the pair behind its engine.
+        service: what is behind the application.
         drain_s: how long accepted requests may take once it is told to stop, in seconds.
+        app: the application; None: of a pair, see :func:`~bild.serving.app.build_app`.
     """
 
-    def __init__(self, service: Service, drain_s: float) -> None:
+    def __init__(self, service: Served, drain_s: float, app: ASGIApp | None = None) -> None:
+        if app is None:
+            assert isinstance(service, Service), "what is no pair brings its application"
+            app = build_app(service)
         self.service, self.drain_s = service, drain_s
         self.leaving: float | None = None
         """When it was told to stop, by the monotonic clock."""
@@ -44,7 +50,7 @@ class Server(uvicorn.Server):
         protocol: Any = type("Protocol", (PunctualProtocol,), {"receive_s": receive_s})
         super().__init__(
             uvicorn.Config(
-                build_app(service),
+                app,
                 http=protocol,
                 ws="none",
                 lifespan="off",
@@ -71,6 +77,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.leaving is not None:
             self.force_exit = self.should_exit = True
+            for connection in list(self.server_state.connections):
+                # From Python 3.12 on a server is not closed before its connections are.
+                connection.loop.call_soon_threadsafe(connection.transport.abort)
         self.leave()
 
     def leave(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from bild.generation.prompts import Input, of_input
 from bild.serving.following import follow
 from bild.serving.metrics import Board
 from bild.serving.problems import bad, of_failure
+from bild.serving.quotas import Quotas
 from bild.serving.settings import Settings
 from bild.serving.texts import Trimmer, Writing
 
@@ -70,6 +72,18 @@ class Text:
 
     writing: Writing
     end: Finished | None = None
+    windows: Counter[int] = field(default_factory=Counter)
+    """Rounds by the longest draft they allowed."""
+
+    def add(self, event: Written, window: int) -> str:
+        """Take a round over; the text that it settles.
+
+        Args:
+            event: of the engine.
+            window: longest draft by the text's own policy.
+        """
+        self.windows[window if event.window is None else min(window, event.window)] += 1
+        return self.writing.add(event.commit)
 
 
 class Service:
@@ -84,6 +98,7 @@ class Service:
     def __init__(self, decoder: BigLittleDecoder, engine: Engine, settings: Settings) -> None:
         self.decoder, self.engine, self.settings = decoder, engine, settings
         self.board = Board(engine, settings)
+        self.quotas = Quotas(settings.key_requests, settings.key_rate)
         # The engine looks for stop strings with the pair's own, in its thread; a tokenizer is not for two.
         self.tokenizer = copy.deepcopy(decoder.tokenizer)
 
@@ -132,24 +147,24 @@ class Service:
     def _job(self, ids: list[int], asked: Any, index: int) -> Job:
         return prepare(ids, asked, index, models=self.decoder.parts, tokenizer=self.decoder.tokenizer)
 
-    def writing(self, work: Work) -> Writing:
-        """A text of a request, of which nothing is written yet."""
-        return Writing(self.tokenizer, Trimmer(work.ask.stops, keep=work.ask.keep_stop))
+    def writing(self, work: Work, *, live: bool) -> Writing:
+        """A text of a request, of which nothing is written yet; live: its pieces are wanted as they come."""
+        trimmer, scored = Trimmer(work.ask.stops, keep=work.ask.keep_stop), work.ask.options.get("logprobs") is not None
+        return Writing(self.tokenizer, trimmer, scored=scored, live=live)
 
-    async def events(self, work: Work, place: Place, *, live: bool) -> AsyncGenerator[tuple[int, Event]]:
-        """What becomes of the texts of a request, within the time a request may take.
+    async def events(self, work: Work, place: Place) -> AsyncGenerator[tuple[int, Event]]:
+        """What becomes of the texts of a request as it happens, within the time a request may take.
 
         Args:
             work: what there is to decode.
             place: of the request.
-            live: whether each round is wanted at once, or all of a text together.
 
         Raises:
             Problem: a text that will not come.
             TimeoutError: it took longer.
         """
         limit = asyncio.get_running_loop().time() + self.settings.timeout_s
-        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows, live=live)
+        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows)
         async with aclosing(following):
             while True:
                 try:
@@ -164,11 +179,15 @@ class Service:
 
     async def texts(self, work: Work, place: Place) -> list[Text]:
         """All texts of a request, in order."""
-        found = [Text(self.writing(work)) for _ in work.jobs]
-        async with aclosing(self.events(work, place, live=False)) as events:
-            async for index, event in events:
+        found = [Text(self.writing(work, live=False)) for _ in work.jobs]
+        following = follow(self.engine, place, work.jobs, work.rules, self.engine.limits.rows, live=False)
+        # Nobody listens in between, so one deadline is enough for all of it.
+        async with asyncio.timeout(self.settings.timeout_s), aclosing(following):
+            async for index, event in following:
                 if isinstance(event, Written):
-                    found[index].writing.add(event.commit)
+                    found[index].add(event, work.rules.window)
                 elif isinstance(event, Finished):
                     found[index].end = event
+                else:
+                    raise of_failure(event)
         return found

@@ -41,10 +41,12 @@ class Keys:
 
     def allow(self, given: str | None) -> bool:
         """Whether somebody with this key may ask. Takes as long for any wrong key."""
-        if not self.digests:
-            return True
+        return not self.digests or self.who(given) is not None
+
+    def who(self, given: str | None) -> bytes | None:
+        """The digest of a key that is known; None: it is not, or there are none."""
         digest = _digest("" if given is None else given)
-        return any([hmac.compare_digest(digest, known) for known in self.digests])
+        return digest if any([hmac.compare_digest(digest, known) for known in self.digests]) else None
 
 
 def _digest(key: str) -> bytes:
@@ -87,6 +89,8 @@ class Settings:
         model: name of the pair in ``/v1/models``.
         languages: pairs of languages that ``/translate`` takes; none: there is no such API.
         keys: who may ask.
+        key_requests: requests of one key that are answered at the same time, 1…; None: any number.
+        key_rate: requests of one key in a minute, 1…; None: any number.
         timeout_s: longest time a request may take, in seconds, above 0.
         receive_s: longest time the whole of a request may take to arrive, in seconds.
         send_s: longest time a client may take to read a piece of an answer, in seconds.
@@ -98,11 +102,16 @@ class Settings:
         cors: origins of pages that may ask from a browser.
         metrics_prefix: in front of the names in ``/metrics``; ``vllm`` makes boards for that one work.
         lenient: whether unknown fields are counted and passed over instead of refused.
+
+    Raises:
+        InputError: a value out of range, or a limit of keys where there are none.
     """
 
     model: str = "bild"
     languages: tuple[Languages, ...] = ()
     keys: Keys = field(default_factory=Keys)
+    key_requests: int | None = None
+    key_rate: int | None = None
     timeout_s: float = 300
     receive_s: float = 10
     send_s: float = 30
@@ -114,3 +123,12 @@ class Settings:
     cors: tuple[str, ...] = ()
     metrics_prefix: str = "bild"
     lenient: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise InputError(f"timeout is {self.timeout_s:g}; allowed is more than 0")
+        for name, value in (("key_requests", self.key_requests), ("key_rate", self.key_rate)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; allowed is 1 or more")
+            if value is not None and not self.keys:
+                raise InputError(f"{name} limits what one key may ask for, and there are none; give keys, too")

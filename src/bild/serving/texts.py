@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Commit
-from bild.generation.text import TextStream
+from bild.generation.text import TextStream, decode
+from bild.serving.likelihood import Entries, Entry
 
 
 class Trimmer:
@@ -58,10 +59,24 @@ class Writing:
     Args:
         tokenizer: of the pair.
         trimmer: of its stop strings.
+        scored: whether it is kept how likely its tokens are.
+        live: whether its pieces are wanted as they come; else all of it is made when it has ended, in one go.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, trimmer: Trimmer) -> None:
-        self._stream, self._trimmer = TextStream(tokenizer), trimmer
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        trimmer: Trimmer,
+        *,
+        scored: bool = False,
+        live: bool = True,
+    ) -> None:
+        self._tokenizer, self._trimmer = tokenizer, trimmer
+        self._stream = TextStream(tokenizer) if live else None
+        self._entries = Entries(tokenizer) if scored else None
+        self._length = 0
+        self.entries: list[Entry] = []
+        """How likely its tokens are, as far as the text is handed out."""
         self.commits: list[Commit] = []
         self.tokens: list[int] = []
         self.pieces: list[str] = []
@@ -70,11 +85,21 @@ class Writing:
         """The text that a commit settles, maybe empty."""
         self.commits.append(commit)
         self.tokens += commit.tokens
-        piece = self._trimmer.add(self._stream.add(commit.tokens))
+        piece = self._trimmer.add(self._settled(commit))
         if commit.finish_reason is not None:
-            piece += self._trimmer.add(self._stream.end()) + self._trimmer.end()
+            piece += self._trimmer.end()
         self.pieces.append(piece)
+        self._length += len(piece)
+        if self._entries is not None:
+            self.entries += self._entries.add(commit, self._length, cut=self._trimmer.found)
         return piece
+
+    def _settled(self, commit: Commit) -> str:
+        """What can no longer change, before stop strings are looked for."""
+        ended = commit.finish_reason is not None
+        if self._stream is None:
+            return decode(self._tokenizer, self.tokens) if ended else ""
+        return self._stream.add(commit.tokens) + (self._stream.end() if ended else "")
 
     @property
     def text(self) -> str:

@@ -25,6 +25,7 @@ CERTAIN = 100.0
 """Confidence that a text is in the one language there is: nothing is detected."""
 
 
+@fields.says({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
 def _texts(name: str, value: Any) -> Any:
     if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
         raise fields.refuse(name, value, "a text or a list of texts")
