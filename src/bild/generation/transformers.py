@@ -26,6 +26,7 @@ from bild.errors import InputError, VocabularyError
 from bild.generation import BigLittleDecoder, Result
 from bild.generation.drafting import check_small
 from bild.generation.jobs import copyable, fit, generator_of
+from bild.generation.loading import shorten_as_told
 from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
 from bild.generation.prompts import as_list
 from bild.generation.stream import Columns
@@ -307,7 +308,8 @@ def _pair(
     own = tokenizer
     if network is not None and not isinstance(network, PreTrainedModel) and exit_layer(os.fspath(network)) is None:
         own = None if tokenizer is None else load_tokenizer(network)
-        network = load_network(network, dtype=large.dtype, device=large.device)
+        name, network = network, load_network(network, dtype=large.dtype, device=large.device)
+        shorten_as_told(network, name)
     try:
         decoder = BigLittleDecoder(large, network, tokenizer, small_tokenizer=own, drafter="ngram", runtime=runtime)
     except VocabularyError as error:
