@@ -17,8 +17,10 @@ from bild.data import Data, Example
 from bild.errors import InputError, LoadError
 from bild.models import read_short_list
 from bild.training import Shape, draft
+from bild.training.alignment import Teacher
 from bild.training.drafting import making, prompts
-from bild.training.drafting.prompts import opening_of
+from bild.training.drafting.prompts import opening_of, own_prompts
+from bild.training.labels import Labels
 from tests.networks import PAD, build, word_tokenizer
 from tests.training.tiny import SHAPES, checkpoint, kill_in, killing, recipe, same_weights, save_tokenizer, settings
 
@@ -109,13 +111,24 @@ def test_embeddings_and_head_begin_as_they_were_and_layers_are_those_that_are_na
     assert read_short_list(tmp_path / "out" / "start") is None
 
 
-def test_prompts_are_its_own_different_ones_and_the_same_from_a_seed(large, made, tmp_path):
-    found = [text for line in lines(made / "prompts.jsonl") for text in line["prompts"]]
-    assert len(found) >= 40 and len(set(found)) == len(found)
-    make(large, tmp_path / "same")
-    make(large, tmp_path / "other", seed=1)
-    assert (tmp_path / "same" / "prompts.jsonl").read_bytes() == (made / "prompts.jsonl").read_bytes()
-    assert (tmp_path / "other" / "prompts.jsonl").read_bytes() != (made / "prompts.jsonl").read_bytes()
+def test_prompts_are_its_own_different_ones_and_the_same_from_a_seed(large, tmp_path):
+    decoder = bild.BigLittleDecoder.from_pretrained(large=large, drafter="ngram", dtype="float32", device="cpu")
+    opening, found = opening_of(word_tokenizer(), None), {}
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        data = own_prompts(tmp_path / name, 30, opening, seed, lambda: decoder)
+        found[name] = [example.source for example in data.examples]
+    assert found["one"] == found["same"] != found["other"]
+    assert len(set(found["one"])) == 30
+    # What is there is not drawn again, and more is drawn where that run stopped.
+    (file,) = (tmp_path / "one").iterdir()
+    assert (
+        own_prompts(tmp_path / "one", 30, opening, 0, None).examples
+        == own_prompts(tmp_path / "same", 30, opening, 0, None).examples
+    )
+    file.write_bytes(file.read_bytes()[:-9])
+    again = own_prompts(tmp_path / "one", 30, opening, 0, lambda: decoder)
+    assert [example.source for example in again.examples] == found["one"]
 
 
 def test_with_a_template_prompts_are_what_stands_in_a_users_turn():
@@ -150,46 +163,36 @@ def test_given_prompts_are_answered_and_those_without_room_are_left_out(large, t
     make(large, tmp_path / "out", data=data)
     assert not (tmp_path / "out" / "prompts.jsonl").exists()
     labelled = {label["source"] for label in lines(tmp_path / "out" / "labels.jsonl")}
-    # Two are held out, the one that is too long among them or left out.
+    # Two are held out, the one that is too long among them.
     assert labelled == set(texts[:19])
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["held_out"]["prompts"] == 1
     only = {"asked": Data("asked", [Example("1", "w5 " * 80)])}
     with pytest.raises(InputError, match="nothing to learn from: 0 of 1 examples; left out: 1 source longer than 64"):
         make(large, tmp_path / "none", data=only)
 
 
-def test_sampled_answers_do_not_depend_on_where_a_run_was_killed(large, tmp_path):
-    options = {"temperature": 0.9}
-    make(large, tmp_path / "whole", **options)
-
-    def killed():
-        from bild.training import labels
-
-        labels.ROWS = 8
-        labels.Labels._write = killing(labels.Labels._write, 2, after=True)
-        make(large, tmp_path / "killed", **options)
-
-    kill_in(killed)
-    begun = len(lines(tmp_path / "killed" / "labels.jsonl"))
-    make(large, tmp_path / "killed", **options)
-    whole, gone_on = ({each["source"]: each for each in lines(tmp_path / name / "labels.jsonl")} for name in NAMES)
-    assert 0 < begun < len(whole) and gone_on == whole
-    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+def test_sampled_answers_do_not_depend_on_what_they_are_written_beside(large, tmp_path, monkeypatch):
+    monkeypatch.setattr("bild.training.labels.ROWS", 4)
+    teacher = Teacher(str(large), short(), temperature=0.9, seed=3)
+    assert teacher.describe()["temperature"] == 0.9 and teacher.describe()["seed"] == 3
+    sources, found = [f"w{2 + at} w9" for at in range(10)], []
+    for name, order in (("whole", [sources]), ("in two", [sources[3:4], sources])):
+        labels = Labels(tmp_path / name, {})
+        for some in order:
+            teacher.label(labels, some)
+        found.append(labels.by_source)
+    assert found[0] == found[1] and len({label.token_ids for label in found[0].values()}) > 5
 
 
-NAMES = ("whole", "killed")
+PLACES = [(prompts, "_append"), (Labels, "_write"), (os, "replace"), (making, "learn"), (making, "measure")]
 
 
-PLACES = [(prompts, "_append"), (os, "replace"), (making, "learn"), (making, "measure")]
-
-
-@pytest.mark.parametrize(("owner", "name"), PLACES)
-def test_a_killed_run_goes_on(large, made, tmp_path, monkeypatch, owner, name):
-    def killed():
-        setattr(owner, name, killing(getattr(owner, name), 1))
-        make(large, tmp_path / "out")
-
-    kill_in(killed)
-    assert (tmp_path / "out" / "model.safetensors").exists() == (name == "measure")
+def test_a_killed_run_goes_on(large, made, tmp_path, monkeypatch):
+    for owner, name in PLACES:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killing(getattr(owner, name), 1))
+            kill_in(lambda: make(large, tmp_path / "out"))
+        assert (tmp_path / "out" / "model.safetensors").exists() == (name == "measure")
     make(large, tmp_path / "out")
     assert same_weights(made, tmp_path / "out")
     facts = [json.loads((folder / "training.json").read_text()) for folder in (made, tmp_path / "out")]
@@ -277,10 +280,9 @@ def test_an_encoder_decoder_needs_prompts_and_keeps_its_encoder(tmp_path):
     texts = [f"w{2 + at} w{3 + at} w7" for at in range(30)]
     data = {"asked": Data("asked", [Example(str(at), text) for at, text in enumerate(texts)])}
     shape = Shape(layers="3,4", encoder_layers="1", head_vocabulary=LISTED)
-    monkey = short()
     # Random weights write no end; a text that was cut is no text to learn.
     end_always(folder)
-    draft(folder, tmp_path / "out", recipe(max_steps=2, distill=1.0), shape, data=data, settings=monkey)
+    draft(folder, tmp_path / "out", recipe(max_steps=2, distill=1.0), shape, data=data, settings=short())
     pair = bild.BigLittleDecoder.from_pretrained(large=folder, small=tmp_path / "out", dtype="float32", device="cpu")
     config = pair.small.config
     assert (config.num_layers, config.num_decoder_layers) == (1, 2)

@@ -9,7 +9,8 @@ from typing import Any
 from bild.data import Data
 from bild.decoding import Stats
 from bild.generation import BigLittleDecoder
-from bild.training.alignment import Teacher
+from bild.training.alignment import Teacher, inputs_of
+from bild.training.corpus import Coder, Corpus
 from bild.training.progress import say
 
 MOST, SHARE = 24, 10
@@ -19,16 +20,17 @@ LONGEST = 128
 POLICY = "exact"
 
 
-def split_off(data: Mapping[str, Data]) -> tuple[dict[str, Data], list[str]]:
-    """The sets without their last few prompts, and those."""
+def split_off(data: Mapping[str, Data], coder: Coder) -> tuple[dict[str, Data], list[str]]:
+    """The sets without their last few prompts, and those of them that are new and have room in the context."""
     learnt, held_out = {}, []
     for name, each in data.items():
         count = min(MOST // len(data), len(each.examples) // SHARE)
         kept = len(each.examples) - count
         learnt[name] = Data(each.name, each.examples[:kept], each.skipped)
-        held_out += [example.source for example in each.examples[kept:]]
+        held_out += each.examples[kept:]
     known = {example.source for each in learnt.values() for example in each.examples}
-    return learnt, [source for source in held_out if source not in known]
+    usable = inputs_of({"held out": Data("held out", held_out)}, coder, Corpus())
+    return learnt, [source for source in usable if source not in known]
 
 
 def measure(teacher: Teacher, small: Path, prompts: list[str]) -> dict[str, Any]:

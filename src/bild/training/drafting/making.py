@@ -32,7 +32,7 @@ from bild.training.checkpoint import PROVENANCE, RESULT, RUN, State, finished, w
 from bild.training.drafting.beginning import FACTS, Beginning
 from bild.training.drafting.held_out import measure, split_off
 from bild.training.drafting.prompts import FILE as PROMPTS
-from bild.training.drafting.prompts import opening_of, own_prompts
+from bild.training.drafting.prompts import Opening, opening_of, own_prompts
 from bild.training.drafting.shape import Shape, which_layers
 from bild.training.labels import FILE as LABELS
 from bild.training.labels import SETTINGS as LABELS_SETTINGS
@@ -88,6 +88,7 @@ def draft(
     name, folder = os.fspath(large), Path(out)
     teacher = Teacher(name, settings, trust_remote_code, write_dtype, temperature, recipe.seed)
     config, tokenizer = _checked(teacher, shape)
+    opening = None if data is not None else _opening(teacher, config, tokenizer)
     told = {
         "large": {"name": name, "weights": weights_digest(name)},
         "shape": shape.to_dict(),
@@ -101,8 +102,10 @@ def draft(
         return done
     settings = replace(settings, fresh=False)
     teacher = replace(teacher, settings=settings)
-    prompts = data if data is not None else _own(teacher, folder, texts, config, tokenizer)
-    learnt, held_out = split_off(prompts)
+    prompts = {} if data is None else data
+    if opening is not None:
+        prompts = {"prompts": own_prompts(folder, texts, opening, recipe.seed, lambda: teacher.decoder(texts))}
+    learnt, held_out = split_off(prompts, settings.coder(tokenizer, config))
     Beginning(teacher, shape, folder / START, config, tokenizer).make(learnt, folder)
     start = Start(checkpoint=str(folder / START), trust_remote_code=trust_remote_code)
     state = learn(teacher, start, learnt, folder, recipe, {})
@@ -158,13 +161,9 @@ def _claim(folder: Path, told: dict[str, Any], fresh: bool) -> None:
     claim(folder / DRAFT, told, folder / RESULT)
 
 
-def _own(
-    teacher: Teacher, folder: Path, count: int, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Data]:
+def _opening(teacher: Teacher, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Opening:
     if config.is_encoder_decoder:
         raise InputError(
             f"{teacher.large} is an encoder-decoder, which reads texts that others wrote; give some with --data"
         )
-    opening = opening_of(tokenizer, teacher.settings.chat)
-    made = own_prompts(folder, count, opening, teacher.seed, lambda: teacher.decoder(count))
-    return {made.name: made}
+    return opening_of(tokenizer, teacher.settings.chat)
