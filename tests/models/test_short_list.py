@@ -109,7 +109,7 @@ def test_what_is_rolled_out_on_the_compiled_runtime_are_ids(runtime):
         written[row].append(token)
         return len(written[row]) < len(texts[row])
 
-    start(RUNTIMES[runtime](short), 2).roll([list(row) for row in written], 5, take)
+    start(RUNTIMES[runtime](short), 2).roll([list(row) for row in written], 5, take, [None, None])
     assert written == texts and set(written[0][2:]) <= set(LISTED)
 
 

@@ -42,23 +42,12 @@ class Graphs:
         encode: likewise of :class:`~bild.models.compiled.graphs.Encode`.
         device: where tokens are put.
         is_recorded: whether passes are recorded, on a GPU.
-        short_list: tokens that are scored, where they are not all (:mod:`bild.models.short_list`); the likeliest one
-            is told by its id.
     """
 
     def __init__(
-        self,
-        uncompiled: Read,
-        read: Graph,
-        encode: Graph,
-        device: torch.device,
-        is_recorded: bool = False,
-        short_list: Tensor | None = None,
+        self, uncompiled: Read, read: Graph, encode: Graph, device: torch.device, is_recorded: bool = False
     ) -> None:
         self.uncompiled, self.run_read, self.run_encode, self.device = uncompiled, read, encode, device
-        self._short_list = short_list
-        if short_list is not None:
-            self.run_read = lambda inputs: self._by_id(read(inputs))
         self.has_places = uncompiled.has_places
         """Whether the rows of a pass are named."""
         self.is_recorded = is_recorded
@@ -96,13 +85,7 @@ class Graphs:
                 return self._as_recorded("read", self.run_read, inputs, bool(source))
             return self.run_read(inputs)
         scores: Sequence[Tensor] = self.uncompiled(*arguments(to_device(rows, self.device), last, storage, source))
-        return scores if self._short_list is None else self._by_id(scores)
-
-    def _by_id(self, scores: Sequence[Tensor]) -> list[Tensor]:
-        """The same scores; the likeliest token, found by its place in the short list, as its id."""
-        assert self._short_list is not None
-        logits, places, *rest = scores
-        return [logits, self._short_list[places], *rest]
+        return scores
 
     def roll(
         self, rows: Tensor, steps: int, storage: list[Tensor], source: list[Tensor]

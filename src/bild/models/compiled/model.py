@@ -172,12 +172,12 @@ class CompiledModel(EagerModel):
         varying += tuple([self._varying({2: "S"}, stored)] * (len(source) // 2) for _ in range(2))
         varying += (self._varying({3: "S"}, stored) if source else None,)
         if is_recorded(self.device):
-            return Graphs(reader, self._uncompiled_read(reader), encode, self.device, True, self.short_list)
+            return Graphs(reader, self._uncompiled_read(reader), encode, self.device, is_recorded=True)
         storage = RowCache(self.storage, self._example_places, columns).tensors
         width = 2 + tokens + reader.has_places
         example = arguments(self._integers(self._example_rows, width), tokens + 1, storage, source)
         read = compiling.compiled(reader, example, varying, name=name, progress=progress)
-        return Graphs(reader, read, encode, self.device, short_list=self.short_list)
+        return Graphs(reader, read, encode, self.device)
 
     def _uncompiled_read(self, reader: Read) -> Graph:
         stored = len(self.storage)
