@@ -330,7 +330,7 @@ def _pair(
     (cheap, own), (between, its_own) = (_loaded(side, large, tokenizer) for side in sides)
     if isinstance(cheap, PreTrainedModel) and cheap is not sides[0]:
         # What drafts has its short list; one in between judges, too, and keeps its whole head.
-        shorten_as_told(cheap, os.fspath(sides[0]))
+        shorten_as_told(cheap, str(sides[0]))
     try:
         decoder = BigLittleDecoder(
             large,
