@@ -11,7 +11,7 @@ import bild
 from bild.data import Data, Example
 from bild.errors import InputError, LoadError, VocabularyError
 from bild.training import align, labels
-from bild.training.alignment import _label
+from bild.training.alignment import Teacher
 from bild.training.labels import Labels
 from bild.training.losses import Objective
 from tests.training.tiny import checkpoint, copies, data_of, kill_in, killing, recipe, same_weights, settings, weights
@@ -209,7 +209,7 @@ def test_many_inputs_are_labelled_on_the_compiled_runtime(tmp_path, monkeypatch)
     for count in (499, 500):
         made = Labels(tmp_path / str(count), {})
         with pytest.raises(Loaded):
-            _label(made, [f"w{number}" for number in range(count)], names["large"], settings(), {}, False)
+            Teacher(names["large"], settings()).label(made, [f"w{number}" for number in range(count)])
     assert runtimes == ["eager", "static"]
 
 

@@ -159,3 +159,20 @@ def test_bfloat16_products_come_near():
     exact = Objective(network, recipe(loss="calm"))(**batch).item()
     rounded = Objective(network, recipe(loss="calm"), torch.bfloat16)(**batch).item()
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
+
+
+def test_with_a_short_list_only_its_tokens_are_learnt_and_compared():
+    network, teacher = (build("llama", seed=seed, dtype=torch.float32) for seed in (0, 1))
+    ids, text = torch.tensor([1, 4, 9, 12]), torch.tensor([[4, 9, 2, 7]])
+    labels = torch.tensor([[IGNORED, 9, 2, 12]])
+    taught, own = (each(text, use_cache=False).logits[0, 1:, ids] for each in (teacher, network))
+    # The second label is no listed token: nothing to learn from it, but a distribution is there.
+    expected = {
+        0.0: torch.nn.functional.cross_entropy(own[[0, 2]], torch.tensor([2, 3])),
+        1.0: torch.nn.functional.kl_div(own.log_softmax(-1), taught.softmax(-1), reduction="batchmean"),
+    }
+    for share, value in expected.items():
+        objective = Objective(network, recipe(distill=share), teacher=teacher, short_list=ids)
+        torch.testing.assert_close(objective(labels, input_ids=text), value)
+    with pytest.raises(InputError, match="inner layers have no short list"):
+        Objective(network, recipe(loss="calm"), short_list=ids)

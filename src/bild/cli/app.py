@@ -13,6 +13,7 @@ import typer
 from bild import __version__
 from bild.cli.align import align
 from bild.cli.chat import chat
+from bild.cli.draft import draft
 from bild.cli.evaluate import evaluate
 from bild.cli.generate import generate
 from bild.cli.info import info
@@ -43,6 +44,7 @@ app.command()(verify_server)
 app.command()(evaluate)
 app.command()(train)
 app.command()(align)
+app.command()(draft)
 app.command()(train_ngram)
 app.command()(info)
 app.command()(tune)

@@ -66,10 +66,13 @@ def describe(decoder: BigLittleDecoder) -> dict[str, Any]:
 
 
 def _describe_model(model: Model, step_s: float) -> dict[str, Any]:
+    from bild.models import head_size, short_list_of
+
     config = model.config
     text = config.get_text_config(decoder=True)
     layers = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
     encoder_layers = getattr(config, "encoder_layers", None) or getattr(config, "num_layers", None)
+    listed = short_list_of(model.network)
     return {
         "name": config.name_or_path,
         "architecture": type(model.network).__name__,
@@ -78,6 +81,7 @@ def _describe_model(model: Model, step_s: float) -> dict[str, Any]:
         "decoder_layers": layers if model.is_encoder_decoder and layers else text.num_hidden_layers,
         "width": text.hidden_size,
         "max_positions": model.max_positions,
+        "scored_tokens": head_size(model.network) if listed is None else len(listed),
         "step_ms": step_s * 1e3,
     }
 

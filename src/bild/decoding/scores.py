@@ -22,9 +22,14 @@ class Summary:
         self.likeliest, self.probability, self.log_total = likeliest, probability, log_total
 
     @staticmethod
-    def of(logits: Tensor) -> Summary:
-        """The summary of logits that nobody has summed up; each part is computed when it is first asked for."""
-        return _Lazy(logits)
+    def of(logits: Tensor, ids: Tensor | None = None) -> Summary:
+        """The summary of logits that nobody has summed up; each part is computed when it is first asked for.
+
+        Args:
+            logits: of all tokens, or of some.
+            ids: which tokens they are of ``[V]``, ascending; None: of all.
+        """
+        return _Lazy(logits, ids)
 
     def select(self, rows: list[int]) -> Summary:
         """Of these rows alone."""
@@ -34,12 +39,13 @@ class Summary:
 class _Lazy(Summary):
     """A :class:`Summary` whose parts are computed when they are first asked for."""
 
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def __init__(self, logits: Tensor, ids: Tensor | None = None) -> None:
+        self.logits, self.ids = logits, ids
 
     @cached_property
     def likeliest(self) -> Tensor:  # type: ignore[override]
-        return self.logits.argmax(-1)
+        places = self.logits.argmax(-1)
+        return places if self.ids is None else self.ids[places]
 
     @cached_property
     def log_total(self) -> Tensor:  # type: ignore[override]
@@ -50,7 +56,7 @@ class _Lazy(Summary):
         return (self.logits.amax(-1) - self.log_total).exp()
 
     def select(self, rows: list[int]) -> Summary:
-        return _Lazy(self.logits[rows])
+        return _Lazy(self.logits[rows], self.ids)
 
 
 class Scores(NamedTuple):

@@ -44,6 +44,7 @@ from bild.models import (
     resolve_device,
     run_pair,
     run_three,
+    short_list_of,
 )
 
 logger = logging.getLogger("bild")
@@ -262,6 +263,11 @@ class BigLittleDecoder:
         return replace(pair, middle=name, middle_window=self._middle.window)
 
     def _save(self, network: Any, place: Path) -> str:
+        if short_list_of(network) is not None:
+            raise InputError(
+                f"the small model's head was shortened when it was loaded ({network.name_or_path}), and its other rows "
+                "are not there to be saved; name that folder in a bild.json instead (bild tune --save does)"
+            )
         network.save_pretrained(place)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(place)

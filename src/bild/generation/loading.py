@@ -6,11 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from bild.generation.ensembles import UNCONDITIONED, parse_ensemble
 from bild.generation.middle import SMALL
 from bild.generation.pair import Pair
-from bild.models import INT8, check_exit, check_outlines, exit_layer, load_network, read_outline, resolve_dtype, to_int8
+from bild.models import (
+    INT8,
+    check_exit,
+    check_outlines,
+    exit_layer,
+    load_network,
+    read_outline,
+    read_short_list,
+    resolve_dtype,
+    shorten,
+    to_int8,
+)
 
 
 def load_sides(
@@ -50,6 +62,9 @@ def load_sides(
     networks: dict[str, Any] = {
         name: load_network(each.name, **options, config=each.config) for name, each in outlines.items()
     }
+    # What drafts has its short list; a checkpoint that verifies as well keeps its whole head.
+    if pair.small is not None and wholes.count(pair.small) == 1:
+        shorten_as_told(networks[pair.small], pair.small, **where)
     if dtype == INT8:
         networks = {name: to_int8(network) for name, network in networks.items()}
 
@@ -68,6 +83,15 @@ def load_sides(
         "experts": [(networks.get(name, name), weight) for name, weight in large.experts],
     }
     return networks[large.base], small, rest
+
+
+def shorten_as_told(
+    network: PreTrainedModel, name: str, *, revision: str | None = None, subfolder: str | None = None, **_: Any
+) -> None:
+    """Shorten the head of a network that drafts to the list beside its checkpoint, if there is one."""
+    ids = read_short_list(name, revision=revision, subfolder=subfolder)
+    if ids is not None:
+        shorten(network, ids)
 
 
 def _check_exits(large: Any, counts: Mapping[str, int | None]) -> None:

@@ -27,6 +27,7 @@ from bild.errors import InputError, VocabularyError
 from bild.generation import BigLittleDecoder, Result
 from bild.generation.drafting import check_small
 from bild.generation.jobs import copyable, fit, generator_of
+from bild.generation.loading import shorten_as_told
 from bild.generation.middle import SMALL, check_middle
 from bild.generation.processors import STATEFUL, of_row, process_with, split, warp_with
 from bild.generation.prompts import as_list
@@ -327,6 +328,9 @@ def _pair(
     if kept is not None and same and all(model.is_current() for model in kept.decoder.parts):
         return kept.decoder
     (cheap, own), (between, its_own) = (_loaded(side, large, tokenizer) for side in sides)
+    if isinstance(cheap, PreTrainedModel) and cheap is not sides[0]:
+        # What drafts has its short list; one in between judges, too, and keeps its whole head.
+        shorten_as_told(cheap, str(sides[0]))
     try:
         decoder = BigLittleDecoder(
             large,

@@ -31,6 +31,7 @@ from bild.models.middle import run_three
 from bild.models.pairing import check_runtime, run_pair
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
+from bild.models.short_list import read_short_list, short_list_of, shorten, write_short_list
 
 __all__ = [
     "INT8",
@@ -61,9 +62,13 @@ __all__ = [
     "max_positions",
     "new_network",
     "read_outline",
+    "read_short_list",
     "resolve_device",
     "resolve_dtype",
     "run_pair",
     "run_three",
+    "short_list_of",
+    "shorten",
     "to_int8",
+    "write_short_list",
 ]

@@ -10,9 +10,11 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from bild.models.cache import Shape
 from bild.models.eager.sources import padded
+from bild.models.loading.vocabulary import head_size
 from bild.models.parts import decoder_config, encoder_config, encoder_of, states_in
 from bild.models.passes import Source, run
 from bild.models.seams import Pass
+from bild.models.short_list import short_list_of, spread
 
 SHARE = 0.1
 """Of the spread of logits: rounding in 16 bits costs less where different kernels compute them."""
@@ -70,7 +72,9 @@ class Reference:
     def read(self, tokens: list[int], scored: int) -> Tensor:
         """Logits ``[scored, V]`` of the last of these tokens."""
         new = torch.tensor([tokens], device=self.network.device)
-        return run(self.network, Pass(wanted=scored), new, self.past, source=self.source)[0]
+        logits = run(self.network, Pass(wanted=scored), new, self.past, source=self.source)[0]
+        ids = short_list_of(self.network)
+        return logits if ids is None else spread(logits, ids, head_size(self.network))
 
     @property
     def shapes(self) -> list[Shape]:

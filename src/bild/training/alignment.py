@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bild.errors import InputError, LoadError
 from bild.generation import BigLittleDecoder
 from bild.generation.pair import choose_pair
 from bild.models import (
+    INT8,
     check_shared_vocabulary,
     exit_layer,
     load_config,
@@ -27,6 +28,7 @@ from bild.models import (
     load_tokenizer,
     resolve_device,
     resolve_dtype,
+    to_int8,
 )
 from bild.training.checkpoint import State
 from bild.training.corpus import Coder, Corpus, TrainingText, pairs_of
@@ -80,33 +82,109 @@ def align(
         raise InputError(f"the small model is {chosen.small}, a part of the large one; name one of its own with --from")
     start = Start(checkpoint=os.fspath(begin or chosen.cheap), trust_remote_code=trust_remote_code)
     _check_pair(chosen.large, start)
-    asked = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": settings.max_target_tokens}
-    asked |= settings.languages
-    labelled = {"large": chosen.large, "weights": weights_digest(chosen.large), "dtype": settings.dtype, **asked}
-    told = {"start": asdict(start), "data": {name: each.digest for name, each in data.items()}, "labels": labelled}
-    labels = Labels(Path(out), labelled, fresh=settings.fresh)
+    teacher = Teacher(chosen.large, settings, trust_remote_code)
+    return learn(teacher, start, data, out, recipe, {} if dev is None else dev)
+
+
+def learn(
+    teacher: Teacher,
+    start: Start,
+    data: Mapping[str, Data],
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    dev: Mapping[str, Data],
+) -> State:
+    """Label inputs by a teacher, then train a network on the labels; see :func:`align`."""
+    settings = teacher.settings
+    told = {
+        "start": asdict(start),
+        "data": {name: each.digest for name, each in data.items()},
+        "labels": teacher.describe(),
+    }
+    labels = Labels(Path(out), teacher.describe(), fresh=settings.fresh)
 
     def corpus_of(coder: Coder) -> Corpus:
         corpus = Corpus()
-        places = _inputs(data, coder, corpus)
-        _label(labels, list(places), chosen.large, settings, asked, trust_remote_code)
-        coder.encode(_learnable(labels, places, coder, corpus), corpus)
+        places = inputs_of(data, coder, corpus)
+        teacher.label(labels, list(places))
+        coder.encode(learnable(labels, places, coder, corpus), corpus)
         return corpus
 
     def tokenizer_of(_: Path) -> PreTrainedTokenizerBase:
         return start.load_tokenizer()
 
-    def teacher_of() -> PreTrainedModel:
-        return _load_large(chosen.large, settings, trust_remote_code)
-
-    watched = {} if dev is None else dev
-    return fit(start, out, recipe, tokenizer_of, corpus_of, told, teacher_of=teacher_of, dev=watched, settings=settings)
+    return fit(start, out, recipe, tokenizer_of, corpus_of, told, teacher_of=teacher.load, dev=dev, settings=settings)
 
 
-def _load_large(large: str, settings: Settings, trust: bool) -> PreTrainedModel:
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
-    return load_network(large, dtype=dtype, device=device, trust_remote_code=trust)
+@dataclass(frozen=True)
+class Teacher:
+    """A large model that writes the targets of a smaller one.
+
+    Args:
+        large: folder, GGUF file or hub name.
+        settings: of the run: how it reads inputs, where it computes, how long its texts may be.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+        dtype: number format it writes in, ``"int8"`` too; None: that of the run.
+        temperature: of draws, above 0; None: it writes what it finds likeliest.
+        seed: of draws.
+    """
+
+    large: str
+    settings: Settings
+    trust_remote_code: bool = False
+    dtype: str | None = None
+    temperature: float | None = None
+    seed: int = 0
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Options of ``generate``."""
+        settings = self.settings
+        asked: dict[str, Any] = {
+            "prefix": settings.prefix,
+            "chat": settings.chat,
+            "max_new_tokens": settings.max_target_tokens,
+        }
+        if self.temperature is not None:
+            asked |= {"do_sample": True, "temperature": self.temperature, "seed": self.seed}
+        return asked | settings.languages
+
+    def describe(self) -> dict[str, Any]:
+        """What labels depend on, as plain JSON values."""
+        dtype = self.settings.dtype if self.dtype is None else self.dtype
+        return {"large": self.large, "weights": weights_digest(self.large), "dtype": dtype, **self.asked}
+
+    def load(self) -> PreTrainedModel:
+        """The network, in the number format of the run."""
+        return self._load(self.settings.dtype)
+
+    def decoder(self, inputs: int) -> BigLittleDecoder:
+        """The network as a decoder of so many inputs; compiled where they are many."""
+        dtype = self.settings.dtype if self.dtype is None else self.dtype
+        network = self._load(dtype)
+        if dtype == INT8:
+            network = to_int8(network)
+        tokenizer = load_tokenizer(self.large, trust_remote_code=self.trust_remote_code)
+        return BigLittleDecoder(network, network, tokenizer, runtime="static" if inputs >= MANY else "eager")
+
+    def _load(self, dtype: str) -> PreTrainedModel:
+        device = resolve_device(self.settings.device)
+        return load_network(
+            self.large,
+            dtype=resolve_dtype(dtype, device),
+            device=device,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def label(self, labels: Labels, sources: list[str]) -> None:
+        """Write what it makes of inputs that have no label yet."""
+
+        def progress(done: int, total: int, tokens_per_second: float, seconds_left: float) -> None:
+            say(f"labelled {done}/{total} · {tokens_per_second:,.0f} tokens/s · {duration(seconds_left)} left")
+
+        # By the number of all inputs: what a killed run goes on with is computed as it began.
+        labels.make(sources, lambda: self.decoder(len(sources)), progress, **self.asked)
+        say(f"labels: {len(sources)} in {labels.file}")
 
 
 def _check_pair(large: str, start: Start) -> None:
@@ -120,7 +198,7 @@ def _check_pair(large: str, start: Start) -> None:
     check_shared_vocabulary(tokenizer, start.load_tokenizer(), *sizes)
 
 
-def _inputs(data: Mapping[str, Data], coder: Coder, corpus: Corpus) -> dict[str, str]:
+def inputs_of(data: Mapping[str, Data], coder: Coder, corpus: Corpus) -> dict[str, str]:
     """Each input once, and where it is from; what cannot be labelled is counted."""
     places: dict[str, str] = {}
     for name, each in data.items():
@@ -138,23 +216,7 @@ def _inputs(data: Mapping[str, Data], coder: Coder, corpus: Corpus) -> dict[str,
     return places
 
 
-def _label(
-    labels: Labels, sources: list[str], large: str, settings: Settings, asked: dict[str, Any], trust: bool
-) -> None:
-    def decoder() -> BigLittleDecoder:
-        network = _load_large(large, settings, trust)
-        # By the number of all inputs: what a killed run goes on with is computed as it began.
-        runtime = "static" if len(sources) >= MANY else "eager"
-        return BigLittleDecoder(network, network, load_tokenizer(large, trust_remote_code=trust), runtime=runtime)
-
-    def progress(done: int, total: int, tokens_per_second: float, seconds_left: float) -> None:
-        say(f"labelled {done}/{total} · {tokens_per_second:,.0f} tokens/s · {duration(seconds_left)} left")
-
-    labels.make(sources, decoder, progress, **asked)
-    say(f"labels: {len(sources)} in {labels.file}")
-
-
-def _learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Corpus) -> Iterator[TrainingText]:
+def learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Corpus) -> Iterator[TrainingText]:
     """Inputs and their labels, without loops: an encoder-decoder's text that never ends is one. A
     decoder-only model's continuation may be cut anywhere."""
     for source, place in places.items():

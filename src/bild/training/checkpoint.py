@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bild.data import claim
 from bild.data.json_text import from_json, to_json
 from bild.errors import InputError, one_line
+from bild.models import write_short_list
+from bild.models.short_list import FILE as SHORT_LIST
 
 RUN, LOG, PROVENANCE, STATE, OPTIMIZER = "run.json", "log.jsonl", "training.json", "state.json", "optimizer.safetensors"
 RESULT, TOKENIZER = "model.safetensors", "tokenizer"
@@ -58,13 +60,16 @@ class RunFolder:
         path: created where it is missing.
         settings: everything the result depends on, as plain JSON values.
         fresh: delete what an earlier run left.
+        short_list: of the network, kept beside every checkpoint; None: it has none.
 
     Raises:
         InputError: the folder holds another run, or cannot be written.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, fresh: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, settings: dict[str, Any], *, fresh: bool = False, short_list: Sequence[int] | None = None
+    ) -> None:
+        self.path, self.short_list = path, short_list
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
@@ -79,11 +84,7 @@ class RunFolder:
 
     def finished(self) -> State | None:
         """What a run that is done came to, else None."""
-        try:
-            state = State(**from_json((self.path / PROVENANCE).read_bytes())["state"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return state if state.finished else None
+        return finished(self.path)
 
     def save_state(
         self,
@@ -97,8 +98,7 @@ class RunFolder:
         place = self.path / f"step-{state.step}"
         partial = place.with_name(place.name + ".partial")
         with writing(self.path):
-            network.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            self._save(network, tokenizer, partial)
             tensors, numbers = _split(optimizer.state_dict()["state"])
             random = {"random.cpu": torch.get_rng_state()}
             if torch.cuda.is_available():
@@ -119,13 +119,18 @@ class RunFolder:
         """Write the checkpoint this run is for, each file replaced in one step."""
         partial = self.path / "result.partial"
         with writing(self.path):
-            network.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            self._save(network, tokenizer, partial)
             _write_json(partial / PROVENANCE, provenance)
             # Provenance last: it says that the rest is there.
             for file in sorted(partial.iterdir(), key=lambda file: file.name == PROVENANCE):
                 os.replace(file, self.path / file.name)
             partial.rmdir()
+
+    def _save(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path) -> None:
+        network.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        if self.short_list is not None:
+            write_short_list(place, self.short_list)
 
     def finish(self, provenance: dict[str, Any]) -> None:
         """Say that the run is done and drop the state it could have gone on from."""
@@ -151,10 +156,19 @@ class RunFolder:
             os.replace(new, file)
 
     def _clear(self) -> None:
-        for name in (RUN, LOG, PROVENANCE, RESULT):
+        for name in (RUN, LOG, PROVENANCE, RESULT, SHORT_LIST):
             (self.path / name).unlink(missing_ok=True)
         for folder in (*self.path.glob("step-*"), *self.path.glob(TOKENIZER)):
             shutil.rmtree(folder)
+
+
+def finished(folder: Path) -> State | None:
+    """What a run that is done in this folder came to, else None."""
+    try:
+        state = State(**from_json((folder / PROVENANCE).read_bytes())["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return state if state.finished else None
 
 
 @dataclass

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bild.data import Data
 from bild.errors import InputError
 from bild.machine import describe_machine
-from bild.models import load_network, resolve_device, resolve_dtype
+from bild.models import load_network, read_short_list, resolve_device, resolve_dtype
 from bild.models.compiled.compiling import has_compiler
+from bild.models.short_list import digest_of
 from bild.training.batches import Batches, Collator
 from bild.training.checkpoint import Resumed, RunFolder, State
 from bild.training.corpus import Coder, Corpus, pairs_of
@@ -111,7 +112,10 @@ def fit(
         "recipe": recipe.to_dict(),
         "settings": settings.describe(),
     }
-    folder = RunFolder(Path(out), told, fresh=settings.fresh)
+    short_list = None if start.checkpoint is None else read_short_list(start.checkpoint)
+    if short_list is not None:
+        told["short_list"] = {"tokens": len(short_list), "sha256": digest_of(short_list)}
+    folder = RunFolder(Path(out), told, fresh=settings.fresh, short_list=short_list)
     if (done := folder.finished()) is not None:
         say(f"{out} is finished; --fresh starts anew")
         return done
@@ -131,7 +135,8 @@ def fit(
         network = load_network(resumed.place, dtype=torch.float32, device=device, trainable=True)
     facts = {"arguments": dict(settings.arguments), **told, "examples": corpus.facts(), "machine": describe_machine()}
     teacher = teacher_of() if recipe.distill and teacher_of is not None else None
-    objective = Objective(network, recipe, resolve_dtype(settings.dtype, device), teacher)
+    scored = None if short_list is None else torch.tensor(short_list)
+    objective = Objective(network, recipe, resolve_dtype(settings.dtype, device), teacher, scored)
     return Job(objective, tokenizer, corpus, folder, recipe, settings, facts, start.dtype(), dev).run(resumed)
 
 

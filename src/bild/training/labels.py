@@ -14,6 +14,7 @@ from bild.data import claim
 from bild.data.files import whole_lines
 from bild.data.json_text import from_json, to_json
 from bild.generation import BigLittleDecoder
+from bild.generation.seeds import digest_of, fold
 from bild.training.checkpoint import writing
 
 FILE, SETTINGS = "labels.jsonl", "labels.json"
@@ -69,6 +70,8 @@ class Labels:
         sources: Sequence[str],
         decoder: Callable[[], BigLittleDecoder],
         progress: Callable[[int, int, float, float], None],
+        *,
+        seed: int | None = None,
         **options: Any,
     ) -> None:
         """Label what has no label yet, texts of like length together.
@@ -77,6 +80,7 @@ class Labels:
             sources: distinct inputs.
             decoder: loads what decodes them; not called where nothing is left to do.
             progress: told inputs done, all inputs, tokens a second and seconds left, every ten seconds or so.
+            seed: of draws, where the options ask for some; each input has its own, whatever it is labelled beside.
             options: of the decoder's ``generate``.
         """
         ordered = sorted(sources, key=lambda source: (len(source), source))
@@ -87,7 +91,8 @@ class Labels:
         loaded, pace = decoder(), Pace(sum(map(len, chain.from_iterable(left))))
         # The longest first: what does not fit into memory shows at once.
         for batch in filter(None, reversed(left)):
-            results = loaded.generate(batch, "large", batch_size=ROWS, **options)
+            drawn = {} if seed is None else {"seed": [fold(seed, digest_of(source)) for source in batch]}
+            results = loaded.generate(batch, "large", batch_size=ROWS, **options, **drawn)
             made = [
                 Label(source, result.text, tuple(result.token_ids), result.finish_reason)
                 for source, result in zip(batch, results, strict=True)

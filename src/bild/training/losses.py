@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
+from bild.models.short_list import scoring
 from bild.training.batches import IGNORED
 from bild.training.recipe import Recipe
 
@@ -36,6 +37,8 @@ class Objective(nn.Module):
         recipe: loss, exit layer and label smoothing.
         dtype: what matrix products are computed in; weights keep theirs.
         teacher: the network whose distributions are learnt where the recipe distills; frozen.
+        short_list: tokens that are scored ``[n]``, ascending (:mod:`bild.models.short_list`): the teacher's
+            distribution is that over them, and labels outside count for nothing; None: all.
 
     Raises:
         InputError: an exit layer the network does not have, or nobody to learn distributions from.
@@ -48,14 +51,18 @@ class Objective(nn.Module):
         recipe: Recipe,
         dtype: torch.dtype = torch.float32,
         teacher: PreTrainedModel | None = None,
+        short_list: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if short_list is not None and recipe.loss != "last":
+            raise InputError(f"the loss is {recipe.loss}, and inner layers have no short list; remove it, or use last")
         if recipe.distill and teacher is None:
             raise InputError(f"distill is {recipe.distill}, but there is no large model to learn from; use bild align")
         self.network, self.smoothing, self.dtype = network, recipe.label_smoothing, dtype
         self.distill = recipe.distill
         # Not a module of this one: its weights are neither trained nor saved.
         self._teacher = (teacher,)
+        self.short_list = None if short_list is None else short_list.to(network.device)
         self.cross_entropy, self.divergence = cross_entropy, divergence
         self.inner, self.last = {}, 1.0
         if recipe.loss != "last":
@@ -71,11 +78,12 @@ class Objective(nn.Module):
             inputs: of the network, ``[B, …]``.
         """
         with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            output = self.network(**inputs, use_cache=False, output_hidden_states=bool(self.inner))
+            with scoring(self.network, self.short_list):
+                output = self.network(**inputs, use_cache=False, output_hidden_states=bool(self.inner))
             loss = torch.zeros((), device=labels.device)
             if self.distill < 1:
                 share = self.last * (1 - self.distill)
-                loss = share * self.cross_entropy(output.logits, labels, self.smoothing)
+                loss = share * self.cross_entropy(output.logits, self.listed(labels), self.smoothing)
             if self.distill > 0:
                 loss = loss + self.distill * self.divergence(self.taught(inputs), output.logits, labels)
             for layer, weight in self.inner.items():
@@ -87,8 +95,16 @@ class Objective(nn.Module):
         """The teacher's logits ``[B, T, V]``."""
         (teacher,) = self._teacher
         assert teacher is not None
-        logits: Tensor = teacher(**inputs, use_cache=False).logits
+        with scoring(teacher, self.short_list):
+            logits: Tensor = teacher(**inputs, use_cache=False).logits
         return logits
+
+    def listed(self, labels: Tensor) -> Tensor:
+        """Labels by their place in the short list; those outside are ignored."""
+        if self.short_list is None:
+            return labels
+        places = torch.searchsorted(self.short_list, labels).clamp(max=len(self.short_list) - 1)
+        return torch.where(self.short_list[places] == labels, places, IGNORED)
 
     def read(self, output: Any, layer: int) -> Tensor:
         """Logits ``[B, T, V]`` of a decoder layer before the last, through the norm and the head of the last.

@@ -20,6 +20,7 @@ from bild.models.parts import encoder_config, encoder_of, states_in
 from bild.models.passes import Placed, as_attended, masks, placed, run
 from bild.models.passes import Source as Encoded
 from bild.models.seams import Pass
+from bild.models.short_list import short_list_of
 
 Source = tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None]
 """Keys and values of the source in each decoder layer, and its mask."""
@@ -69,7 +70,8 @@ class Read(nn.Module):
     def read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor, ...]:
         """What :meth:`forward` returns."""
         now = Pass(new.positions, new.ends, new.wanted)
-        return summary(self.run(now, new.tokens, new.positions, keys, values, source, new.places))
+        logits = self.run(now, new.tokens, new.positions, keys, values, source, new.places)
+        return summary(logits, short_list_of(self.network))
 
     def run(
         self,
@@ -142,10 +144,16 @@ def within_window(column: Tensor, window: int) -> Tensor:
     return (column[:, None] - column).abs() <= window
 
 
-def summary(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``logits`` ``[B, K, V]``, at least float32, and the fields of :class:`~bild.decoding.scorer.Summary`."""
+def summary(logits: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``logits`` ``[B, K, V]``, at least float32, and the fields of :class:`~bild.decoding.scorer.Summary`.
+
+    Args:
+        logits: of all tokens, or of some.
+        ids: which tokens they are of ``[V]``, ascending (:mod:`bild.models.short_list`); None: of all.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Here they ride along with the head; as operations of their own they cost as much as a small model's layer.
     highest = logits.amax(-1)
     total = (logits - highest[..., None]).exp().sum(-1)
-    return logits, logits.argmax(-1), 1 / total, highest + total.log()
+    places = logits.argmax(-1)
+    return logits, places if ids is None else ids[places], 1 / total, highest + total.log()

@@ -98,7 +98,7 @@ class CompiledModel(EagerModel):
     @property
     def writes_alone(self) -> bool:
         """Whether one of its graphs tells the next token, and only tokens of the shared vocabulary."""
-        return self.vocab_size == self._head_size
+        return self.scores_all
 
     @property
     def storage(self) -> list[Shape]:

@@ -18,6 +18,7 @@ from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import Sources
 from bild.models.eager.scorer import inferring
 from bild.models.passes import check_last, numbers_of
+from bild.models.short_list import spread
 
 RAGGED = 0.8
 """Share of a pass that is not padding, up to which its tokens are read one a row, where rows are named."""
@@ -103,6 +104,8 @@ class CompiledScorer:
             rows = self._numbers(tokens)
             scores = self._read(rows, last) if model.batches or len(rows) == 1 else self._one_by_one(rows, last)
         self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
+        if last and model.short_list is not None:
+            scores = [spread(scores[0], model.short_list, model.head_size), *scores[1:]]
         if not last or scores[0].shape[-1] == model.vocab_size:
             return scores
         return (scores[0][..., : model.vocab_size],)

@@ -22,6 +22,7 @@ from bild.models.parts import decoder_of
 from bild.models.positions import limits_of, most
 from bild.models.probing import Reference, disagree
 from bild.models.seams import own_modules, position_table, relative_bias_modules, takes_positions
+from bild.models.short_list import short_list_of
 from bild.models.spread import refuse_spread
 from bild.models.watch import Watch
 
@@ -45,7 +46,8 @@ class EagerModel:
         self.config = network.config
         self.is_encoder_decoder: bool = bool(self.config.is_encoder_decoder)
         self.vocab_size: int = head_size(network)
-        self._head_size = self.vocab_size
+        self.head_size = self.vocab_size
+        """Token ids that its head has rows for, or had before it was shortened."""
         self.max_positions, self.max_source_positions = limits_of(network)
         self.switches_at = rope.switches_at(self.config.get_text_config(decoder=True))
         """Tokens of the longest text before another set of rotary frequencies applies; None: there is one set."""
@@ -67,6 +69,11 @@ class EagerModel:
     def is_compiled(self) -> bool:
         """Whether passes run compiled: no."""
         return False
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether the shared vocabulary is all that its head may score."""
+        return self.vocab_size == self.head_size
 
     @property
     def switches(self) -> bool:
@@ -100,9 +107,9 @@ class EagerModel:
         if self.is_current():
             return
         now = head_size(self.origin)
-        if now != self._head_size:
+        if now != self.head_size:
             raise LoadError(
-                f"the vocabulary of {type(self.network).__name__} was changed from {self._head_size} to {now} tokens "
+                f"the vocabulary of {type(self.network).__name__} was changed from {self.head_size} to {now} tokens "
                 "after it was loaded into a pair; make the pair anew"
             )
         self._copy()
@@ -124,6 +131,8 @@ class EagerModel:
         refuse_spread(self.origin)
         self._watch = Watch(self.origin)
         self.modules = own_modules(self.network)
+        self.short_list = short_list_of(self.modules)
+        """The tokens that its head scores ``[n]``; None: all."""
         # Read once: transformers looks through the parameters each time it is asked.
         self.device, self.dtype = self.network.device, self.network.dtype
 

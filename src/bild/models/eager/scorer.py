@@ -17,6 +17,7 @@ from bild.models.eager.cache import cache_over
 from bild.models.eager.sources import Encoded, Sources
 from bild.models.passes import Placed, Source, check_last, masks, numbers_of, pad, placed, run
 from bild.models.seams import Pass
+from bild.models.short_list import spread
 
 if TYPE_CHECKING:
     from bild.models.eager.model import EagerModel
@@ -62,13 +63,17 @@ class EagerScorer:
 
     def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
         check_last(tokens, last)
-        return self._extend(tokens, last)
+        return self._of_all(self._extend(tokens, last))
 
     def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
         check_last(tokens, last)
         logits = self._extend(tokens, last)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits, Summary.of(logits)
+        whole, model = self._of_all(logits), self.model
+        if model.short_list is None or not model.scores_all:
+            return whole, Summary.of(whole)
+        # Of the listed tokens: those that are not have no part in it.
+        return whole, Summary.of(logits, model.short_list)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         self._lengths = [min(own, length) for own, length in zip(self._lengths, lengths, strict=True)]
@@ -100,7 +105,16 @@ class EagerScorer:
         return Sources(self.network, Encoded(self.network, sources, encoded, self.model.encoder_output))
 
     @inferring
+    def _of_all(self, logits: Tensor) -> Tensor:
+        """Logits of the tokens of the shared vocabulary, in its order."""
+        model = self.model
+        if model.short_list is not None:
+            logits = spread(logits, model.short_list, model.head_size)
+        return logits if logits.shape[-1] == model.vocab_size else logits[..., : model.vocab_size]
+
+    @inferring
     def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Tensor:
+        """Logits as the head gives them."""
         counts = [len(row) for row in tokens]
         self._cache.reserve(max(self._lengths) + max(counts))
         if self.model.batches or len(tokens) == 1:
@@ -108,7 +122,7 @@ class EagerScorer:
         else:
             logits = self._one_by_one(tokens, last)
         self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
-        return logits if logits.shape[-1] == self.model.vocab_size else logits[..., : self.model.vocab_size]
+        return logits
 
     def _one_by_one(self, tokens: Sequence[Sequence[int]], last: int) -> Tensor:
         """Rows that cannot share a pass, each in its own."""

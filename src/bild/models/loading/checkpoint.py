@@ -203,6 +203,24 @@ def _on_device(network: PreTrainedModel, name: object, device: torch.device | No
     return network
 
 
+def outline_network(config: PreTrainedConfig, name: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A network of this shape without any weights, to look at its layers.
+
+    Args:
+        config: of a checkpoint.
+        name: of that checkpoint.
+        trust_remote_code: whether code that comes with it may run.
+
+    Raises:
+        LoadError: a shape that does not generate text.
+    """
+    with torch.device("meta"):
+        network: PreTrainedModel = auto_class(config, name, trust_remote_code).from_config(
+            config, trust_remote_code=trust_remote_code
+        )
+    return network
+
+
 def new_network(config: PreTrainedConfig) -> PreTrainedModel:
     """A float32 network of this shape with random weights, from torch's generator.
 

@@ -57,7 +57,7 @@ def check_shared_vocabulary(
 
 
 def head_size(network: PreTrainedModel) -> int:
-    """Rows of a network's language-model head.
+    """Rows of a network's language-model head; of a shortened one, those it had.
 
     Raises:
         LoadError: it has none.
@@ -65,4 +65,6 @@ def head_size(network: PreTrainedModel) -> int:
     head = network.get_output_embeddings()
     if head is None:
         raise LoadError(f"{type(network).__name__} has no language-model head; use a model that generates text")
-    return int(head.weight.shape[0])
+    # A short list's head (bild.models.short_list) says how many there were.
+    size = getattr(head, "vocab_size", None)
+    return int(head.weight.shape[0] if size is None else size)
