@@ -99,7 +99,7 @@ class LocalVerifier(Reader):
         return verdicts
 
     def write(self, rows: Sequence[Row]) -> list[dict[Writer, Work]] | None:
-        return self.write_until(rows, lambda row: False)
+        return self._write(rows, None)
 
     def write_until(self, rows: Sequence[Row], stops: Callable[[Row], bool]) -> list[dict[Writer, Work]] | None:
         """As :meth:`write`, until a row stops.
@@ -108,11 +108,15 @@ class LocalVerifier(Reader):
             rows: of the batch.
             stops: asked of a row after each of its tokens, unless that ends the text.
         """
+        return self._write(rows, stops)
+
+    def _write(self, rows: Sequence[Row], stops: Callable[[Row], bool] | None) -> list[dict[Writer, Work]] | None:
         scorer = rolling(self.scorer)
         if scorer is None or not all(row.takes_likeliest and row.request.logprobs is None for row in rows):
             return None
         # The first token of a text is not kept waiting.
-        room = [len(row.tokens) + (AT_ONCE if row.committed > row.prompt_length else 1) for row in rows]
+        room = [AT_ONCE if row.committed > row.prompt_length else 1 for row in rows]
+        ends = [len(row.tokens) + free for row, free in zip(rows, room, strict=True)]
         before, stopped = self.scorer.lengths, False
 
         def take(b: int, token: int, probability: float) -> bool:
@@ -123,10 +127,11 @@ class LocalVerifier(Reader):
             if row.ended() is not None:
                 return False
             # One row does not wait for the others.
-            stopped = stops(row) or stopped
-            return not stopped and len(row.tokens) < room[b]
+            stopped = (stops is not None and stops(row)) or stopped
+            return not stopped and len(row.tokens) < ends[b]
 
-        halts = [row.halt(free) for row, free in zip(rows, room, strict=True)]
+        # Where a row stops is not known before, so nothing is written that would have to be forgotten.
+        halts = [row.halt(free) if stops is None else None for row, free in zip(rows, room, strict=True)]
         passes = scorer.roll(unread(scorer, rows, [1] * len(rows)), max(room), take, halts)
         after = self.scorer.lengths
         works = [Work(count, end - begin) for count, begin, end in zip(passes, before, after, strict=True)]

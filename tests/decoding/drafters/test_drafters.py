@@ -156,8 +156,9 @@ class RollingToy(ToyScorer):
     rolls = True
     called = 0
 
-    def roll(self, tokens, most, take):
+    def roll(self, tokens, most, take, halts):
         self.called += 1
+        assert halts == [None] * len(tokens) and 1 <= most <= 8
         passes, going = [0] * len(tokens), [b for b, row in enumerate(tokens) if row]
         new = list(tokens)
         while going and most > 0:
