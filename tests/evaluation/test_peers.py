@@ -216,13 +216,12 @@ def test_what_an_engine_cannot_run_is_refused_before_anything_is_installed(insta
 def test_a_checkpoint_is_converted_once_and_again_when_it_changes(installs, tmp_path, checkpoint, monkeypatch):
     converted = []
     monkeypatch.setattr(engines, "_convert", lambda command, threads: converted.append(json.loads(command[3])))
-    spec = MethodSpec.parse("openvino:dtype=bfloat16")
     asked = {"checkpoint": str(checkpoint), "dtype": "float32", "threads": 2}
-    folders = [engines._converted(spec, Path("python"), checkpoint, asked) for _ in range(2)]
+    folders = [engines._converted("openvino", Path("python"), checkpoint, asked) for _ in range(2)]
     assert folders[0] == folders[1] and folders[0].is_dir() and len(converted) == 1
     assert converted[0]["dtype"] == "float32"
     (checkpoint / "config.json").write_text('{"is_encoder_decoder": true, "d_model": 8}', encoding="utf-8")
-    assert engines._converted(spec, Path("python"), checkpoint, asked) != folders[0]
+    assert engines._converted("openvino", Path("python"), checkpoint, asked) != folders[0]
     assert len(converted) == 2
 
 

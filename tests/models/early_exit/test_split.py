@@ -97,7 +97,7 @@ def test_what_names_an_exit(small, count):
 
 @pytest.mark.parametrize("small", ["exit:", "exit:x", "exit:-1", "exit:1.5", "exit: 2", "exit:2:3", "exit:²"])
 def test_what_is_no_number_of_layers(small):
-    message = f"small is {small!r}; write exit:N, the first N decoder layers of the large model"
+    message = f"an early exit is {small!r}; write exit:N, the first N decoder layers of the large model"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         exit_layer(small)
 
