@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions check docs bench-overhead bench-step bench-policies bench-peers bench-chat fuzz test-ray soak
+.PHONY: help setup demo test test-versions check docs bench-overhead bench-step bench-policies bench-engines bench-peers bench-chat fuzz test-ray soak
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -57,6 +57,9 @@ check: setup ## lint, format and types
 
 docs: setup ## rewrite docs/cli.md from the program
 	$(BIN)/python -m bild.cli.reference > docs/cli.md
+
+bench-engines: setup ## CTranslate2 beside BiLD, each at its best: make bench-engines DATA="a.jsonl.gz b.jsonl.gz"
+	$(BIN)/python benchmarks/engines.py --data $(DATA) --docs
 
 bench-overhead: setup ## share of a run that is not a forward pass
 	$(BIN)/python benchmarks/overhead.py
