@@ -31,8 +31,9 @@ def test_exact_cascades_write_the_large_models_text(name):
     for kind, pair in pairs.items():
         writers: set[str] = set()
         for batch_size in (1, 8):
-            results = pair.generate(INPUTS, EXACT, batch_size=batch_size, max_new_tokens=14)
-            assert [result.token_ids for result in results] == expected, (kind, batch_size)
+            some = INPUTS[: 3 if batch_size == 1 else None]
+            results = pair.generate(some, EXACT, batch_size=batch_size, max_new_tokens=14)
+            assert [result.token_ids for result in results] == expected[: len(some)], (kind, batch_size)
             writers |= {writer for result in results for writer in result.writers}
         if kind in ("network", "no small"):
             assert "middle" in writers and results[0].stats.num_steps_by_model["middle"] > 0
