@@ -51,6 +51,15 @@ class Child:
     """``dtype``, ``lanes`` and ``threads``; of CTranslate2 also ``policy``, the model it has."""
     process: subprocess.Popen[str]
 
+    def loads(self) -> bool:
+        """Whether it is ready; not every engine computes in every dtype on every processor."""
+        try:
+            self.hear()
+        except InputError as error:
+            say(f"not run: {error}")
+            return False
+        return True
+
     def ask(self, **question: Any) -> dict[str, Any]:
         """What it answers."""
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -96,14 +105,13 @@ def main() -> None:
     """Load, measure, keep, print."""
     asked = parse_arguments()
     sources, references = read(asked.data, asked.texts)
-    pair = choose_pair(asked.pair)
+    pair = choose_pair(asked.pair, None, None)
     cores, own = torch.get_num_threads(), [name for name in asked.policies.split(",") if name]
     with ExitStack() as stack:
         children = [*bild_children(asked.pair, sources, cores), *ctranslate2_children(pair, sources, cores)]
         for child in children:
             stack.callback(child.process.kill)
-            child.hear()
-            say(f"loaded {child.engine} {child.setting}")
+        children = [child for child in children if child.loads()]
         cells = [cell for child in children for cell in questions(child, own, asked.batches)]
         for number in range(asked.rounds):
             for at in range(len(cells)):
