@@ -31,6 +31,7 @@ from bild.data.examples import distinct_names
 from bild.errors import BildError, InputError
 from bild.evaluation import read_examples
 from bild.evaluation.peers.engines import converted
+from bild.evaluation.peers.environment import clean_variables
 from bild.generation.pair import choose_pair
 from docs import PERFORMANCE, replace_section
 
@@ -182,7 +183,9 @@ def start(engine: str, python: str, setting: dict[str, Any], more: dict[str, Any
     settings = json.dumps({"max_new_tokens": MAX_NEW_TOKENS, **setting, **more})
     command = [python, str(CHILD), engine, settings]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
-    return Child(engine, setting, subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes))
+    # Teams of OpenMP as large as is asked for: where there are more threads than cores, waiting ones no longer spin.
+    own = clean_variables() | {"OMP_NUM_THREADS": str(setting["threads"])}
+    return Child(engine, setting, subprocess.Popen(command, stderr=subprocess.DEVNULL, env=own, **pipes))
 
 
 def questions(child: Child, policies: Sequence[str], batches: Sequence[int]) -> Iterator[Cell]:
