@@ -30,7 +30,7 @@ def load(*, large: str, small: str, **options: object) -> BigLittleDecoder:
 @cache
 def examples(count: int, seed: int = 0) -> tuple[Example, ...]:
     """Texts whose reference is what the large model writes: it scores 100, all others less."""
-    words, rng = list(word_tokenizer().get_vocab()), Random(seed)
+    words, rng = sorted(word_tokenizer().get_vocab()), Random(seed)
     sources = [" ".join(rng.choice(words[10:]) for _ in range(rng.randint(2, 6))) for _ in range(3 * count)]
     texts = load_named("large", "aligned").generate(sources, "large", max_new_tokens=LONGEST)
     # An empty reference would be none.

@@ -108,7 +108,7 @@ def test_speculative_decoding_is_lossless_and_counted(made):
     assert rows["best_window"] == max(windows, key=windows.get)
     shares = made("table4")["values"]["sets"]["set 0"]["speculative decoding, greedy"]
     assert shares["num_rollbacks"] == exact["counts"]["num_rollbacks"] > 0
-    assert shares["fallbacks_per_token"] == shares["num_large_steps"] / shares["num_tokens"] <= 1
+    assert shares["fallbacks_per_token"] == shares["num_large_steps"] / shares["num_tokens"] < 1
     assert shares["rollbacks_per_fallback"] == shares["num_rollbacks"] / shares["num_large_steps"]
     assert shares["num_draft_tokens"] * (1 - shares["thrown_away_per_drafted"]) == pytest.approx(
         shares["num_accepted_tokens"]
