@@ -18,15 +18,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bild import __version__
 from bild.decoding import Stats
 from bild.engine import Place
-from bild.serving import metrics, openai, translate
+from bild.serving import openai, translate
 from bild.serving.answers import Answer
 from bild.serving.fields import Check, object_of, parse
 from bild.serving.following import while_connected
 from bild.serving.guard import Guard
 from bild.serving.openai import Wish
-from bild.serving.problems import Problem, answer, no_key, problem_of, unavailable
+from bild.serving.problems import Problem, answer, no_key, problem_of
 from bild.serving.service import Service, Text
 from bild.serving.sse import EventStream
+from bild.serving.state import add_state
 
 PAGE = Path(__file__).with_name("page.html")
 HTTP_ERRORS = {404: "there is nothing at this path", 405: "this path takes another method"}
@@ -39,7 +40,8 @@ def build_app(service: Service) -> ASGIApp:
         service: the pair behind its engine.
     """
     app = FastAPI(title="bild", version=__version__, docs_url=None, redoc_url=None)
-    _add_state(app, service)
+    add_state(app, service, "engine")
+    _add_models(app, service)
     _add_openai(app, service)
     _add_translate(app, service)
     _add_page(app)
@@ -73,29 +75,7 @@ async def failed(request: Request, error: Exception) -> Response:
     return problem_of(error).answer(request.url.path)
 
 
-def _add_state(app: FastAPI, service: Service) -> None:
-    engine, settings = service.engine, service.settings
-
-    @app.get("/health")
-    async def health() -> Response:
-        if not engine.healthy():
-            raise unavailable("the engine does not work any more")
-        return answer({"status": "ok"})
-
-    @app.get("/ready")
-    async def ready() -> Response:
-        if engine.draining or not engine.alive:
-            raise unavailable("the server is being shut down")
-        return answer({"status": "ok"})
-
-    @app.get("/version")
-    async def version() -> Response:
-        return answer({"version": __version__})
-
-    @app.get("/metrics")
-    async def board() -> Response:
-        return Response(service.board.page(), media_type=metrics.CONTENT_TYPE)
-
+def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
         return answer({"object": "list", "data": [_model(service)]})
@@ -105,7 +85,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         _check_model(service, {"model": name})
         return answer(_model(service))
 
-    del health, ready, version, board, models, model, settings
+    del models, model
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:

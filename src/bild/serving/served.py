@@ -23,8 +23,15 @@ class Worked(Protocol):
         """Whether it can work."""
 
     @property
+    def draining(self) -> bool:
+        """Whether it takes on nothing more."""
+
+    @property
     def load(self) -> Requests:
         """What there is to do."""
+
+    def healthy(self) -> bool:
+        """Whether it works as it should."""
 
     def drain(self) -> None:
         """Take on nothing more."""
@@ -35,6 +42,9 @@ class Worked(Protocol):
 
 class Counted(Protocol):
     """What counts answers."""
+
+    def page(self) -> bytes:
+        """All counts, as Prometheus reads them."""
 
     def answered(self, status: int) -> None:
         """Count one."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -22,8 +22,9 @@ from bild.generation.verifying import Texts, check_vocabulary, describe
 from bild.serving.app import failed, quiet
 from bild.serving.following import while_connected
 from bild.serving.guard import Guard
-from bild.serving.problems import Problem, answer, bad, unavailable
+from bild.serving.problems import Problem, bad
 from bild.serving.settings import Settings
+from bild.serving.state import add_state
 
 ROUNDS_AT_ONCE = 1024
 """Rounds, or texts, of one request."""
@@ -99,7 +100,8 @@ def build_verifying_app(service: VerifyingService) -> ASGIApp:
         service: the large model behind its thread.
     """
     app = FastAPI(title="bild verify-server", version=__version__, docs_url=None, redoc_url=None)
-    _add_state(app, service)
+    add_state(app, service, "verifier")
+    _add_description(app, service)
     _add_sessions(app, service)
     _add_rounds(app, service)
     for kind in (Exception, Problem, HTTPException):
@@ -107,34 +109,12 @@ def build_verifying_app(service: VerifyingService) -> ASGIApp:
     return Guard(quiet(app), service)
 
 
-def _add_state(app: FastAPI, service: VerifyingService) -> None:
-    engine = service.engine
-
-    @app.get("/health")
-    async def health() -> Response:
-        if not engine.healthy():
-            raise unavailable("the verifier does not work any more")
-        return answer({"status": "ok"})
-
-    @app.get("/ready")
-    async def ready() -> Response:
-        if engine.draining or not engine.alive:
-            raise unavailable("the server is being shut down")
-        return answer({"status": "ok"})
-
-    @app.get("/version")
-    async def version() -> Response:
-        return answer({"version": __version__})
-
-    @app.get("/metrics")
-    async def board() -> Response:
-        return Response(service.board.page(), media_type=CONTENT_TYPE_LATEST)
-
+def _add_description(app: FastAPI, service: VerifyingService) -> None:
     @app.get(DESCRIBE)
     async def described() -> Response:
         return _answered(service.description)
 
-    del health, ready, version, board, described
+    del described
 
 
 def _add_sessions(app: FastAPI, service: VerifyingService) -> None:
