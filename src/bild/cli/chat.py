@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from bild.cli import pair_options as options
-from bild.cli.generate import OUTPUT, TEXT, json_object
+from bild.cli import writing_options as writing
 from bild.cli.inputs import check_texts
+from bild.cli.writing_options import OUTPUT, TEXT, json_object
 from bild.errors import InputError
 
 
@@ -42,15 +43,13 @@ def chat(
         ),
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, 1…", rich_help_panel=TEXT)] = None,
-    do_sample: Annotated[
-        bool, typer.Option("--do-sample", help="Draw tokens instead of taking the most likely.", rich_help_panel=TEXT)
-    ] = False,
-    temperature: Annotated[float | None, typer.Option(help="Above 0.", rich_help_panel=TEXT)] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 = all.", rich_help_panel=TEXT)] = None,
-    top_p: Annotated[float | None, typer.Option(help="0…1.", rich_help_panel=TEXT)] = None,
-    min_p: Annotated[float | None, typer.Option(help="0…1.", rich_help_panel=TEXT)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 0; 1 = none.", rich_help_panel=TEXT)] = None,
-    no_repeat_ngram_size: Annotated[int | None, typer.Option(help="0 = off.", rich_help_panel=TEXT)] = None,
+    do_sample: writing.DoSample = False,
+    temperature: writing.Temperature = None,
+    top_k: writing.TopK = None,
+    top_p: writing.TopP = None,
+    min_p: writing.MinP = None,
+    repetition_penalty: writing.RepetitionPenalty = None,
+    no_repeat_ngram_size: writing.NoRepeatNgramSize = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.", rich_help_panel=TEXT)
     ] = None,

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from bild.cli import pair_options as options
+from bild.cli import writing_options as writing
 from bild.cli.inputs import check_texts, read_sources
 from bild.cli.line_decoder import LineDecoder
 from bild.cli.report import Report
+from bild.cli.writing_options import OUTPUT, TEXT, json_object
 from bild.errors import InputError
 
 LONG_FILE = 500
 """Lines from which compiling pays, even if it must be done first."""
 
 INPUT = "Input"
-OUTPUT = "Output"
-TEXT = "Text"
 
 
 def generate(
@@ -83,15 +82,13 @@ def generate(
         int | None, typer.Option(help="The same, counted with the prompt, 1…", rich_help_panel=TEXT)
     ] = None,
     min_new_tokens: Annotated[int | None, typer.Option(help="Shortest text, 0…", rich_help_panel=TEXT)] = None,
-    do_sample: Annotated[
-        bool, typer.Option("--do-sample", help="Draw tokens instead of taking the most likely.", rich_help_panel=TEXT)
-    ] = False,
-    temperature: Annotated[float | None, typer.Option(help="Above 0.", rich_help_panel=TEXT)] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 = all.", rich_help_panel=TEXT)] = None,
-    top_p: Annotated[float | None, typer.Option(help="0…1.", rich_help_panel=TEXT)] = None,
-    min_p: Annotated[float | None, typer.Option(help="0…1.", rich_help_panel=TEXT)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 0; 1 = none.", rich_help_panel=TEXT)] = None,
-    no_repeat_ngram_size: Annotated[int | None, typer.Option(help="0 = off.", rich_help_panel=TEXT)] = None,
+    do_sample: writing.DoSample = False,
+    temperature: writing.Temperature = None,
+    top_k: writing.TopK = None,
+    top_p: writing.TopP = None,
+    min_p: writing.MinP = None,
+    repetition_penalty: writing.RepetitionPenalty = None,
+    no_repeat_ngram_size: writing.NoRepeatNgramSize = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the output; may be repeated.", rich_help_panel=TEXT)
     ] = None,
@@ -195,16 +192,3 @@ def generate(
     source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}
     lines = LineDecoder(decoder, chosen, source, asked, batch_size, lanes, compare)
     Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)
-
-
-def json_object(option: str, text: str | None) -> dict[str, Any] | None:
-    """An option that is a JSON object."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(f"{option} is {text[:60]!r}; allowed is a JSON object, as in '{{\"enable_thinking\": false}}'")
-    return value
