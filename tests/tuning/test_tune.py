@@ -41,7 +41,7 @@ def decoder() -> BigLittleDecoder:
 @cache
 def examples(count: int) -> tuple[Example, ...]:
     """Texts whose reference is what the large model writes: it loses nothing, all others do."""
-    words, rng = sorted(word_tokenizer().get_vocab()), Random(0)
+    words, rng = sorted((vocab := word_tokenizer().get_vocab()), key=vocab.get), Random(0)
     sources = [" ".join(rng.choice(words[10:]) for _ in range(rng.randint(2, 6))) for _ in range(count)]
     texts = decoder().generate(sources, "large", max_new_tokens=8)
     return tuple(Example(str(i), source, (r.text,)) for i, (source, r) in enumerate(zip(sources, texts, strict=True)))
