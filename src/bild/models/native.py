@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import subprocess
 import tempfile
@@ -17,6 +18,9 @@ from pathlib import Path
 import torch
 
 from bild.cache import cache_folder
+from bild.errors import one_line
+
+logger = logging.getLogger("bild")
 
 FLAGS = ("-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread")
 LONGEST_S = 300.0
@@ -57,6 +61,22 @@ class Library:
     def is_registered(self) -> bool:
         """Whether this process knows its operators: a second copy would end the process."""
         return any(name.startswith(f"bild::{self.operator}") for name in torch._C._dispatch_get_all_op_names())
+
+    def can_load(self, level: int, otherwise: str) -> bool:
+        """Whether its operators are there; compiles and loads it if need be.
+
+        Args:
+            level: at which it is logged that it cannot be had.
+            otherwise: what that means.
+        """
+        if self.is_registered:
+            return True
+        try:
+            self.load()
+        except Exception as error:  # no compiler, no room, no right to write: a slower way, and no lost text
+            logger.log(level, "%s cannot be compiled here (%s)", otherwise, one_line(error))
+            return False
+        return True
 
     def load(self) -> None:
         """Compile it unless it is there, and load it.

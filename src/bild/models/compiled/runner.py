@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 
 from bild.decoding.rows import Halt
-from bild.errors import one_line
 from bild.models.native import Library
-
-logger = logging.getLogger("bild")
 
 MOST_THREADS = 8
 """Threads that may run one graph at a time; more wait."""
@@ -30,14 +27,7 @@ RUNNER = Library("runner", [Path(__file__).with_name("runner.cpp")], [], ("-O2",
 @cache
 def is_loaded() -> bool:
     """Whether graphs can be run so; compiles and loads the runner the first time."""
-    if RUNNER.is_registered:
-        return True
-    try:
-        RUNNER.load()
-    except Exception as error:  # no compiler, no room, no right to write: torch's own way, and no lost text
-        logger.info("threads decode in turn: bild's runner cannot be compiled here (%s)", one_line(error))
-        return False
-    return True
+    return RUNNER.can_load(logging.INFO, "threads decode in turn: bild's runner")
 
 
 class Graph:

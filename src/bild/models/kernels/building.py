@@ -8,11 +8,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from bild.errors import one_line
 from bild.models.instructions import has_instructions
 from bild.models.native import Library
-
-logger = logging.getLogger("bild")
 
 KERNELS = Library(
     "kernels",
@@ -31,16 +28,7 @@ def is_supported() -> bool:
 @cache
 def is_loaded() -> bool:
     """Whether the kernels can be called; compiles and loads them the first time, and says why where it cannot."""
-    if not is_supported():
-        return False
-    if KERNELS.is_registered:
-        return True
-    try:
-        KERNELS.load()
-    except Exception as error:  # no compiler, no room, no right to write: a slower way, and no lost text
-        logger.warning("torch's own kernels are used: bild's cannot be compiled here (%s)", one_line(error))
-        return False
-    return True
+    return is_supported() and KERNELS.can_load(logging.WARNING, "torch's own kernels are used: bild's")
 
 
 def digest() -> str:
