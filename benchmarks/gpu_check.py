@@ -309,8 +309,9 @@ def rolled(model: CompiledModel, sources: list[list[int]]) -> dict[int, float]:
 
     def roll(steps: int) -> None:
         goes_on = iter([True] * (steps - 1) + [False])
-        model.graphs.at_once = steps
-        scorer.roll([[7]], steps, lambda *_: next(goes_on))
+        # One at a time is how a CPU writes, in native code.
+        model.graphs.at_once = max(2, steps)
+        scorer.roll([[7]], steps, lambda *_: next(goes_on), [None])
         scorer.truncate([len(PREFIX)])
 
     usual = model.graphs.at_once
@@ -367,7 +368,8 @@ def bundled() -> dict[str, Any]:
         if DEVICE.type == "cuda":
             pair = BigLittleDecoder.from_pretrained(device=str(DEVICE), dtype="bfloat16", runtime=runtime)
         for policy in ("large", "exact", "bild", "small"):
-            for line in lines[:3]:
+            # What is compiled or recorded for a text's length is so for the first one.
+            for line in dict.fromkeys(lines):
                 pair.generate(line, policy=policy)
             start = time.perf_counter()
             for line in lines:

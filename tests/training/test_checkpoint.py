@@ -104,10 +104,12 @@ def test_the_log_forgets_steps_that_are_taken_again(tmp_path):
     folder = RunFolder(tmp_path, SETTINGS)
     for number in (1, 2, 3):
         folder.log({"step": number})
+        folder.log({"step": number, "metric": "bleu"})
     with (tmp_path / LOG).open("a") as file:
         file.write('{"step": 1')
-    folder.forget_log_after(2)
-    assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == [1, 2]
+    folder.forget_log_after(State(step=2, scores=[{"step": 1}]))
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [(line["step"], "metric" in line) for line in lines] == [(1, False), (1, True), (2, False)]
 
 
 def test_a_damaged_state_is_told(tmp_path):

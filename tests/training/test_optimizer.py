@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.optim import AdamW, Muon
 
+from bild.training import muon
 from bild.training.losses import Objective
 from bild.training.optimizer import EMBEDDING_RATE, Together, make_optimizer, split_weights
 from tests.networks import ARCHITECTURES, build
@@ -57,8 +58,10 @@ def test_steps_as_the_two_would_alone(scale, smallest, largest):
         Objective(apart, recipe())(**batch_of(apart)).backward()
         for part in two:
             part.step()
+    rates = {id(weight): 1e-2 * EMBEDDING_RATE * size for weight, size in zip(embeddings, sizes, strict=True)}
     for (name, ours), theirs in zip(together.named_parameters(), apart.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
+        # Products of several matrices at once round otherwise, in bfloat16: a twentieth of a step at most.
+        assert torch.allclose(ours, theirs, rtol=0, atol=0.05 * rates.get(id(theirs), 1e-2)), name
 
 
 def test_a_schedule_reaches_both_parts():
@@ -69,3 +72,28 @@ def test_a_schedule_reaches_both_parts():
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [rate / 2 for rate in before]
     assert schedule.get_last_lr() == [rate / 2 for rate in before]
+
+
+def test_muon_takes_weights_of_one_shape_together_and_steps_as_pytorchs(monkeypatch):
+    monkeypatch.setattr(muon, "STACKED", 2 * 24 * 16)
+    shapes = [(24, 16), (16, 24), (24, 16), (16, 16), (24, 16)]
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.randn(shape)) for shape in shapes] for _ in range(2))
+    gradients = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    with torch.no_grad():
+        for one, other in zip(ours, theirs, strict=True):
+            other.copy_(one)
+    optimizers = (
+        muon.Muon(ours, lr=0.1, weight_decay=0.2, momentum=0.9),
+        Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw"),
+    )
+    for number, step_gradients in enumerate(gradients):
+        for weights, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for weight, gradient in zip(weights, step_gradients, strict=True):
+                weight.grad = gradient.clone()
+            # A weight without a gradient stays where it is.
+            weights[3].grad = None if number == 1 else weights[3].grad
+            optimizer.step()
+    assert muon.alike(ours) == [[0, 2], [4], [1], [3]]
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=5e-3), float((one - other).abs().max())

@@ -11,7 +11,7 @@ import torch
 
 import bild
 from bild.errors import InputError, LoadError
-from bild.training import Start, loop, train
+from bild.training import Start, job, loop, train
 from bild.training import checkpoint as on_disk
 from bild.training.dev import DevScore
 from bild.training.losses import Objective
@@ -102,6 +102,23 @@ def test_a_run_killed_anywhere_ends_with_the_same_weights(tmp_path, kind, monkey
     assert logs[0] == logs[1] == [3, 4, 6, 8, 9, 12, 12]
 
 
+def test_a_run_killed_in_its_last_dev_score_has_nothing_to_learn_again(tmp_path, monkeypatch):
+    start = Start(checkpoint=checkpoint(tmp_path / "start"))
+    dev = data_of(copies(8, seed=1), "dev")
+
+    def run(out: Path) -> None:
+        train(start, data_of(ROWS), out, recipe(), dev=dev, settings=settings(metric="chrf", save_minutes=60))
+
+    run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(DevScore, "__call__", killing(DevScore.__call__, 1))
+        kill_in(lambda: run(tmp_path / "killed"))
+    monkeypatch.setattr(job, "run", None)
+    run(tmp_path / "killed")
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert not same_weights(tmp_path / "start", tmp_path / "killed")
+
+
 def test_without_a_dev_set_the_last_weights_are_kept(tmp_path):
     start = Start(checkpoint=checkpoint(tmp_path / "start"))
     for name, steps in (("two", 2), ("two-again", 2), ("three", 3)):
@@ -134,7 +151,7 @@ def test_a_finished_run_is_left_alone(tmp_path, capsys, monkeypatch):
     start = Start(checkpoint=checkpoint(tmp_path / "start"))
     arguments = (start, data_of(ROWS), tmp_path / "out", recipe(max_steps=2))
     first = train(*arguments, settings=settings())
-    monkeypatch.setattr(loop, "run", None)
+    monkeypatch.setattr(job, "run", None)
     assert train(*arguments, settings=settings()) == first
     assert capsys.readouterr().err.splitlines()[-1] == f"{tmp_path / 'out'} is finished; --fresh starts anew"
     with pytest.raises(InputError, match=r"recipe\.max_steps is 2 there and 3 here"):
@@ -324,3 +341,31 @@ def test_metrics_that_are_none(tmp_path):
     dev = data_of(ROWS[:2], "dev")
     with pytest.raises(InputError, match="metric is 'loss'; allowed are bleu, chrf"):
         train(start, data_of(ROWS), tmp_path / "out", recipe(), dev=dev, settings=settings(metric="loss"))
+
+
+def test_a_run_that_ends_by_the_clock_lowers_its_rate_to_the_end(tmp_path):
+    chosen = recipe(lr=1e-2, max_steps=None, max_minutes=0.05, warmup_steps=3)
+    state = train(
+        Start(checkpoint=checkpoint(tmp_path / "start")),
+        data_of(ROWS),
+        tmp_path / "run",
+        chosen,
+        settings=settings(log_every=1, save_minutes=60),
+    )
+    assert state.finished and 3 <= state.seconds < 10
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(rates) == state.step > 10
+    assert rates[3] > 0.9e-2 and rates[len(rates) // 2] < 0.9e-2 and rates[-1] < 0.1e-2
+
+
+def test_the_end_of_a_run_is_told_from_its_last_steps():
+    state = on_disk.State(step=100, seconds=60.0)
+    horizon = loop.Horizon(10_000, 2.0, state)
+    assert horizon.steps() == 200 and not horizon.is_reached()
+    # One that compiles says nothing of the others.
+    for seconds in (0.1, 30.0, 0.1):
+        horizon.took(seconds)
+    assert horizon.steps() == 700
+    state.seconds = 120.0
+    assert horizon.steps() == 100 and horizon.is_reached()
+    assert loop.Horizon(10_000, None, state).steps() == 10_000

@@ -42,6 +42,7 @@ def align(
     recipe: training.RecipeName = "fast",
     max_steps: training.MaxSteps = None,
     epochs: training.Epochs = None,
+    max_minutes: training.MaxMinutes = None,
     batch_tokens: training.BatchTokens = None,
     batch_size: training.BatchSize = None,
     lr: training.Lr = None,

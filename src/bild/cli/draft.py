@@ -87,6 +87,7 @@ def draft(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the texts, 1… Default: 3.", rich_help_panel=training.RECIPE)
     ] = None,
+    max_minutes: training.MaxMinutes = None,
     batch_tokens: training.BatchTokens = None,
     batch_size: training.BatchSize = None,
     lr: training.Lr = None,
@@ -129,7 +130,7 @@ def draft(
         raise InputError(
             f"--texts {texts} counts prompts of the large model's own, and --data gives some; leave one out"
         )
-    if recipe == "fast" and epochs is None and max_steps is None:
+    if recipe == "fast" and epochs is max_steps is max_minutes is None:
         arguments["epochs"] = EPOCHS
     chosen = Recipe.preset(recipe, **training.fields_of(Recipe, arguments))
     settings = Settings(**training.fields_of(Settings, arguments), arguments=arguments)

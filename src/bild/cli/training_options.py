@@ -40,7 +40,10 @@ DevMetric = Annotated[
     str, typer.Option(help="bleu, bleu:TOKENIZER, chrf, rouge1, rouge2, rougeL or exact_match.", rich_help_panel=DEV)
 ]
 EvalEvery = Annotated[
-    int | None, typer.Option(help="Steps, 1… Default: a twentieth of all, at least 100.", rich_help_panel=DEV)
+    int | None,
+    typer.Option(
+        help="Steps, 1… Default: a twentieth of all, at least 100; with --max-minutes 500.", rich_help_panel=DEV
+    ),
 ]
 Patience = Annotated[
     int | None, typer.Option(help="Stop after this many scores without a new best, 1…", rich_help_panel=DEV)
@@ -53,6 +56,10 @@ RecipeName = Annotated[
 ]
 MaxSteps = Annotated[int | None, typer.Option(help="Most optimizer steps, 1…", rich_help_panel=RECIPE)]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data, 1… Default: 5.", rich_help_panel=RECIPE)]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(help="Time of the run, above 0; the learning rate falls accordingly.", rich_help_panel=RECIPE),
+]
 BatchTokens = Annotated[
     int | None, typer.Option(help="Padded positions a batch, 1… Default: 3600.", rich_help_panel=RECIPE)
 ]

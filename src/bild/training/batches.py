@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from bild.training.corpus import Corpus, Ids
 from bild.training.recipe import Recipe
 
 CHUNK = 4000
 """Examples that are sorted by length together: enough for batches of like length, few enough to stay random."""
+UNBOUNDED = 1 << 40
+"""Steps of a run that ends by the clock."""
 IGNORED = -100
 """Label of a position that no loss counts."""
 
@@ -61,11 +64,10 @@ class Batches:
         return batches
 
     def steps(self) -> int:
-        """How many batches the recipe asks for."""
+        """How many batches the recipe asks for, :data:`UNBOUNDED` where it bounds time alone."""
         most, epochs = self.recipe.max_steps, self.recipe.epochs
         if epochs is None:
-            assert most is not None
-            return most
+            return UNBOUNDED if most is None else most
         total = 0
         for number in range(epochs):
             total += len(self.epoch(number))
@@ -80,6 +82,21 @@ class Batches:
             batches = self.epoch(number)
             yield from batches[max(0, step - at) : steps - at]
             at, number = at + len(batches), number + 1
+
+    def remaining(self, step: int, steps: int) -> Sampler[list[int]]:
+        """Those batches as a loader takes them, made an epoch at a time."""
+        return _Remaining(self, step, steps)
+
+
+class _Remaining(Sampler[list[int]]):
+    def __init__(self, batches: Batches, step: int, steps: int) -> None:
+        self.batches, self.step, self.steps = batches, step, steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.batches.after(self.step, self.steps)
+
+    def __len__(self) -> int:
+        return self.steps - self.step
 
 
 class Collator:

@@ -144,13 +144,13 @@ class RunFolder:
         with writing(self.path), (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(to_json(values) + "\n")
 
-    def forget_log_after(self, step: int) -> None:
-        """Drop the lines of steps that a killed run took after its last state."""
+    def forget_log_after(self, state: State) -> None:
+        """Drop the lines of what a killed run did after its last state: steps, and a score at its end."""
         file = self.path / LOG
         if not file.exists():
             return
         with writing(self.path):
-            lines = [line for line in file.read_bytes().splitlines(keepends=True) if _logged_step(line) <= step]
+            lines = [line for line in file.read_bytes().splitlines(keepends=True) if _is_before(line, state)]
             new = file.with_suffix(".new")
             new.write_bytes(b"".join(lines))
             os.replace(new, file)
@@ -246,8 +246,11 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     file.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _logged_step(line: bytes) -> float:
+def _is_before(line: bytes, state: State) -> bool:
+    """Whether a line of the log is about what a state knows of."""
     try:
-        return float(from_json(line)["step"])
+        values = from_json(line)
+        scored = {score["step"] for score in state.scores}
+        return bool(values["step"] in scored if "metric" in values else values["step"] <= state.step)
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return False

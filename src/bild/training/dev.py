@@ -14,8 +14,8 @@ from bild.data.quality import misjudges
 from bild.errors import InputError
 from bild.generation import BigLittleDecoder
 
-ROWS = 48
-"""Texts decoded together."""
+ROWS = {"cpu": 48, "cuda": 256}
+"""Texts decoded together, by device."""
 
 
 class DevScore:
@@ -51,6 +51,7 @@ class DevScore:
         """The score of each set, 0…100; the network is left as it is."""
         scored: Any = copy.deepcopy(network)
         scored.to(self.dtype)
+        self.rows = ROWS.get(network.device.type, ROWS["cpu"])
         decoder = BigLittleDecoder(scored, scored, tokenizer)
         return {name: self._score(decoder, data) for name, data in self.sets.items()}
 
@@ -60,7 +61,7 @@ class DevScore:
         results = decoder.generate_each(
             [example.source for example in examples],
             "large",
-            batch_size=ROWS,
+            batch_size=self.rows,
             **self.options,
         )
         metric = self.scorer

@@ -19,11 +19,11 @@ from bild.machine import describe_machine
 from bild.models import load_network, read_short_list, resolve_device, resolve_dtype
 from bild.models.compiled.compiling import has_compiler
 from bild.models.short_list import digest_of
-from bild.training.batches import Batches, Collator
+from bild.training.batches import UNBOUNDED, Batches, Collator
 from bild.training.checkpoint import Resumed, RunFolder, State
 from bild.training.corpus import Coder, Corpus, pairs_of
 from bild.training.dev import DevScore
-from bild.training.loop import Plan, run
+from bild.training.loop import Horizon, Plan, run
 from bild.training.losses import Objective
 from bild.training.progress import Progress, duration, say
 from bild.training.recipe import Recipe
@@ -32,7 +32,10 @@ from bild.training.start import Start
 from bild.training.vocabulary import kept_tokenizer
 
 LONG_RUN = 1000
-"""Steps from which compiling, a minute or two, pays for itself."""
+LONG_MINUTES = 10
+"""Steps and time from which compiling, a minute or two, pays for itself."""
+EVAL_EVERY = 500
+"""Steps between dev scores where nobody knows how many there will be."""
 DEV_TOKENS = 128
 """Longest text of a dev score where nothing else is said."""
 
@@ -173,7 +176,7 @@ class Job:
         self.saved_as = came_in if settings.save_dtype == "auto" else resolve_dtype(settings.save_dtype)
         self.batches = Batches(corpus, recipe, joined=not network.config.is_encoder_decoder)
         self.steps = self.batches.steps()
-        self.progress = Progress(folder, self.steps)
+        self.progress = Progress(folder, None if self.steps == UNBOUNDED else self.steps)
         self.state = State()
         longest = DEV_TOKENS if settings.max_target_tokens is None else settings.max_target_tokens
         options: dict[str, Any] = {"prefix": settings.prefix, "chat": settings.chat, "max_new_tokens": longest}
@@ -184,15 +187,18 @@ class Job:
         """Train to the end and save the result."""
         if resumed is not None:
             self.state = resumed.state
-            self.folder.forget_log_after(self.state.step)
-            say(f"going on from step {self.state.step}/{self.steps}")
+            self.folder.forget_log_after(self.state)
+            say(f"going on from step {self.progress.at(self.state.step)}")
         if self._compiles():
             say("the first steps compile the layers, a minute or two")
             self.objective.compile_layers()
-        if self.state.step < self.steps and not self._out_of_patience():
+        is_over = Horizon(self.steps, self.recipe.max_minutes, self.state).is_reached()
+        if not is_over and not self._out_of_patience():
             run(self.objective, self._plan(), self.state, resumed, self.network.device)
         if self.dev is None:
             self._save_result()
+        elif not self.state.scores or self.state.scores[-1]["step"] != self.state.step:
+            self._score()
         self.state.finished = True
         self.folder.finish(self._provenance())
         took = duration(self.state.seconds)
@@ -204,12 +210,14 @@ class Job:
         config = self.network.config
         start = config.decoder_start_token_id if config.is_encoder_decoder else None
         pad = 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        every = max(100, self.steps // 20) if self.settings.eval_every is None else self.settings.eval_every
+        every = self.settings.eval_every
+        if every is None:
+            every = EVAL_EVERY if self.steps == UNBOUNDED else max(100, self.steps // 20)
         return Plan(
             folder=self.folder.path,
             recipe=self.recipe,
             steps=self.steps,
-            batches=list(self.batches.after(self.state.step, self.steps)),
+            batches=self.batches.remaining(self.state.step, self.steps),
             collate=Collator(self.corpus, pad, start),
             places=self.corpus.places,
             log_every=self.settings.log_every,
@@ -223,7 +231,9 @@ class Job:
     def _compiles(self) -> bool:
         if self.settings.compile is not None:
             return self.settings.compile
-        return self.steps >= LONG_RUN and (self.network.device.type == "cuda" or has_compiler())
+        minutes = self.recipe.max_minutes
+        is_long = self.steps >= LONG_RUN and (minutes is None or minutes >= LONG_MINUTES)
+        return is_long and (self.network.device.type == "cuda" or has_compiler())
 
     def _score(self) -> bool:
         """Score the network, keep it if it is the best; whether to stop."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from bild.errors import InputError
@@ -20,6 +23,8 @@ from bild.training.losses import Objective, targets_in
 from bild.training.optimizer import make_optimizer
 from bild.training.recipe import Recipe
 
+WINDOW = 50
+"""Steps whose time tells how many more there will be."""
 SHOWN = 5
 """Lines of a failed batch that are named."""
 
@@ -31,7 +36,7 @@ class Plan:
     Args:
         folder: of the run.
         recipe: with its learning rate settled.
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the whole run, if the recipe's time is not over before.
         batches: the examples of each step still to do.
         collate: numbers of examples to tensors.
         places: where each example is from.
@@ -39,14 +44,14 @@ class Plan:
         eval_every: steps between dev scores.
         save_minutes: time between states.
         on_log: told step, loss, rate, speed.
-        on_eval: scores the network as it is; whether to stop.
+        on_eval: scores the network as it is, but not after the last step; whether to stop.
         on_save: writes a state.
     """
 
     folder: Path
     recipe: Recipe
     steps: int
-    batches: Sequence[list[int]]
+    batches: Sampler[list[int]]
     collate: Callable[[Sequence[int]], dict[str, Tensor]]
     places: Sequence[str]
     log_every: int
@@ -65,7 +70,7 @@ def run(objective: Objective, plan: Plan, state: State, resumed: Resumed | None,
     """
     arguments = TrainingArguments(
         output_dir=str(plan.folder),
-        max_steps=len(plan.batches),
+        max_steps=plan.steps - state.step,
         max_grad_norm=plan.recipe.clip,
         seed=plan.recipe.seed,
         use_cpu=device.type == "cpu",
@@ -73,6 +78,8 @@ def run(objective: Objective, plan: Plan, state: State, resumed: Resumed | None,
         remove_unused_columns=False,
         save_strategy="no",
         logging_strategy="no",
+        # Every loss is looked at here; a second look would wait for the device once more.
+        logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to="none",
     )
@@ -96,6 +103,7 @@ class _Trainer(Trainer):
         self.objective: Objective = objective
         self.plan, self.progress, self.resumed = plan, state, resumed
         self.counts = _Counts()
+        self.horizon = Horizon(plan.steps, plan.recipe.max_minutes, state)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         numbers: Any = range(len(self.plan.places))
@@ -112,8 +120,9 @@ class _Trainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         assert self.optimizer is not None
-        first, steps = self.progress.step, self.plan.steps
-        self.lr_scheduler = LambdaLR(self.optimizer, lambda step: self.plan.recipe.rate(first + step, steps))
+        first = self.progress.step
+        rate = self.plan.recipe.rate
+        self.lr_scheduler = LambdaLR(self.optimizer, lambda step: rate(first + step, self.horizon.steps()))
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -124,23 +133,59 @@ class _Trainer(Trainer):
         self.progress.tokens += tokens
         loss = super().training_step(model, inputs, num_items_in_batch)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        if not bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients))):
-            raise InputError(self._not_a_number(loss, rows.tolist()))
-        self.counts.loss += float(loss)
+        # Both numbers in one transfer: a device is waited for once a step.
+        value, norm = torch.stack([loss.float(), torch.nn.utils.get_total_norm(gradients).float()]).tolist()
+        if not math.isfinite(value + norm):
+            raise InputError(self._not_a_number(value, rows.tolist()))
+        self.counts.loss += value
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         loss: Tensor = model(**inputs)
         return loss
 
-    def _not_a_number(self, loss: Tensor, rows: list[int]) -> str:
+    def _not_a_number(self, loss: float, rows: list[int]) -> str:
         places = [self.plan.places[row] for row in rows]
         named = ", ".join(places[:SHOWN]) + (f" and {len(places) - SHOWN} more" if len(places) > SHOWN else "")
-        kind = "gradient" if bool(torch.isfinite(loss)) else "loss"
+        kind = "gradient" if math.isfinite(loss) else "loss"
         return (
             f"the {kind} is not a number at step {self.progress.step + 1}; its batch is {named}; "
             "try a lower --lr, --dtype float32, or leave these lines out; the last state is kept"
         )
+
+
+class Horizon:
+    """How many steps a run will have taken at its end.
+
+    Args:
+        most: steps it ends after.
+        minutes: time it ends after; None: as long as it takes.
+        state: how far it is; read, not changed.
+    """
+
+    def __init__(self, most: int, minutes: float | None, state: State) -> None:
+        self.most, self.minutes, self.state = most, minutes, state
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+
+    def took(self, seconds: float) -> None:
+        """A step took so long."""
+        self.recent.append(seconds)
+
+    def steps(self) -> int:
+        """As far as the last steps tell: the median, since some of them compile."""
+        if self.minutes is None:
+            return self.most
+        done, left = self.state.step, max(0.0, 60 * self.minutes - self.state.seconds)
+        if self.recent:
+            more = left / max(1e-9, statistics.median(self.recent))
+        else:
+            more = done * left / self.state.seconds if self.state.seconds else self.most
+        return min(self.most, done + int(more))
+
+    def is_reached(self) -> bool:
+        """Whether this was the last step."""
+        is_late = self.minutes is not None and self.state.seconds >= 60 * self.minutes
+        return is_late or self.state.step >= self.most
 
 
 @dataclass
@@ -167,33 +212,35 @@ class _Watch(TrainerCallback):
             resumed.restore_random_numbers()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
-        plan, progress = self.plan, self.progress
+        plan, progress, horizon = self.plan, self.progress, self.trainer.horizon
         progress.step += 1
         self.trainer.counts.steps += 1
-        last = progress.step == plan.steps
+        horizon.took(self._time())
+        last = horizon.is_reached()
         if last or progress.step % plan.log_every == 0:
             self._log()
-        self._time()
         stop = False
-        if plan.eval_every is not None and (last or progress.step % plan.eval_every == 0):
+        # After the last step the state is written first: what comes then may be killed and loses nothing.
+        if plan.eval_every is not None and not last and progress.step % plan.eval_every == 0:
             stop = plan.on_eval()
             self._pause()
         if last or stop or time.perf_counter() - self.saved >= 60 * plan.save_minutes:
             plan.on_save(self.trainer.optimizer)
             self.saved = time.perf_counter()
             self._pause()
-        control.should_training_stop = control.should_training_stop or stop
+        control.should_training_stop = control.should_training_stop or stop or last
 
     def _log(self) -> None:
         counts, progress = self.trainer.counts, self.progress
         took = time.perf_counter() - counts.since
+        steps = self.trainer.horizon.steps()
         self.plan.on_log(
             {
                 "step": progress.step,
                 "loss": counts.loss / counts.steps,
-                "lr": self.plan.recipe.rate(progress.step - 1, self.plan.steps) * (self.plan.recipe.lr or 0.0),
+                "lr": self.plan.recipe.rate(progress.step - 1, steps) * (self.plan.recipe.lr or 0.0),
                 "tokens_per_second": counts.tokens / took,
-                "seconds_left": took / counts.steps * (self.plan.steps - progress.step),
+                "seconds_left": took / counts.steps * (steps - progress.step),
             }
         )
         self.trainer.counts = _Counts()

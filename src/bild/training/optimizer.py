@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 from transformers.optimization import Adafactor
 from transformers.pytorch_utils import Conv1D
 
+from bild.training.muon import Muon
 from bild.training.recipe import Recipe
 
 EMBEDDING_RATE = 50
@@ -37,7 +38,7 @@ def make_optimizer(network: PreTrainedModel, recipe: Recipe) -> Optimizer:
     ]
     return Together(
         [
-            Muon(hidden, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+            Muon(hidden, lr=recipe.lr, weight_decay=recipe.weight_decay),
             AdamW([*groups, {"params": rest}], lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
     )

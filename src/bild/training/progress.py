@@ -13,17 +13,21 @@ class Progress:
 
     Args:
         folder: whose log gets the same figures.
-        steps: of the whole run.
+        steps: of the whole run; None: it ends by the clock.
     """
 
-    def __init__(self, folder: RunFolder, steps: int) -> None:
+    def __init__(self, folder: RunFolder, steps: int | None) -> None:
         self.folder, self.steps = folder, steps
+
+    def at(self, step: float) -> str:
+        """How far the run is."""
+        return f"{step:.0f}" if self.steps is None else f"{step:.0f}/{self.steps}"
 
     def logged(self, values: dict[str, float]) -> None:
         """A few steps have been taken."""
         self.folder.log(values)
         say(
-            f"step {values['step']}/{self.steps} · loss {values['loss']:.3f} · lr {values['lr']:.1e} · "
+            f"step {self.at(values['step'])} · loss {values['loss']:.3f} · lr {values['lr']:.1e} · "
             f"{values['tokens_per_second']:,.0f} target tokens/s · {duration(values['seconds_left'])} left"
         )
 
@@ -32,7 +36,7 @@ class Progress:
         self.folder.log({**score, "best": best})
         sets = " · ".join(f"{name} {value:.2f}" for name, value in score["sets"].items())
         kept = " · best so far, saved" if best else ""
-        say(f"step {score['step']}/{self.steps} · dev {score['metric']}: {sets}{kept}")
+        say(f"step {self.at(score['step'])} · dev {score['metric']}: {sets}{kept}")
 
 
 def say(line: str) -> None:

@@ -28,6 +28,8 @@ class Recipe:
         batch_size: examples in a batch instead, taken at random.
         max_steps: most optimizer steps, 1…; None: no bound.
         epochs: passes over the data, 1…; None: no bound.
+        max_minutes: time of the run, all dev scores but the last included, above 0; the schedule is fitted to the
+            steps that it will do, as far as the last ones tell; None: no bound.
         label_smoothing: share of the probability spread over all tokens, 0…1. Lowers confidence,
             which the fallback threshold is compared with.
         dropout: 0…1; None: as the network's configuration says. On a CPU the random numbers cost
@@ -52,6 +54,7 @@ class Recipe:
     batch_size: int | None = None
     max_steps: int | None = None
     epochs: int | None = None
+    max_minutes: float | None = None
     label_smoothing: float = 0.0
     dropout: float | None = 0.0
     weight_decay: float = 0.01
@@ -74,8 +77,8 @@ class Recipe:
             )
         if (self.batch_tokens is None) == (self.batch_size is None):
             raise InputError("give batch_tokens or batch_size, not both")
-        if self.max_steps is None and self.epochs is None:
-            raise InputError("training has no end; give max_steps or epochs")
+        if self.max_steps is None and self.epochs is None and self.max_minutes is None:
+            raise InputError("training has no end; give max_steps, epochs or max_minutes")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Recipe:
@@ -93,7 +96,7 @@ class Recipe:
         given = {key: value for key, value in changes.items() if value is not None}
         if given.keys() & {"batch_tokens", "batch_size"}:
             given = {"batch_tokens": None, "batch_size": None} | given
-        if given.keys() & {"max_steps", "epochs"}:
+        if given.keys() & {"max_steps", "epochs", "max_minutes"}:
             given = {"max_steps": None, "epochs": None} | given
         return cls(**PRESETS[name] | given)
 
@@ -140,6 +143,7 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("batch_size", "1 or more", lambda v: v >= 1),
     ("max_steps", "1 or more", lambda v: v >= 1),
     ("epochs", "1 or more", lambda v: v >= 1),
+    ("max_minutes", "more than 0", lambda v: 0 < v < math.inf),
     ("label_smoothing", "0 to 1", lambda v: 0 <= v <= 1),
     ("dropout", "0 to 1", lambda v: 0 <= v <= 1),
     ("weight_decay", "0 or more", lambda v: 0 <= v < math.inf),
