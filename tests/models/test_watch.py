@@ -10,6 +10,7 @@ from torch import nn
 
 from bild.errors import LoadError
 from bild.models import EagerModel
+from bild.models.compiled import runner
 from bild.models.early_exit import SplitModel
 from bild.models.watch import Watch
 from tests.networks import build, forward
@@ -52,13 +53,26 @@ def test_a_change_of_the_network_is_a_change_of_the_model(change, kind):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whoever_compiled_the_weights_sees_every_change(change):
+@pytest.mark.parametrize("is_native", [False, True])
+def test_whoever_compiled_the_weights_sees_every_change(change, is_native):
     network = build("t5")
     watch = Watch(network)
+    if is_native:
+        assert runner.is_loaded()
+        watch.tell_by(runner.Fingerprint)
     assert not watch.sees_change() and not watch.sees_other_modules()
     change(network)
     assert watch.sees_change()
     assert watch.sees_other_modules() == (change in (exchange_layer, exchange_parameter))
+
+
+def test_a_change_from_before_the_telling_was_handed_over_stays_one():
+    network = build("t5")
+    watch = Watch(network)
+    add_in_place(network)
+    assert runner.is_loaded()
+    watch.tell_by(runner.Fingerprint)
+    assert watch.sees_change()
 
 
 def test_an_adapter_that_is_switched_is_seen():

@@ -21,7 +21,7 @@ from bild.decoding import Scorer
 from bild.errors import one_line
 from bild.models import kernels
 from bild.models.cache import COLUMNS, RowCache, Shape
-from bild.models.compiled import compiling
+from bild.models.compiled import compiling, runner
 from bild.models.compiled.calling import Graph, Graphs, arguments, nested
 from bild.models.compiled.graph_files import file_of
 from bild.models.compiled.graphs import Encode, Read
@@ -130,6 +130,8 @@ class CompiledModel(EagerModel):
             self.graphs = self._compile(self._progress)
             self._compiled = True
             self._compare()
+            if runner.RUNNER.is_registered:
+                self._watch.tell_by(runner.Fingerprint)
         except Exception as error:  # torch raises whatever it likes; the request must not be lost
             self._compiled = False
             name = type(self.network).__name__

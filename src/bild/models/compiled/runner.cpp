@@ -2,6 +2,7 @@
 // without returning to Python in between.
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -99,6 +100,57 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> roll_graph(
   return {tokens, probabilities, counts};
 }
 
+// Tensors that somebody wants to know unchanged.
+struct Watched {
+  std::vector<at::Tensor> tensors;
+  // Of these, which are contiguous and on the CPU, so many numbers are looked at.
+  std::vector<at::Tensor> sampled;
+  int64_t numbers;
+};
+
+std::unordered_map<int64_t, std::shared_ptr<const Watched>> watched;
+int64_t last_watched = 0;
+
+int64_t watch_tensors(at::TensorList tensors, at::TensorList sampled, int64_t numbers) {
+  auto all = std::make_shared<const Watched>(Watched{tensors.vec(), sampled.vec(), numbers});
+  std::lock_guard<std::mutex> held(lock);
+  watched.emplace(++last_watched, std::move(all));
+  return last_watched;
+}
+
+void unwatch_tensors(int64_t number) {
+  std::lock_guard<std::mutex> held(lock);
+  watched.erase(number);
+}
+
+// A number that differs where any of the tensors has moved, was written to, or holds other numbers (FNV-1a).
+int64_t fingerprint(int64_t number) {
+  std::shared_ptr<const Watched> all;
+  {
+    std::lock_guard<std::mutex> held(lock);
+    const auto found = watched.find(number);
+    TORCH_CHECK(found != watched.end(), "nothing is watched as ", number);
+    all = found->second;
+  }
+  uint64_t hash = 14695981039346656037ull;
+  const auto mix = [&hash](uint64_t value) { hash = (hash ^ value) * 1099511628211ull; };
+  for (const at::Tensor& each : all->tensors) {
+    mix(reinterpret_cast<uint64_t>(each.const_data_ptr()));
+    if (!each.is_inference()) mix(static_cast<uint64_t>(each._version()));
+  }
+  for (const at::Tensor& each : all->sampled) {
+    const size_t size = each.element_size(), count = each.numel();
+    const size_t step = std::max<size_t>(1, count / static_cast<size_t>(all->numbers));
+    const auto* bytes = static_cast<const unsigned char*>(each.const_data_ptr());
+    for (size_t at = 0; at < count; at += step) {
+      uint64_t value = 0;
+      std::memcpy(&value, bytes + at * size, std::min(size, sizeof(value)));
+      mix(value);
+    }
+  }
+  return static_cast<int64_t>(hash);
+}
+
 TORCH_LIBRARY_FRAGMENT(bild, library) {
   library.def("open_graph(str file, int threads) -> int", open_graph);
   library.def("close_graph(int graph) -> ()", close_graph);
@@ -106,6 +158,9 @@ TORCH_LIBRARY_FRAGMENT(bild, library) {
   library.def(
       "roll_graph(int graph, Tensor[] inputs, Tensor floors, Tensor ends, Tensor rooms) -> (Tensor, Tensor, Tensor)",
       roll_graph);
+  library.def("watch_tensors(Tensor[] tensors, Tensor[] sampled, int numbers) -> int", watch_tensors);
+  library.def("unwatch_tensors(int watched) -> ()", unwatch_tensors);
+  library.def("fingerprint(int watched) -> int", fingerprint);
 }
 
 }  // namespace

@@ -75,6 +75,29 @@ class Graph:
             close(self._number)
 
 
+class Fingerprint:
+    """One number that differs where tensors have moved, were written to or hold other numbers.
+
+    Args:
+        tensors: which.
+        sampled: those of them, contiguous and on the CPU, whose numbers are looked at.
+        numbers: how many of each, about.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], sampled: Sequence[Tensor], numbers: int) -> None:
+        self._watched: int = torch.ops.bild.watch_tensors.default(list(tensors), list(sampled), numbers)
+        self._tell, self._close = torch.ops.bild.fingerprint.default, torch.ops.bild.unwatch_tensors.default
+
+    def __call__(self) -> int:
+        told: int = self._tell(self._watched)
+        return told
+
+    def __del__(self) -> None:
+        close: Any = getattr(self, "_close", None)
+        if close is not None:
+            close(self._watched)
+
+
 @cache
 def _ends(tokens: frozenset[int]) -> Tensor:
     return torch.tensor(sorted(tokens), dtype=torch.long)
