@@ -76,6 +76,13 @@ class Rolling(Scorer, Protocol):
         """
 
 
+def prepare(scorer: Scorer) -> None:
+    """Let a scorer begin with what its first pass needs, if it can do so while others compute."""
+    begin = getattr(scorer, "prepare", None)
+    if begin is not None:
+        begin()
+
+
 def rolling(scorer: Scorer) -> Rolling | None:
     """The scorer, if it can write several tokens in one call now."""
     return cast(Rolling, scorer) if getattr(scorer, "rolls", False) else None

@@ -114,6 +114,11 @@ class Graphs:
         """Whether :meth:`roll_to` can be called: the graph is run by our own hand, and tells the next token."""
         return self.has_places and isinstance(self.run_read, runner.Graph)
 
+    @property
+    def encodes_aside(self) -> bool:
+        """Whether sources can be encoded while another thread does something else."""
+        return isinstance(self.run_encode, runner.Graph)
+
     def roll_to(self, inputs: list[Tensor], halts: Sequence[Halt]) -> tuple[list[list[int]], list[list[float]]]:
         """Rows that are named write token after token, in one call, until each has come to its halt.
 

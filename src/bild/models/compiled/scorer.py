@@ -14,6 +14,7 @@ from bild.decoding.scorer import Take
 from bild.decoding.scores import Summary
 from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
+from bild.models.compiled import ahead
 from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import Sources
 from bild.models.eager.scorer import inferring
@@ -68,6 +69,13 @@ class CompiledScorer:
         self._cache.join(other._cache, other._lengths)
         self._lengths += other._lengths
         self._join_sources(other)
+
+    def prepare(self) -> None:
+        """See :func:`bild.decoding.scorer.prepare`: sources are encoded where a core is idle."""
+        # A batch's sources take longer than its first drafts, and one by one they are not needed at once.
+        is_one = len(self._lengths) == 1
+        if is_one and self.sources is not None and self._graphs.encodes_aside and ahead.has_idle_cores():
+            self.sources.begin()
 
     def _shapes(self, model: CompiledModel) -> Sequence[Shape]:
         """Of what it stores."""

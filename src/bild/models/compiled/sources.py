@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bild.decoding.transfer import to_device
 from bild.models.cache import RowCache, Shape, next_power, room_for
+from bild.models.compiled import ahead
 
 Encoder = Callable[[Sequence[Sequence[int]]], list[Tensor]]
 """Keys, then values, of some sources in every decoder layer, each ``[N, H, S, D]``."""
@@ -31,6 +34,12 @@ class Sources:
         self._encoded = [False] * len(self.tokens)
         self._cache: RowCache | None = None
         self._ready: list[Tensor] | None = None
+        self._coming: Future[list[Tensor]] | None = None
+
+    def begin(self) -> None:
+        """Encode all of them in another thread, while something else is done that does not need them yet."""
+        if not any(self._encoded):
+            self._coming = ahead.begin(partial(self._encode, list(self.tokens)))
 
     def are_there(self, rows: Sequence[int]) -> bool:
         """Whether the sources of these rows are encoded."""
@@ -43,6 +52,7 @@ class Sources:
             needed: rows that read something in this pass; only theirs are encoded.
             rows: how many the pass has, padding included.
         """
+        self._arrive()
         missing = [b for b in needed if not self._encoded[b]]
         if missing:
             self._add(missing)
@@ -58,6 +68,7 @@ class Sources:
 
     def keep(self, rows: Sequence[int]) -> None:
         """As :meth:`RowCache.keep`."""
+        self._arrive()
         self.tokens = [self.tokens[b] for b in rows]
         self._encoded = [self._encoded[b] for b in rows]
         self._ready = None
@@ -66,6 +77,8 @@ class Sources:
 
     def join(self, other: Sources) -> None:
         """As :meth:`RowCache.join`."""
+        self._arrive()
+        other._arrive()
         before = len(self.tokens)
         self.tokens += other.tokens
         self._encoded += other._encoded
@@ -90,8 +103,16 @@ class Sources:
     def _read(self) -> list[int]:
         return [len(row) if done else 0 for row, done in zip(self.tokens, self._encoded, strict=True)]
 
+    def _arrive(self) -> None:
+        """Take in what was begun."""
+        if self._coming is not None:
+            coming, self._coming = self._coming, None
+            self._store(range(len(self.tokens)), coming.result())
+
     def _add(self, rows: Sequence[int]) -> None:
-        tensors = self._encode([self.tokens[b] for b in rows])
+        self._store(rows, self._encode([self.tokens[b] for b in rows]))
+
+    def _store(self, rows: Sequence[int], tensors: list[Tensor]) -> None:
         whole = RowCache.holding(tensors)
         if len(rows) == len(self.tokens) and not self._rounds_up:
             self._cache = whole

@@ -1,0 +1,94 @@
+"""Sources of the compiled runtime that are encoded in another thread, taken in wherever they are needed first."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from bild.models.compiled import ahead
+from bild.models.compiled.sources import Sources
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def inferring():
+    with torch.inference_mode():
+        yield
+
+
+class Encoder:
+    """Keys that are the tokens, and values that are twice these; remembers who asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, str]] = []
+
+    def __call__(self, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+        self.calls.append((len(tokens), threading.current_thread().name))
+        width = max(map(len, tokens))
+        keys = torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens], dtype=torch.float32)
+        return [keys[:, None, :, None], 2 * keys[:, None, :, None]]
+
+
+def begun(tokens: Sequence[Sequence[int]]) -> tuple[Sources, Encoder]:
+    encoder = Encoder()
+    sources = Sources(tokens, encoder, CPU)
+    sources.begin()
+    return sources, encoder
+
+
+def values(sources: Sources, rows: int) -> list[list[list[float]]]:
+    return [each[:, 0, :, 0].tolist() for each in sources.tensors(range(rows), rows)[:2]]
+
+
+def test_what_was_begun_is_what_would_have_been_encoded():
+    sources, encoder = begun([[5, 6, 7]])
+    assert values(sources, 1) == [[[5, 6, 7]], [[10, 12, 14]]]
+    assert sources.are_there([0]) and len(encoder.calls) == 1
+    assert encoder.calls[0][1].startswith("bild-ahead")
+
+
+def test_rows_may_go_and_come_before_it_is_there():
+    sources, encoder = begun([[5, 6, 7], [8, 9]])
+    sources.keep([1])
+    assert values(sources, 1)[0][0][:2] == [8, 9]
+    other, _ = begun([[3, 4]])
+    sources.join(other)
+    keys, _ = values(sources, 2)
+    assert [row[:2] for row in keys] == [[8, 9], [3, 4]]
+    assert encoder.calls[0][0] == 2 and len(encoder.calls) == 1
+
+
+def test_an_encoder_that_fails_fails_where_its_work_is_needed():
+    def fail(_: Sequence[Sequence[int]]) -> list[Tensor]:
+        raise RuntimeError("no room")
+
+    sources = Sources([[1]], fail, CPU)
+    sources.begin()
+    with pytest.raises(RuntimeError, match="no room"):
+        sources.tensors([0], 1)
+
+
+def test_products_of_the_other_thread_have_as_many_threads():
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert ahead.begin(torch.get_num_threads).result() == count
+            assert ahead.has_idle_cores() == (count < (os.cpu_count() or 1))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_a_thread_of_its_own():
+    assert ahead.begin(lambda: 1).result() == 1
+    child = os.fork()
+    if child == 0:
+        os._exit(ahead.begin(lambda: 7).result(timeout=30))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
