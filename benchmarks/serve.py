@@ -8,9 +8,10 @@ Starts ``bild serve`` on the bundled pair (or --pair) and asks for the same text
 for its share, over a connection it keeps. Beside it, if named: CTranslate2 in int8 behind HTTP
 (``benchmarks/ctranslate2_server.py``; FOLDER is what ``ct2-transformers-converter --model models/de-en/large
 --quantization int8 --output_dir FOLDER`` makes), and any server that takes OpenAI's completions or LibreTranslate's
-/translate. Each engine is started with every setting of its own (rows; threads and batch) and for each number of
-clients the one that serves most counts. What HTTP costs is measured with one client against the same texts decoded in
-this process. Runs on the cores the clients run on too; the last line is JSON.
+/translate. Each engine runs with every setting of its own (rows; threads and batch), all are asked in turn for several
+rounds, and for each number of clients the setting that serves most counts, by its median round. What HTTP costs is
+measured with one client against the same texts decoded in this process. Runs on the cores the clients run on too; the
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,9 @@ import sacrebleu
 import bild
 from bild.data import read_sets
 from bild.machine import describe_machine
+
+LONGEST = 128
+"""Most tokens of a text, for every engine alike; ``ctranslate2_server.py`` has the same."""
 
 
 @dataclass
@@ -88,7 +92,9 @@ class Asker:
     async def ask(self, text: str) -> tuple[str, float | None]:
         """The text that comes back, and ms to its first token where the server says so."""
         own = {} if self.policy is None else {"policy": self.policy}
-        body = {"q": text, "source": "de", "target": "en"} if self.translates else {"prompt": text}
+        body = (
+            {"q": text, "source": "de", "target": "en"} if self.translates else {"prompt": text, "max_tokens": LONGEST}
+        )
         sent = json.dumps(body | own).encode()
         head = f"POST {self.place.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         self._writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
@@ -169,7 +175,7 @@ def overhead(args: argparse.Namespace, texts: Sequence[str], url: str) -> dict[s
     for at in range(args.repeats + 1):
         start = time.perf_counter()
         for text in texts:
-            decoder.generate(text)
+            decoder.generate(text, max_new_tokens=LONGEST)
         here = time.perf_counter() - start
         there = asyncio.run(load(url, "bild", texts, 1)).seconds
         # The first time is a warm-up.
@@ -192,43 +198,69 @@ class Table:
     texts: Sequence[str]
     targets: Sequence[str]
     counts: Sequence[int]
-    best: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    found: dict[tuple[int, str, str], list[dict[str, float]]] = field(default_factory=dict)
+    """What each round came to, by clients, engine and setting."""
 
-    def measure(self, name: str, setting: str, url: str, policy: str | None, warm: int) -> None:
+    def measure(self, engine: Engine) -> None:
         """Ask a server with each number of clients, after as many texts as it decodes together."""
-        asyncio.run(load(url, policy, self.texts[: 2 * warm], warm))
+        asyncio.run(load(engine.url, engine.policy, self.texts[: 2 * engine.warm], engine.warm))
         for count in self.counts:
-            found = asyncio.run(load(url, policy, self.texts, count)).summary(self.targets) | {"setting": setting}
-            print(f"{name} ({setting}), {count} clients: {json.dumps(found)}", file=sys.stderr, flush=True)
-            known = self.best.setdefault(str(count), {})
-            if name not in known or found["rps"] > known[name]["rps"]:
-                known[name] = found
+            found = asyncio.run(load(engine.url, engine.policy, self.texts, count)).summary(self.targets)
+            line = f"{engine.name} ({engine.setting}), {count} clients: {json.dumps(found)}"
+            print(line, file=sys.stderr, flush=True)
+            self.found.setdefault((count, engine.name, engine.setting), []).append(found)
+
+    def best(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """By clients and engine, the median round of the setting that serves most."""
+        best: dict[str, dict[str, dict[str, Any]]] = {}
+        for (count, name, setting), rounds in self.found.items():
+            middle = sorted(rounds, key=lambda each: each["rps"])[len(rounds) // 2]
+            spread = [each["rps"] for each in rounds]
+            known = best.setdefault(str(count), {})
+            if name not in known or middle["rps"] > known[name]["rps"]:
+                known[name] = {**middle, "setting": setting, "rounds": spread}
+        return best
+
+
+class Engine(NamedTuple):
+    """A server in one setting, asked for one policy."""
+
+    name: str
+    setting: str
+    url: str
+    policy: str | None
+    warm: int
 
 
 def main() -> None:
     """Measure and print."""
     args = parse_arguments()
-    ((_, examples),) = read_sets([args.data], None, limit=args.texts).items()
-    texts = [example.source for example in examples.examples]
-    table = Table(texts, [next(iter(example.references), "") for example in examples.examples], args.clients)
-    cost: dict[str, float] = {}
+    examples = [each for data in read_sets(args.data, None, limit=args.texts).values() for each in data.examples]
+    texts = [example.source for example in examples]
+    table = Table(texts, [next(iter(example.references), "") for example in examples], args.clients)
+    with ExitStack() as stack:
+        engines = [*own_engines(args, stack), *ctranslate2_engines(args, stack), *other_engines(args.other)]
+        cost = overhead(args, texts[: args.overhead_texts], engines[0].url)
+        for number in range(args.repeats):
+            # In turn, and beginning elsewhere each time: a machine is not as fast one minute as the next.
+            for at in range(len(engines)):
+                table.measure(engines[(at + number * len(engines) // args.repeats) % len(engines)])
+    best = table.best()
+    rates = {count: {name: found["rps"] for name, found in each.items()} for count, each in best.items()}
+    print(json.dumps({**cost, "clients": rates, "details": best, "machine": describe_machine()}))
+
+
+def own_engines(args: argparse.Namespace, stack: ExitStack) -> Iterator[Engine]:
+    """A server for each number of rows, asked for each policy."""
     for rows in args.max_rows:
         options = ["--runtime", args.runtime, "--dtype", args.dtype, "--max-rows", str(rows)]
         options += [] if args.pair is None else ["--pair", args.pair]
-        with served(options) as (address, _):
-            url = f"{address}/v1/completions"
-            cost = cost if cost else overhead(args, texts[: args.overhead_texts], url)
-            for policy in args.policies:
-                table.measure(policy, f"{rows} rows", url, policy, rows)
-    measure_ctranslate2(args, table)
-    for other in args.other:
-        name, url = other.split("=", 1)
-        table.measure(name, "as it runs", url, None, 4)
-    rates = {count: {name: found["rps"] for name, found in each.items()} for count, each in table.best.items()}
-    print(json.dumps({**cost, "clients": rates, "details": table.best, "machine": describe_machine()}))
+        url = f"{stack.enter_context(served(options)).url}/v1/completions"
+        for policy in args.policies:
+            yield Engine(policy, f"{rows} rows", url, policy, rows)
 
 
-def measure_ctranslate2(args: argparse.Namespace, table: Table) -> None:
+def ctranslate2_engines(args: argparse.Namespace, stack: ExitStack) -> Iterator[Engine]:
     """CTranslate2 with each number of threads, of workers, and each batch size."""
     if args.ctranslate2 is None:
         return
@@ -236,16 +268,23 @@ def measure_ctranslate2(args: argparse.Namespace, table: Table) -> None:
     for shape in args.ctranslate2_shapes:
         threads, workers, batch = shape.split(":")
         command = [args.ctranslate2_python, program, "--model", args.ctranslate2, "--tokenizer", args.tokenizer]
-        with started([*command, "--threads", threads, "--workers", workers, "--batch", batch]) as (address, _):
-            setting = f"{threads} threads, {workers} workers, batches of {batch}"
-            table.measure("ctranslate2", setting, f"{address}/v1/completions", None, int(batch))
+        server = stack.enter_context(started([*command, "--threads", threads, "--workers", workers, "--batch", batch]))
+        setting = f"{threads} threads, {workers} workers, batches of {batch}"
+        yield Engine("ctranslate2", setting, f"{server.url}/v1/completions", None, int(batch))
+
+
+def other_engines(named: Sequence[str]) -> Iterator[Engine]:
+    """Servers that run already."""
+    for each in named:
+        name, url = each.split("=", 1)
+        yield Engine(name, "as it runs", url, None, 4)
 
 
 def parse_arguments() -> argparse.Namespace:
     """What is to be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="JSON lines with a source and a target each")
-    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--data", nargs="+", required=True, help="JSON lines with a source and a target each")
+    parser.add_argument("--texts", type=int, default=256, help="first examples of each set")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--policies", nargs="+", default=["bild", "exact", "large"])
     parser.add_argument("--other", nargs="*", default=[], help="NAME=URL of a server that runs already")
@@ -260,7 +299,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--overhead-texts", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds through all servers; the median counts")
     return parser.parse_args()
 
 
