@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -251,13 +252,15 @@ def main() -> None:
 
 
 def own_engines(args: argparse.Namespace, stack: ExitStack) -> Iterator[Engine]:
-    """A server for each number of rows, asked for each policy."""
-    for rows in args.max_rows:
-        options = ["--runtime", args.runtime, "--dtype", args.dtype, "--max-rows", str(rows)]
+    """A server for each number of rows and lanes, asked for each policy."""
+    for rows, lanes in product(args.max_rows, args.lanes):
+        if rows < lanes:
+            continue
+        options = ["--runtime", args.runtime, "--dtype", args.dtype, "--max-rows", str(rows), "--lanes", str(lanes)]
         options += [] if args.pair is None else ["--pair", args.pair]
         url = f"{stack.enter_context(served(options)).url}/v1/completions"
         for policy in args.policies:
-            yield Engine(policy, f"{rows} rows", url, policy, rows)
+            yield Engine(policy, f"{rows} rows, {lanes} lanes", url, policy, rows)
 
 
 def ctranslate2_engines(args: argparse.Namespace, stack: ExitStack) -> Iterator[Engine]:
@@ -289,6 +292,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--policies", nargs="+", default=["bild", "exact", "large"])
     parser.add_argument("--other", nargs="*", default=[], help="NAME=URL of a server that runs already")
     parser.add_argument("--max-rows", type=int, nargs="+", default=[1, 4], help="of our server, each in turn")
+    parser.add_argument("--lanes", type=int, nargs="+", default=[1], help="likewise")
     parser.add_argument("--ctranslate2", default=None, help="folder of the large model, converted")
     parser.add_argument("--ctranslate2-python", default=sys.executable, help="a Python that has ctranslate2")
     parser.add_argument(

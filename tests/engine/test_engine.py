@@ -214,7 +214,7 @@ def test_a_row_that_makes_passes_fail_takes_nobody_along(error, side, after):
     for _ in range(after):
         caller.engine.step()
     setattr(toys, side, poison)
-    for batch in [caller.engine._lanes[False]._batch] if after else []:
+    for batch in [caller.engine._workers[0].batches[False]._batch] if after else []:
         batch.large.scorer.trouble = toys._large
         batch.drafter.scorer.trouble = toys.small
     turns = 0

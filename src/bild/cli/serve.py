@@ -39,6 +39,12 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", rich_help_panel=SERVER)] = 8000,
     max_rows: Annotated[int, typer.Option(help="Texts decoded together, 1….", rich_help_panel=SERVER)] = 4,
+    lanes: Annotated[
+        int,
+        typer.Option(
+            help="Threads that decode side by side, 1…; cores and rows are shared out.", rich_help_panel=SERVER
+        ),
+    ] = 1,
     max_cells: Annotated[
         int, typer.Option(help="Tokens there is room for: rows × (source + text).", rich_help_panel=SERVER)
     ] = 65536,
@@ -125,6 +131,7 @@ def serve(
         src_lang=src_lang,
         tgt_lang=tgt_lang,
         max_rows=max_rows,
+        lanes=lanes,
         max_cells=max_cells,
         queue=queue,
         queue_tokens=queue_tokens,
@@ -158,6 +165,7 @@ def _serve(planned: Plan, host: str, port: int, drain: float) -> bool:
 
     listening = listen(host, port)
     options.quieten()
+    options.share_cores(planned.lanes)
     service = planned.service()
     log_requests("bild.serving", "bild.engine")
     service.engine.start()

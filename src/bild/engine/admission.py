@@ -65,17 +65,18 @@ class Admission:
                 f"room for {self.limits.cells}; shorten it, or lower max_tokens"
             )
 
-    def take(self, waiting: deque[Ticket], active: Collection[Ticket]) -> list[Ticket]:
+    def take(self, waiting: deque[Ticket], active: Collection[Ticket], most: int | None = None) -> list[Ticket]:
         """Take those who may begin from the front of the queue; nobody overtakes.
 
         Args:
             waiting: in order; those that begin are taken out.
             active: have a row.
+            most: take no more than so many; None: any number.
         """
         taken: list[Ticket] = []
         going = list(active)
         tokens = 0
-        while waiting and len(going) < self.rows:
+        while waiting and len(going) < self.rows and (most is None or len(taken) < most):
             ticket = waiting[0]
             tokens += ticket.source
             if (taken and tokens > self.limits.source_tokens) or cells([*going, ticket]) > self.limits.cells:

@@ -1,7 +1,8 @@
-"""The engine: callers hand in texts from any thread, one thread decodes them all, turn by turn."""
+"""The engine: callers hand in texts from any thread; one thread, or several side by side, decode them, turn by turn."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import threading
@@ -9,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import torch
@@ -18,7 +20,7 @@ from bild.engine.admission import Admission, Limits, cells
 from bild.engine.lane import Lane
 from bild.engine.opening import Job, Open
 from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Sink, Ticket, Written, unread
-from bild.errors import BusyError, StoppedError
+from bild.errors import BusyError, InputError, StoppedError
 
 logger = logging.getLogger("bild.engine")
 CLEAN_TURNS = 500
@@ -53,6 +55,22 @@ class Turn:
     finished: Sequence[Finished]
 
 
+class _Worker:
+    """One thread's own: its batches, the tickets that have a row there, and what a turn has to tell.
+
+    Args:
+        number: names it.
+    """
+
+    def __init__(self, number: int, now: float) -> None:
+        self.number, self.last_turn = number, now
+        self.batches: dict[bool, Lane] = {}
+        self.active: set[int] = set()
+        self.told = _Told()
+        self.clean = 0
+        self.thread: threading.Thread | None = None
+
+
 @dataclass
 class _Told:
     """What a turn has to tell, by who asked."""
@@ -75,15 +93,21 @@ class _Told:
 class Engine:
     """Decodes the texts of many callers together; every ticket ends with exactly one ``Finished`` or ``Failed``.
 
-    Only the thread that runs it touches torch. A pass that fails takes nobody along but the row that made it fail;
+    Only threads that run it touch torch. Several of them (lanes) share the models and the queue, each with rows of
+    its own: where products are small, two lanes of one thread serve more than one of two. A pass that fails takes
+    nobody along but the row that made it fail;
     if the models fail whatever they are given, every ticket is told so and :attr:`alive` says no.
 
     Args:
         open: makes batches, see :func:`~bild.engine.opener`.
         limits: of rows, memory and queue.
+        lanes: threads that decode side by side, 1…, each with ``torch.get_num_threads()`` for its products.
         pace: how long drafts may be; default: as long as the policies say.
         clock: seconds; another one in tests.
-        watch: is handed every turn, on the engine's thread.
+        watch: is handed every turn, on the thread it was made by.
+
+    Raises:
+        InputError: not a number of lanes.
     """
 
     def __init__(
@@ -91,6 +115,7 @@ class Engine:
         open: Open,
         limits: Limits | None = None,
         *,
+        lanes: int = 1,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
         watch: Callable[[Turn], None] | None = None,
@@ -100,13 +125,17 @@ class Engine:
         """Whether it can still decode."""
         self.draining = False
         """Whether it takes on nothing more."""
-        self.last_turn = clock()
-        """When the last turn ended, by the clock."""
         self.watch = watch
         self._clock = clock
         self._admission = Admission(self.limits, self.limits.rows)
         self.pace: Pace = Fixed() if pace is None else pace
-        self._lanes = {alone: Lane(open, alone, self._tell, self._fail, self.pace, clock) for alone in (False, True)}
+        if not isinstance(lanes, int) or lanes < 1:
+            raise InputError(f"lanes is {lanes!r}; allowed is 1 or more, a whole number")
+        self._workers = [_Worker(number, clock()) for number in range(lanes)]
+        for worker in self._workers:
+            own = self.pace if worker.number == 0 else copy.deepcopy(self.pace)
+            told = partial(self._tell, worker), partial(self._fail, worker)
+            worker.batches = {alone: Lane(open, alone, *told, own, clock) for alone in (False, True)}
         self._ids = count()
         self._changed = threading.Condition()
         # All below is shared between threads and touched under the lock of the condition only.
@@ -115,11 +144,9 @@ class Engine:
         self._cancelled: set[int] = set()
         self._places: set[Place] = set()
         self._stopping = False
-        # And this is the engine's own.
-        self._told = _Told()
-        self._clean = 0
+        self._changes = 0
+        self._farewell: tuple[Failure, str] | None = None
         self._text_s = 0.1
-        self._thread: threading.Thread | None = None
 
     # What callers do, on any thread.
 
@@ -171,7 +198,6 @@ class Engine:
         with self._changed:
             place.released, place.waiting, place.tokens = True, False, 0
             self._places.discard(place)
-            self._changed.notify_all()
 
     def submit(self, jobs: Sequence[Job], rules: Rules, sink: Sink, place: Place) -> list[int]:
         """Ask for texts.
@@ -179,7 +205,7 @@ class Engine:
         Args:
             jobs: one a text.
             rules: how they are decoded.
-            sink: is handed the events of these tickets, once a turn, on the engine's thread.
+            sink: is handed the events of these tickets, once a turn, on the thread that decodes them.
             place: in the queue, held by the caller until all of its tickets have ended.
 
         Returns:
@@ -196,7 +222,7 @@ class Engine:
             if not self.alive or self._stopping:
                 raise StoppedError("the engine has stopped")
             self._waiting += tickets
-            self._changed.notify_all()
+            self._notify()
         return [ticket.id for ticket in tickets]
 
     def check(self, jobs: Sequence[Job]) -> None:
@@ -212,19 +238,30 @@ class Engine:
         """Stop decoding these; they end within a turn. Those that have ended stay as they are."""
         with self._changed:
             self._cancelled |= set(tickets) & {*self._active, *(ticket.id for ticket in self._waiting)}
-            self._changed.notify_all()
+            if self._cancelled:
+                self._notify()
 
     def drain(self) -> None:
         """Take on nothing more; who has a place is served to the end."""
         with self._changed:
             self.draining = True
-            self._changed.notify_all()
 
     def stop(self) -> None:
         """Stop after this turn; what is not complete fails."""
         with self._changed:
             self.draining = self._stopping = True
-            self._changed.notify_all()
+            self._notify()
+
+    def _notify(self) -> None:
+        """Something has changed that who waits may act on."""
+        self._changes += 1
+        self._changed.notify_all()
+
+    @property
+    def last_turn(self) -> float:
+        """When the last turn ended, by the clock; with several lanes, that of the busy one which is furthest behind."""
+        busy = [worker.last_turn for worker in self._workers if worker.active]
+        return min(busy) if busy else max(worker.last_turn for worker in self._workers)
 
     @property
     def load(self) -> Load:
@@ -244,35 +281,64 @@ class Engine:
         Args:
             patience_s: how long a turn may take.
         """
-        thread = self._thread is None or self._thread.is_alive()
+        thread = all(worker.thread is None or worker.thread.is_alive() for worker in self._workers)
         idle = not self._active and not self._waiting
         return self.alive and thread and (idle or self._clock() - self.last_turn <= patience_s)
 
-    # What its one thread does.
+    # What its threads do.
 
     def start(self) -> threading.Thread:
-        """Run in a thread of its own."""
-        self._thread = threading.Thread(target=self.run, name="bild-engine", daemon=True)
-        self._thread.start()
-        return self._thread
+        """Run in threads of its own, and return one that ends when all have."""
+        threads = torch.get_num_threads()
 
-    def run(self) -> None:
-        """Turn after turn until :meth:`stop`; waits where there is nothing to do."""
+        def run(worker: int) -> None:
+            # A new thread has as many for its products as the machine has cores.
+            torch.set_num_threads(threads)
+            self.run(worker)
+
+        for worker in self._workers:
+            name = "bild-engine" + (f"-{worker.number}" if worker.number else "")
+            worker.thread = threading.Thread(target=run, args=(worker.number,), name=name, daemon=True)
+        for worker in self._workers:
+            assert worker.thread is not None
+            worker.thread.start()
+        first, *others = [worker.thread for worker in self._workers if worker.thread is not None]
+        if not others:
+            return first
+        last = threading.Thread(target=_join_all, args=((first, *others),), daemon=True)
+        last.start()
+        return last
+
+    def run(self, lane: int = 0) -> None:
+        """Turn after turn until :meth:`stop`; waits where there is nothing to do.
+
+        Args:
+            lane: which one.
+        """
+        worker = self._workers[lane]
         try:
             while not self._stopping:
-                if not self.step():
+                seen = self._changes
+                if not self.step(lane):
                     with self._changed:
-                        self._changed.wait_for(lambda: self._stopping or self._waiting or self._cancelled)
-            self._end_all("stopped", "the engine was stopped")
+                        # What was refused a row for now is asked for again when something has changed.
+                        self._changed.wait_for(partial(self._has_changed, seen))
+            self._end_all(worker, "stopped", "the engine was stopped")
         except BaseException as error:
             # Nobody may wait for a thread that is gone.
             logger.error("the engine has broken down", exc_info=error)
-            self._end_all("engine", f"the engine has broken down ({type(error).__name__})")
+            self._end_all(worker, "engine", f"the engine has broken down ({type(error).__name__})")
         finally:
             self.alive = False
 
-    def step(self) -> bool:
+    def _has_changed(self, seen: int) -> bool:
+        return self._stopping or self._changes != seen
+
+    def step(self, lane: int = 0) -> bool:
         """One turn: who is cancelled leaves, who may begin begins, and every row goes one round further.
+
+        Args:
+            lane: whose turn it is.
 
         Returns:
             Whether there was anything to do.
@@ -280,81 +346,94 @@ class Engine:
         Raises:
             Exception: the models fail whatever they are given; :meth:`run` then ends every ticket.
         """
-        start = self._clock()
-        gone, new = self._take()
-        if not gone and not new and not self._active:
+        start, worker = self._clock(), self._workers[lane]
+        gone, new = self._take(worker)
+        if not gone and not new and not worker.active:
             return False
         try:
             with torch.inference_mode():
-                for alone, lane in self._lanes.items():
-                    self._go(lane, [ticket for ticket in new if ticket.alone == alone], gone)
+                for alone, batch in worker.batches.items():
+                    self._go(worker, batch, [ticket for ticket in new if ticket.alone == alone], gone)
         finally:
-            self._hand_out(start)
+            self._hand_out(worker, start)
         return True
 
-    def _go(self, lane: Lane, new: Sequence[Ticket], gone: set[int]) -> None:
-        if lane.turn(new, gone, self._admission.rows):
-            self._clean = 0
+    def _go(self, worker: _Worker, batch: Lane, new: Sequence[Ticket], gone: set[int]) -> None:
+        if batch.turn(new, gone, self._admission.rows):
+            worker.clean = 0
             self._admission.rows = max(1, self._admission.rows // 2)
             logger.warning("out of memory: %d rows are decoded together from now on", self._admission.rows)
         elif self._admission.rows < self.limits.rows:
-            self._clean += 1
-            if self._clean >= CLEAN_TURNS:
-                self._clean, self._admission.rows = 0, self._admission.rows + 1
+            worker.clean += 1
+            if worker.clean >= CLEAN_TURNS:
+                worker.clean, self._admission.rows = 0, self._admission.rows + 1
 
-    def _take(self) -> tuple[set[int], list[Ticket]]:
-        """Who is cancelled, and who begins."""
+    def _take(self, worker: _Worker) -> tuple[set[int], list[Ticket]]:
+        """Who is cancelled, and who begins, as far as it is this one's affair."""
         with self._changed:
-            gone, self._cancelled = self._cancelled, set()
+            others = {id for id in self._cancelled if id in self._active and id not in worker.active}
+            gone, self._cancelled = self._cancelled - others, others
             left = [ticket for ticket in [*self._waiting, *self._active.values()] if ticket.id in gone]
             self._waiting = deque(ticket for ticket in self._waiting if ticket.id not in gone)
         for ticket in left:
-            self._end(ticket, Failed(ticket.id, "cancelled", "cancelled"))
+            self._end(worker, ticket, Failed(ticket.id, "cancelled", "cancelled"))
         now = self._clock()
         with self._changed:
-            new = self._admission.take(self._waiting, self._active.values())
+            # As many as each has if all share what there is, and the rows.
+            there = min(self._admission.rows, len(self._waiting) + len(self._active))
+            share = math.ceil(there / len(self._workers)) - len(worker.active)
+            new = self._admission.take(self._waiting, self._active.values(), share)
             for ticket in new:
                 ticket.admitted, ticket.place.waiting = now, False
                 ticket.place.tokens = max(0, ticket.place.tokens - ticket.unread)
                 self._active[ticket.id] = ticket
-            if new and len(new) == len(self._active):
+            if new and not worker.active:
                 # Nothing was decoded before; a watchdog counts from here.
-                self.last_turn = now
+                worker.last_turn = now
+            worker.active |= {ticket.id for ticket in new}
         return {ticket.id for ticket in left}, new
 
-    def _tell(self, ticket: Ticket, commit: Commit, rows: int, window: int | None) -> None:
+    def _tell(self, worker: _Worker, ticket: Ticket, commit: Commit, rows: int, window: int | None) -> None:
         now = self._clock()
         ticket.first = now if ticket.first is None else ticket.first
-        self._told.add(ticket, Written(ticket.id, commit, now - ticket.submitted, rows, window))
+        worker.told.add(ticket, Written(ticket.id, commit, now - ticket.submitted, rows, window))
         if commit.finish_reason is not None:
             admitted = now if ticket.admitted is None else ticket.admitted
             self._text_s += RECENT * (now - admitted - self._text_s)
             since = ticket.submitted
-            self._end(ticket, Finished(ticket.id, admitted - since, ticket.first - since, now - since))
+            self._end(worker, ticket, Finished(ticket.id, admitted - since, ticket.first - since, now - since))
 
-    def _fail(self, ticket: Ticket, reason: str) -> None:
+    def _fail(self, worker: _Worker, ticket: Ticket, reason: str) -> None:
         logger.warning("ticket %d failed: %s", ticket.id, reason)
-        self._end(ticket, Failed(ticket.id, "row", reason))
+        self._end(worker, ticket, Failed(ticket.id, "row", reason))
 
-    def _end(self, ticket: Ticket, event: Finished | Failed) -> None:
+    def _end(self, worker: _Worker, ticket: Ticket, event: Finished | Failed) -> None:
         if not ticket.ended:
             ticket.ended = True
-            self._told.add(ticket, event)
+            worker.told.add(ticket, event)
         with self._changed:
             self._active.pop(ticket.id, None)
+            worker.active.discard(ticket.id)
+            if self._waiting:
+                # There is a row for somebody, whoever takes it.
+                self._notify()
 
-    def _end_all(self, failure: Failure, message: str) -> None:
+    def _end_all(self, worker: _Worker, failure: Failure, message: str) -> None:
+        """End what this one has and what waits; the others do so with theirs, for the first one's reason."""
         with self._changed:
             self.alive, self._stopping = False, True
-            left = [*self._active.values(), *self._waiting]
+            self._farewell = (failure, message) if self._farewell is None else self._farewell
+            failure, message = self._farewell
+            left = [*(self._active[id] for id in worker.active if id in self._active), *self._waiting]
             self._waiting.clear()
+            self._notify()
         for ticket in left:
-            self._end(ticket, Failed(ticket.id, failure, message))
-        self._hand_out(self._clock())
+            self._end(worker, ticket, Failed(ticket.id, failure, message))
+        self._hand_out(worker, self._clock())
 
-    def _hand_out(self, start: float) -> None:
-        told, self._told = self._told, _Told()
-        self.last_turn = self._clock()
+    def _hand_out(self, worker: _Worker, start: float) -> None:
+        told, worker.told = worker.told, _Told()
+        worker.last_turn = self._clock()
         for sink, events in told.events.values():
             try:
                 sink(events)
@@ -363,7 +442,7 @@ class Engine:
                 self.cancel(event.ticket for event in events if isinstance(event, Written))
         if self.watch is not None:
             try:
-                self.watch(Turn(self.last_turn - start, told.commits, told.failed, told.finished))
+                self.watch(Turn(worker.last_turn - start, told.commits, told.failed, told.finished))
             except Exception:
                 logger.exception("a turn could not be counted")
 
@@ -377,3 +456,8 @@ class Engine:
         """When somebody who waits now may have been served."""
         texts = len(self._waiting) + len(self._active)
         return float(min(60, max(1, math.ceil(texts * self._text_s / self._admission.rows))))
+
+
+def _join_all(threads: Iterable[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()

@@ -27,6 +27,7 @@ class Plan:
         languages: those of the inputs and of the outputs of a multilingual checkpoint, where it has to be told.
         limits: of the engine.
         pace: how long drafts may be, see :func:`~bild.decoding.parse_pace`.
+        lanes: threads that decode side by side, 1….
         settings: of the server.
     """
 
@@ -34,6 +35,7 @@ class Plan:
     languages: tuple[str | None, str | None] = (None, None)
     limits: Limits = field(default_factory=Limits)
     pace: str = "fixed"
+    lanes: int = 1
     settings: Settings = field(default_factory=Settings)
 
     def load(self) -> BigLittleDecoder:
@@ -49,7 +51,9 @@ class Plan:
             decoder: the pair, if it is loaded already.
         """
         decoder = self.load() if decoder is None else decoder
-        return Service(decoder, decoder.engine(self.limits, pace=parse_pace(self.pace)), self.settings)
+        return Service(
+            decoder, decoder.engine(self.limits, pace=parse_pace(self.pace), lanes=self.lanes), self.settings
+        )
 
 
 def plan(
@@ -68,6 +72,7 @@ def plan(
     src_lang: str | None = None,
     tgt_lang: str | None = None,
     max_rows: int = 4,
+    lanes: int = 1,
     max_cells: int = 65536,
     queue: int = 128,
     queue_tokens: int = 1 << 18,
@@ -91,6 +96,8 @@ def plan(
         parse_pace(pace)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if lanes < 1:
+        raise InputError(f"lanes is {lanes}; allowed is 1 or more")
     models: dict[str, Any] = {"pair": pair, "large": large, "small": small, "drafter": drafter}
     models |= {"middle": middle, "middle_window": middle_window, "reward": reward}
     return Plan(
@@ -98,6 +105,7 @@ def plan(
         languages=(src_lang, tgt_lang),
         limits=Limits(rows=max_rows, cells=max_cells, queue=queue, queue_tokens=queue_tokens),
         pace=pace,
+        lanes=lanes,
         settings=Settings(
             model=name_of(pair, large) if model_name is None else model_name,
             languages=_languages(translate, bundled=pair is None and large is None and small is None),

@@ -39,7 +39,7 @@ class Replica:
     def __init__(self, plan: Plan, threads: int = 1) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, threads // plan.lanes))
         self.service = plan.service()
         self.service.engine.start()
 
