@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions check docs bench-overhead bench-step bench-policies bench-engines bench-peers bench-chat fuzz test-ray soak
+.PHONY: help setup demo test test-thorough test-versions check docs bench-overhead bench-step bench-policies bench-engines bench-peers bench-chat fuzz test-ray soak
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -21,7 +21,10 @@ demo: setup ## translate a few sentences with the bundled pair, beside the large
 	$(BIN)/bild generate --input docs/demo.txt --compare --trace
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not thorough"
+
+test-thorough: setup ## the tests of further kinds that make test leaves out
+	$(BIN)/python -m pytest -n auto --dist worksteal -m thorough
 
 # Each version lies, with what it needs, in a folder in front of the one that setup has installed into.
 OLDEST = transformers==5.17.0
@@ -35,7 +38,7 @@ test-versions: setup ## run the tests that compile nothing against the oldest an
 	for age in oldest newest; do \
 	  export PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$age; echo "transformers $$(version)"; \
 	  if [ "$$(version)" = "$$installed" ]; then echo "is what make test runs with"; continue; fi; \
-	  $(BIN)/python -m pytest -n auto --dist worksteal -m 'not compiles' $(VERSIONED_TESTS) || exit 1; \
+	  $(BIN)/python -m pytest -n auto --dist worksteal -m 'not compiles and not thorough' $(VERSIONED_TESTS) || exit 1; \
 	done
 
 # What these need is heavy, and lies beside what setup has installed.

@@ -101,6 +101,7 @@ print(model.is_compiled, compiling.compilations)
 
 
 @pytest.mark.compiles
+@pytest.mark.thorough
 def test_compiling_once_what_no_template_is_for(tmp_path, monkeypatch, caplog):
     """Float64, where nothing hides behind rounding: counted, told, kept, and nothing else left behind."""
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
