@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
 
 
-def few(*kinds: Any, keep: int = 1) -> list[Any]:
-    """Parameters of a test: the first kinds as they are, the others for ``make test-thorough``."""
-    return [*kinds[:keep], *(pytest.param(kind, marks=pytest.mark.thorough) for kind in kinds[keep:])]
+def few(kinds: Iterable[Any], keep: Collection[Any]) -> list[Any]:
+    """Parameters of a test: some kinds as they are, the others for ``make test-thorough``."""
+    return [kind if kind in keep else pytest.param(kind, marks=pytest.mark.thorough) for kind in kinds]

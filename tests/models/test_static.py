@@ -302,7 +302,7 @@ def test_a_graph_that_scores_differently_is_not_used(name, monkeypatch, caplog):
     ]
 
 
-@pytest.mark.parametrize("name", few("m2m_100", "gemma2", "bloom"))
+@pytest.mark.parametrize("name", few(["m2m_100", "gemma2", "bloom"], keep=["m2m_100"]))
 def test_any_other_architecture_is_right_compiled_or_not(name, caplog):
     network, rng = build_other(name), Random(16)
     assert network.config._attn_implementation == ("sdpa" if name == "m2m_100" else "eager")

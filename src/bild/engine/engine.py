@@ -16,6 +16,7 @@ from itertools import count
 import torch
 
 from bild.decoding import Commit, Fixed, Pace, Rules
+from bild.decoding.threads import with_threads_of_here
 from bild.engine.admission import Admission, Limits, cells
 from bild.engine.lane import Lane
 from bild.engine.opening import Job, Open
@@ -95,8 +96,8 @@ class Engine:
 
     Only threads that run it touch torch. Several of them (lanes) share the models and the queue, each with rows of
     its own: where products are small, two lanes of one thread serve more than one of two. A pass that fails takes
-    nobody along but the row that made it fail;
-    if the models fail whatever they are given, every ticket is told so and :attr:`alive` says no.
+    nobody along but the row that made it fail; if the models fail whatever they are given, every ticket is told so
+    and :attr:`alive` says no.
 
     Args:
         open: makes batches, see :func:`~bild.engine.opener`.
@@ -289,23 +290,16 @@ class Engine:
 
     def start(self) -> threading.Thread:
         """Run in threads of its own, and return one that ends when all have."""
-        threads = torch.get_num_threads()
-
-        def run(worker: int) -> None:
-            # A new thread has as many for its products as the machine has cores.
-            torch.set_num_threads(threads)
-            self.run(worker)
-
+        run, threads = with_threads_of_here(self.run), []
         for worker in self._workers:
             name = "bild-engine" + (f"-{worker.number}" if worker.number else "")
             worker.thread = threading.Thread(target=run, args=(worker.number,), name=name, daemon=True)
-        for worker in self._workers:
-            assert worker.thread is not None
-            worker.thread.start()
-        first, *others = [worker.thread for worker in self._workers if worker.thread is not None]
-        if not others:
-            return first
-        last = threading.Thread(target=_join_all, args=((first, *others),), daemon=True)
+            threads.append(worker.thread)
+        for thread in threads:
+            thread.start()
+        if len(threads) == 1:
+            return threads[0]
+        last = threading.Thread(target=_join_all, args=(threads,), daemon=True)
         last.start()
         return last
 

@@ -112,10 +112,11 @@ def _batch(jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writ
         return Batch(list(rows), models.verifier(jobs), elsewhere, models.large.vocab_size)
     encoded = [job.encoded for job in jobs if job.encoded is not None]
     scorer = small_of(models).start(sources) if alone == "small" else models.large.start(sources, encoded or None)
+    drafter = None
     if alone is None:
         # Somebody else drafts first.
         prepare(scorer)
-    drafter = _drafter(models, scorer, sources) if alone is None else None
+        drafter = _drafter(models, scorer, sources)
     verifier = LocalVerifier(scorer, "small" if alone == "small" else "large")
     return Batch(list(rows), verifier, drafter, models.large.vocab_size)
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from bild.decoding import Commit
+from bild.decoding.threads import with_threads_of_here
 from bild.engine import Job
 
 AHEAD = 4
@@ -52,7 +53,7 @@ def side_by_side(lane: Lane, take: Take, count: int) -> Generator[list[Commit]]:
         Exception: what a lane raises; the others end with their round.
     """
     box: Queue[list[Commit] | _Wish | _End] = Queue(AHEAD * count)
-    stop, threads, running = Event(), torch.get_num_threads(), count
+    stop, running = Event(), count
 
     def run() -> None:
         replies: SimpleQueue[Taken] = SimpleQueue()
@@ -61,8 +62,6 @@ def side_by_side(lane: Lane, take: Take, count: int) -> Generator[list[Commit]]:
             box.put(_Wish(room, replies))
             return replies.get()
 
-        # A new thread has as many for its products as the machine has cores.
-        torch.set_num_threads(threads)
         error: Exception | None = None
         try:
             with torch.inference_mode():
@@ -74,7 +73,9 @@ def side_by_side(lane: Lane, take: Take, count: int) -> Generator[list[Commit]]:
             error = raised
         box.put(_End(error))
 
-    lanes = [Thread(target=run, name=f"bild-lane-{number}", daemon=True) for number in range(count)]
+    lanes = [
+        Thread(target=with_threads_of_here(run), name=f"bild-lane-{number}", daemon=True) for number in range(count)
+    ]
     for each in lanes:
         each.start()
     try:

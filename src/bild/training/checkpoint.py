@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -149,8 +149,10 @@ class RunFolder:
         file = self.path / LOG
         if not file.exists():
             return
+        scored = {score["step"] for score in state.scores}
         with writing(self.path):
-            lines = [line for line in file.read_bytes().splitlines(keepends=True) if _is_before(line, state)]
+            every = file.read_bytes().splitlines(keepends=True)
+            lines = [line for line in every if _is_before(line, state.step, scored)]
             new = file.with_suffix(".new")
             new.write_bytes(b"".join(lines))
             os.replace(new, file)
@@ -246,11 +248,10 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     file.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _is_before(line: bytes, state: State) -> bool:
-    """Whether a line of the log is about what a state knows of."""
+def _is_before(line: bytes, step: int, scored: Collection[int]) -> bool:
+    """Whether a line of the log is about a step up to this one, or a score of one of those."""
     try:
         values = from_json(line)
-        scored = {score["step"] for score in state.scores}
-        return bool(values["step"] in scored if "metric" in values else values["step"] <= state.step)
+        return bool(values["step"] in scored if "metric" in values else values["step"] <= step)
     except (ValueError, KeyError, TypeError):
         return False

@@ -51,17 +51,17 @@ class DevScore:
         """The score of each set, 0…100; the network is left as it is."""
         scored: Any = copy.deepcopy(network)
         scored.to(self.dtype)
-        self.rows = ROWS.get(network.device.type, ROWS["cpu"])
+        rows = ROWS.get(network.device.type, ROWS["cpu"])
         decoder = BigLittleDecoder(scored, scored, tokenizer)
-        return {name: self._score(decoder, data) for name, data in self.sets.items()}
+        return {name: self._score(decoder, data, rows) for name, data in self.sets.items()}
 
-    def _score(self, decoder: BigLittleDecoder, data: Data) -> float:
+    def _score(self, decoder: BigLittleDecoder, data: Data, rows: int) -> float:
         # By length, so that rows of a batch are padded little and end together.
         examples = sorted(data.examples, key=lambda example: len(example.source))
         results = decoder.generate_each(
             [example.source for example in examples],
             "large",
-            batch_size=self.rows,
+            batch_size=rows,
             **self.options,
         )
         metric = self.scorer

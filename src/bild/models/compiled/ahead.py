@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from bild.decoding.threads import with_threads_of_here
+
 T = TypeVar("T")
 
 
@@ -20,14 +22,7 @@ def has_idle_cores() -> bool:
 
 def begin(work: Callable[[], T]) -> Future[T]:
     """Do it in another thread, whose products have as many threads as those of this one."""
-    threads = torch.get_num_threads()
-
-    def run() -> T:
-        torch.set_num_threads(threads)
-        with torch.inference_mode():
-            return work()
-
-    return _workers().submit(run)
+    return _workers().submit(with_threads_of_here(torch.inference_mode()(work)))
 
 
 @cache
