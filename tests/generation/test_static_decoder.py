@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from random import Random
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -13,6 +15,7 @@ from bild import BigLittleDecoder, Policy, Result, Stats
 from bild.models import CompiledModel, EagerModel
 from bild.models.compiled import compiling
 from tests.compiled import network_of, pair_of, static_model, without_templates
+from tests.marking import marks_of
 from tests.networks import BATCHING, random_tokens
 
 pytestmark = pytest.mark.compiles
@@ -38,7 +41,14 @@ PAIRS = (
     ("mistral", "gpt2"),
 )
 
-every_pair = pytest.mark.parametrize(("large", "small"), PAIRS)
+
+def pairs(of: Iterable[tuple[str, str]]) -> Any:
+    return pytest.mark.parametrize(
+        ("large", "small"), [pytest.param(*pair, marks=marks_of("static", *pair)) for pair in of]
+    )
+
+
+every_pair = pairs(PAIRS)
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
@@ -112,7 +122,7 @@ def test_the_end_token_ends_both_alike(large, small):
         assert [facts(result) for result in found] == [facts(result) for result in expected]
 
 
-@pytest.mark.parametrize(("large", "small"), PAIRS[:2])
+@pairs(PAIRS[:2])
 def test_texts_that_outgrow_the_first_storage(large, small):
     options = {"max_new_tokens": 90, "eos_token_id": []}
     for policy in ("bild", "exact"):
@@ -124,7 +134,7 @@ def test_texts_that_outgrow_the_first_storage(large, small):
         assert {len(result.token_ids) for result in expected} == {90}
 
 
-@pytest.mark.parametrize(("large", "small"), [PAIRS[0], PAIRS[3], PAIRS[4]])
+@pairs([PAIRS[0], PAIRS[3], PAIRS[4]])
 def test_no_request_of_any_shape_compiles_again(large, small, monkeypatch):
     """Rows, lengths of sources, prompts and texts, policies and drawn tokens: one graph reads them all."""
     pair = pair_of(large, small, "static")
@@ -175,7 +185,7 @@ def test_the_bundled_pair_streams(compiled_pair, sentences):
 
 def cascades(runtime: str) -> dict[str, BigLittleDecoder]:
     """A middle model of its own, and the small one in between; of networks that other tests compile too."""
-    large, middle, small = (network_of(name) for name in ("qwen2", "llama", "mistral"))
+    large, middle, small = (network_of(name) for name in ("qwen2", "llama", "gpt2"))
     with patch.object(compiling, "TEMPLATES", compiling.LIBRARY):
         return {
             "network": BigLittleDecoder(large, small, middle=middle, middle_window=2, runtime=runtime),
