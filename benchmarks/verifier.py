@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bild import BigLittleDecoder
-from bild.edge.sessions import Limits
+from bild.edge.verification import Limits
 from bild.serving.server import Server, listen
 from bild.serving.settings import Settings
 from bild.serving.verifying import VerifyingService, build_verifying_app

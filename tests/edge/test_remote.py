@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bild.decoding import Choice, Commit, Greedy, ModelDrafter, Policy, Request, Sampling, decode
-from bild.edge.sessions import Limits
+from bild.edge.verification import Limits
 from bild.edge.wire import ROUNDS
 from bild.errors import InputError, VerifierError
 from bild.generation import GenerationOptions

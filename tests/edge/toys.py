@@ -12,7 +12,8 @@ import torch
 from bild.decoding import Batch, Choice, Commit, ModelDrafter, Policy, Request, Row, Rules
 from bild.edge.connection import GoneError, Traffic
 from bild.edge.remote import RemoteVerifier, Terms
-from bild.edge.sessions import Limits, Refusal, Verification
+from bild.edge.sessions import Refusal
+from bild.edge.verification import Limits, Verification
 from bild.edge.wire import CLOSE, GONE, OPEN, ROUNDS, Opening, Proposal, compact
 from bild.engine import Job
 from bild.errors import VerifierError

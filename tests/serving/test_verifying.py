@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from bild import BigLittleDecoder, Policy
 from bild.decoding import Commit
-from bild.edge.sessions import Limits
+from bild.edge.verification import Limits
 from bild.edge.wire import CLOSE, DESCRIBE, OPEN, ROUNDS
 from bild.errors import InputError, LoadError, VerifierError, VocabularyError
 from bild.serving.server import Server, listen

@@ -52,7 +52,7 @@ def verify_server(
     for name, value in (("timeout", timeout), ("drain", drain)):
         if not value >= 0 or (name == "timeout" and value == 0):
             raise InputError(f"{name} is {value:g}; allowed is {'more than 0' if name == 'timeout' else '0 or more'}")
-    from bild.edge.sessions import Limits
+    from bild.edge.verification import Limits
     from bild.generation.pair import Pair, bundled_pair
     from bild.serving.plan import keys_of, name_of
     from bild.serving.server import Server, listen

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from bild import __version__
-from bild.edge.sessions import Limits, Refusal, Reply, Turn, Verification
+from bild.edge.sessions import Refusal, Reply
+from bild.edge.verification import Limits, Turn, Verification
 from bild.edge.wire import CLOSE, DESCRIBE, GONE, NO_NUMBERS, OPEN, OTHER_PAIR, ROUNDS, Opening, Proposal, compact
 from bild.errors import VocabularyError
 from bild.generation import BigLittleDecoder

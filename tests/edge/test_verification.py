@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bild.decoding import ExactMatch, Policy, Request, Row, Rules
-from bild.edge.sessions import Answer, Limits, Refusal, Verification, cells
-from bild.edge.wire import GONE, NO_NUMBERS, Proposal
+from bild.edge.sessions import Refusal, cells
+from bild.edge.verification import Limits, Verification
+from bild.edge.wire import GONE, NO_NUMBERS, Answer, Proposal
 from bild.errors import BusyError, InputError, StoppedError, TooLongError
 from tests.edge.toys import ToyLarge
 from tests.engine.toys import LARGE, Clock
