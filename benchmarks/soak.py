@@ -231,6 +231,7 @@ def main() -> None:
         expected[policy] = dict(zip(sources, (result.text for result in results), strict=True))
     named = [] if args.pair is None else ["--pair", args.pair]
     options = [*named, *(f"--{name}={value}" for name, value in loaded.items()), f"--max-rows={args.max_rows}"]
+    options.append(f"--lanes={args.lanes}")
     with served(options) as server:
         soak = Soak(server.url, expected, {"max_tokens": args.tokens}, lambda: resident(server.process), args.vanish)
         found = asyncio.run(soak.run(args.requests, args.in_flight))
@@ -252,6 +253,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vanish", type=float, default=0.1, help="share of the clients that vanish")
     parser.add_argument("--growth", type=float, default=0.02, help="share by which memory may grow")
     parser.add_argument("--max-rows", type=int, default=4)
+    parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--pair", default=None)
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--dtype", default="float32")

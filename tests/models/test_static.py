@@ -119,9 +119,11 @@ def test_a_text_may_be_given_that_outgrows_the_first_storage_at_once():
         row.extend([7, 8], last=2)
 
 
-@pytest.mark.parametrize(("count", "compiled"), [(64, True), (65, False)])
-def test_a_long_pass_runs_uncompiled(count, compiled, monkeypatch):
-    assert count == calling.LONGEST_COMPILED + (not compiled)
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("longest", [calling.LONGEST_COMPILED, 96])
+def test_a_long_pass_runs_uncompiled(longest, compiled, monkeypatch):
+    monkeypatch.setattr(calling.Graphs, "longest", longest)
+    count = longest + (not compiled)
     widths = widths_of(monkeypatch, static_model("t5").graphs, "run_read")
     row = SingleRow(kind("t5"), Random(4))
     row.extend(random_tokens(Random(5), count), last=9)
@@ -132,7 +134,7 @@ def test_a_long_pass_runs_uncompiled(count, compiled, monkeypatch):
 
 @every_architecture
 def test_compiled_and_uncompiled_passes_read_what_the_other_wrote(name, monkeypatch):
-    monkeypatch.setattr(calling, "LONGEST_COMPILED", 3)
+    monkeypatch.setattr(calling.Graphs, "longest", 3)
     rng, model = Random(6), static_model(name)
     compiled = widths_of(monkeypatch, model.graphs, "run_read")
     uncompiled = widths_of(monkeypatch, model.graphs.uncompiled, "forward")
@@ -146,7 +148,7 @@ def test_compiled_and_uncompiled_passes_read_what_the_other_wrote(name, monkeypa
 
 @every_batching
 def test_uncompiled_passes_of_a_ragged_batch(name, monkeypatch):
-    monkeypatch.setattr(calling, "LONGEST_COMPILED", 3)
+    monkeypatch.setattr(calling.Graphs, "longest", 3)
     rng = Random(7)
     batch = Ragged(kind(name), rng, rows=3)
     batch.extend([random_tokens(rng, count) for count in (9, 1, 4)], last=9)
@@ -243,7 +245,7 @@ def test_proposes_from_the_shared_vocabulary_only(name):
 
 
 def test_proposes_after_a_long_prompt_too(monkeypatch):
-    monkeypatch.setattr(calling, "LONGEST_COMPILED", 3)
+    monkeypatch.setattr(calling.Graphs, "longest", 3)
     model, rng = static_model("llama"), Random(19)
     scorer, other = model.start([[], []]), model.start([[], []])
     for counts in ((9, 2), (1, 1), (0, 5)):

@@ -25,8 +25,8 @@ EXITS = [*with_runtime(("t5", "llama", "gpt2"), "eager"), *with_runtime(("t5", "
 
 @pytest.fixture(autouse=True)
 def _switching_often(monkeypatch) -> Iterator[None]:
-    # Passes of more than three tokens run uncompiled in compiled models, as those of more than 64 do.
-    monkeypatch.setattr(compiled, "LONGEST_COMPILED", 3)
+    # Passes of more than three tokens run uncompiled in compiled models, as those of more than some hundreds do.
+    monkeypatch.setattr(compiled.Graphs, "longest", 3)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
