@@ -60,7 +60,7 @@ def test_the_tuned_policy_goes_into_the_pair(run, data, tmp_path):
     assert pair.policy in [point.policy for point in map(of, result["points"])]
     assert (tmp_path / "run" / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert len(pair.evidence["large"]["sha256"]) == len(pair.evidence["small"]["sha256"]) == 16
-    assert "33 policies on 4 texts" in err and f"written to {tmp_path / 'p'}" in err
+    assert "41 policies on 4 texts" in err and f"written to {tmp_path / 'p'}" in err
 
 
 def test_prompts_alone(run, tmp_path):

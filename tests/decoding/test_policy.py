@@ -32,6 +32,8 @@ from bild.decoding import (
         (lambda: Policy.bild(max_draft_tokens=0), "max_draft_tokens is 0; allowed is 1 or more"),
         (lambda: FixedWindow(0), "window is 0; allowed is 1 or more"),
         (lambda: Policy.bild(metric="cosine"), "metric is 'cosine'; allowed are nll"),
+        (lambda: Policy.bild(keeps_doubtful="no"), "keeps_doubtful is 'no'; allowed are True and False"),
+        (lambda: OWN.parse("exact:keeps_doubtful=1"), "keeps_doubtful is '1'; allowed is yes or no"),
         (lambda: Policy.bild(measure="whim"), "measure is 'whim'; allowed are max_probability"),
         (lambda: Policy(hand_over=FixedWindow(20)), "window is 20, above max_draft_tokens, which is 10"),
         (lambda: Policy(acceptance=RejectionSampling()), "verify_end=True"),
@@ -76,6 +78,7 @@ def test_meaningless_values_are_refused(make, says):
         Policy.bild(fallback_threshold=0.37, rollback_threshold=1.25, max_draft_tokens=7, verify_end=True),
         Policy.bild(verify_end=0.65),
         Policy.exact(fallback_threshold=0.2, max_draft_tokens=3),
+        Policy.exact(keeps_doubtful=True),
         Policy.large(),
         Policy.small(),
         Policy(hand_over=FixedWindow(4), acceptance=WithinDistance(math.inf)),
@@ -119,6 +122,9 @@ def test_bild_means_this_policy_with_options_in_place_of_its_own():
         fallback_threshold=0.4, rollback_threshold=3, max_draft_tokens=7
     )
     assert OWN.parse("exact") == Policy.exact()
+    kept = OWN.parse("bild:keeps_doubtful=yes")
+    assert kept.hand_over == LowConfidence(0.4, keeps_doubtful=True) and kept.verify_end == 0.6
+    assert kept.parse("bild:verify_end=no").hand_over == kept.hand_over
     assert OWN.parse("no_fallback:window=4:metric=rank") == Policy.no_fallback(window=4, metric="rank")
 
 
@@ -139,6 +145,7 @@ def test_every_option_of_a_preset_reaches_its_policy(name):
     values = {"measure": "margin", "metric": "tv", "max_draft_tokens": 3, "window": 4, "verify_end": True}
     values |= {"fallback_threshold": 0.11, "rollback_threshold": 0.12, "weight": 0.13, "epsilon": 0.14, "delta": 0.15}
     values |= {"prior": 0.16, "version": 1, "decay": 0.75, "qualifier": "exact_match"}
+    values |= {"keeps_doubtful": True}
     values |= {"qualifier_threshold": 0.17, "target_threshold": 0.18, "delimiter": "."}
     values |= {"surprise_gap": 0.19, "top_gap": 0.21, "variation": 0.22}
     # Of both distributions: a metric that key tokens do not take.

@@ -25,6 +25,8 @@ POLICIES = [
     ]
 ] + [
     Policy.exact(fallback_threshold=0.2, max_draft_tokens=5),
+    Policy.exact(fallback_threshold=0.3, keeps_doubtful=True),
+    Policy.bild(fallback_threshold=0.4, rollback_threshold=3.0, verify_end=0.3, keeps_doubtful=True),
     Policy.no_rollback(fallback_threshold=0.3),
     Policy.no_fallback(rollback_threshold=1.0, window=3),
     Policy.speculative_sampling(window=4),
@@ -71,11 +73,13 @@ def test_policies_that_share_a_walk_go_each_their_own_way():
     """A grid finer than what the models say, all at once, against each policy looked up alone on the same trees."""
     pair, options = double("t5"), {"max_new_tokens": 12, "eos_token_id": [4, 9, 13, 17, 21]}
     grid = [
-        Policy.bild(fallback_threshold=low, rollback_threshold=far, verify_end=end, max_draft_tokens=window)
+        Policy.bild(
+            fallback_threshold=low, rollback_threshold=far, verify_end=end, max_draft_tokens=window, keeps_doubtful=keep
+        )
         for low in (0.0, 0.1, 0.25, 0.3, 0.5, 0.9, 1.01)
         for far in (0.0, 0.5, 1.0, 2.5, 6.0, float("inf"))
         for end in (False, 0.3, 0.6, True)
-        for window in (2, 10)
+        for window, keep in ((3, True), (10, False))
     ]
     trees = trees_of(pair, **options)
     together = Simulator(trees, Reader(pair, trees))

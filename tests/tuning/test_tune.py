@@ -222,6 +222,7 @@ def test_the_front_has_no_point_that_another_beats():
 
 def test_names_of_looked_up_policies_mean_them():
     lossless = [*exact_policies(), Policy.speculative_sampling(window=3), Policy.no_fallback(window=4)]
+    lossless += neighbours(Policy.bild(fallback_threshold=0.4, keeps_doubtful=True))
     for policy in [*default_grid()[:40], *lossless, *neighbours(Policy.bild(fallback_threshold=0.4, verify_end=0.6))]:
         assert Policy().parse(method_name(policy)) == policy
     own = Policy.bild(fallback_threshold=0.98, rollback_threshold=2)

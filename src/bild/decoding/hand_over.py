@@ -117,6 +117,8 @@ class LowConfidence:
             )
         if self.measure not in MEASURES:
             raise ValueError(f"measure is {self.measure!r}; allowed are {', '.join(MEASURES)}")
+        if not isinstance(self.keeps_doubtful, bool):
+            raise ValueError(f"keeps_doubtful is {self.keeps_doubtful!r}; allowed are True and False")
         _check_window(self.window)
 
     @property

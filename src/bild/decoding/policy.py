@@ -127,6 +127,8 @@ class Policy(Presets):
     def _own_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the ``bild`` preset that this policy answers to; a threshold goes with its measure or metric."""
         own: dict[str, Any] = {"max_draft_tokens": self.max_draft_tokens, "verify_end": self.verify_end}
+        if isinstance(self.hand_over, LowConfidence):
+            own["keeps_doubtful"] = self.hand_over.keeps_doubtful
         for rule, kind, unit, threshold in (
             (self.hand_over, LowConfidence, "measure", "fallback_threshold"),
             (self.acceptance, WithinDistance, "metric", "rollback_threshold"),

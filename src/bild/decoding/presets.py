@@ -32,6 +32,7 @@ class Presets(RelatedPresets):
         verify_end: bool | float = False,
         measure: MeasureName = "max_probability",
         metric: MetricName = "nll",
+        keeps_doubtful: bool = False,
     ) -> Self:
         """Big Little Decoder (Algorithm 1). Not lossless.
 
@@ -45,9 +46,11 @@ class Presets(RelatedPresets):
                 higher = slower, nearer to large.
             measure: of confidence, see :class:`~bild.decoding.LowConfidence`.
             metric: of distance, see :class:`~bild.decoding.WithinDistance`.
+            keeps_doubtful: whether the token in doubt stays in the draft, so that the large model judges it, default
+                False: the large model writes it.
         """
         return cls._of(
-            hand_over=_low_confidence(fallback_threshold, measure),
+            hand_over=_low_confidence(fallback_threshold, measure, keeps_doubtful),
             acceptance=_within_distance(rollback_threshold, metric),
             max_draft_tokens=max_draft_tokens,
             verify_end=verify_end,
@@ -60,6 +63,7 @@ class Presets(RelatedPresets):
         fallback_threshold: float | None = None,
         max_draft_tokens: int = DEFAULT_MAX_DRAFT_TOKENS,
         measure: MeasureName = "max_probability",
+        keeps_doubtful: bool = False,
     ) -> Self:
         """The large model's own text, faster: a draft token stays only if large would write it. Lossless.
 
@@ -67,9 +71,10 @@ class Presets(RelatedPresets):
             fallback_threshold: as in :meth:`bild`; here it changes the speed only.
             max_draft_tokens: longest draft, 1…∞, default 10.
             measure: of confidence, see :class:`~bild.decoding.LowConfidence`.
+            keeps_doubtful: as in :meth:`bild`; here it saves large passes and changes no text.
         """
         return cls._of(
-            hand_over=_low_confidence(fallback_threshold, measure),
+            hand_over=_low_confidence(fallback_threshold, measure, keeps_doubtful),
             acceptance=ExactMatch(),
             max_draft_tokens=max_draft_tokens,
             verify_end=True,
@@ -282,8 +287,10 @@ def parse_option(name: str, text: str) -> Any:
         return text
     if name == "delimiter":
         return text.replace("\\n", "\n").replace("\\t", "\t")
-    if name == "verify_end" and text in YES_OR_NO:
+    if name in ("verify_end", "keeps_doubtful") and text in YES_OR_NO:
         return YES_OR_NO[text]
+    if name == "keeps_doubtful":
+        raise ValueError(f"{name} is {text!r}; allowed is yes or no")
     whole = name in ("max_draft_tokens", "window", "version")
     try:
         return int(text) if whole else float(text)
@@ -295,9 +302,9 @@ def parse_option(name: str, text: str) -> Any:
 YES_OR_NO = {"yes": True, "true": True, "no": False, "false": False}
 
 
-def _low_confidence(threshold: float | None, measure: MeasureName) -> LowConfidence:
+def _low_confidence(threshold: float | None, measure: MeasureName, keeps_doubtful: bool = False) -> LowConfidence:
     default = MEASURES[measure].default if measure in MEASURES else 0.0
-    return LowConfidence(default if threshold is None else threshold, measure)
+    return LowConfidence(default if threshold is None else threshold, measure, keeps_doubtful=keeps_doubtful)
 
 
 def _within_distance(threshold: float | None, metric: MetricName) -> WithinDistance:

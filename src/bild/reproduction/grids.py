@@ -23,12 +23,13 @@ def paper_grid(fallback: Sequence[float] = FALLBACK, rollback: Sequence[float] =
 
 
 def candidates() -> list[Policy]:
-    """What the tables choose from: the paper's grid with three rules for ends, and that of ``bild tune``."""
+    """What the tables choose from: the paper's grid with three rules for ends, and that of ``bild tune``, as far as
+    the token in doubt is dropped as in the paper."""
     grid = [
         Policy.bild(fallback_threshold=low, rollback_threshold=far, verify_end=end)
         for low, far, end in product(FALLBACK, ROLLBACK, VERIFY_END)
     ]
-    return list(dict.fromkeys([*grid, *default_grid()]))
+    return list(dict.fromkeys([*grid, *(each for each in default_grid() if not each.hand_over.keeps_doubtful)]))
 
 
 def without_rollback() -> list[Policy]:

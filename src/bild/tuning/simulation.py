@@ -41,6 +41,8 @@ class Limits(NamedTuple):
     """Roll back what is further away."""
     end: float
     """A draft that ends the text is read when its least confidence is below."""
+    keeps: bool = False
+    """Whether the doubtful token stays in the draft."""
 
 
 def limits(policy: Policy) -> Limits:
@@ -54,7 +56,7 @@ def limits(policy: Policy) -> Limits:
     """
     hand_over, acceptance, end = policy.hand_over, policy.acceptance, policy.verify_end
     exact = type(acceptance) is ExactMatch or (type(acceptance) is RejectionSampling and acceptance.lossless)
-    confident = type(hand_over) is LowConfidence and not hand_over.keeps_doubtful
+    confident = type(hand_over) is LowConfidence
     known = (confident or type(hand_over) is FixedWindow) and (exact or type(acceptance) is WithinDistance)
     if not known or any(other is not None for other in (policy.alone, policy.qualifier, policy.segment)):
         raise ValueError(
@@ -65,6 +67,7 @@ def limits(policy: Policy) -> Limits:
         hand_over.threshold if isinstance(hand_over, LowConfidence) else 0.0,
         acceptance.threshold if isinstance(acceptance, WithinDistance) else -1.0,
         {False: -1.0, True: math.inf}[end] if isinstance(end, bool) else end,
+        hand_over.keeps_doubtful,
     )
 
 
@@ -98,9 +101,9 @@ class Box:
         self.end = (max(low, least), high) if read else (low, min(high, least))
 
     def holds(self, table: np.ndarray) -> np.ndarray:
-        """Which rows ``[P, 4]`` of :class:`Limits` are inside, the window aside: ``[P]``, booleans."""
+        """Which rows ``[P, 4…]`` of :class:`Limits` have their thresholds inside: ``[P]``, booleans."""
         bounds = np.array([self.fallback, self.rollback, self.end])
-        inside: np.ndarray = np.all((table[:, 1:] > bounds[:, 0]) & (table[:, 1:] <= bounds[:, 1]), axis=1)
+        inside: np.ndarray = np.all((table[:, 1:4] > bounds[:, 0]) & (table[:, 1:4] <= bounds[:, 1]), axis=1)
         return inside
 
 
@@ -121,23 +124,27 @@ def walk(tree: Tree, at: Limits) -> Generator[Node, None, tuple[Outcome, Box]]:
     node, box, small_steps, large_steps, drafted, accepted, rounds = tree.root, Box(), 0, 0, 0, 0, 0
     while True:
         draft: list[Node] = []
-        least, reason = 2.0, ""
+        sure, least, reason = 2.0, 2.0, ""
         while not reason:
             if node.draft is None:
                 yield node
             small_steps += 1
-            if node.confidence < at.fallback:
+            unsure = node.confidence < at.fallback
+            if unsure:
                 box.below_fallback(node.confidence)
-                break
+                if not at.keeps:
+                    break
+            else:
+                sure = min(sure, node.confidence)
             least = min(least, node.confidence)
             draft.append(node)
             node = node.children[node.draft]  # type: ignore[index]  # it has been read by now
             if node.finish is not None:
                 # Only an end token may pass unread.
                 reason = "end" if node.finish == "eos" else "read"
-            elif len(draft) == at.window:
+            elif unsure or len(draft) == at.window:
                 reason = "window"
-        box.not_below_fallback(least)
+        box.not_below_fallback(sure)
         rounds += 1
         drafted += len(draft)
         if reason == "end":
@@ -185,9 +192,9 @@ def look_up(tree: Tree, policies: Sequence[Policy], found: Found) -> Generator[N
     open_ = np.ones(len(policies), dtype=bool)
     while open_.any():
         first = int(open_.argmax())
-        at = Limits(int(table[first, 0]), *table[first, 1:].tolist())
+        at = limits(policies[first])
         outcome, box = yield from walk(tree, at)
-        same = open_ & (table[:, 0] == at.window) & box.holds(table)
+        same = open_ & (table[:, 0] == at.window) & (table[:, 4] == at.keeps) & box.holds(table)
         for number in same.nonzero()[0].tolist():
             found(number, outcome)
         open_ &= ~same
