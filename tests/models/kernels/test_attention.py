@@ -32,6 +32,7 @@ def off(found, queries, keys, values, mask, scale):
 @pytest.mark.parametrize("width", [16, 48, 64, 80, 128, 256])
 @pytest.mark.parametrize(("rows", "count", "shared", "tokens", "columns"), [
     (1, 4, 4, 1, 32), (3, 4, 2, 5, 40), (2, 6, 1, 7, 17), (1, 2, 2, 11, 300), (4, 3, 3, 2, 1),
+    (2, 4, 2, 70, 90), (1, 2, 1, 131, 200),
 ])  # fmt: skip
 def test_equals_the_reference(dtype, width, rows, count, shared, tokens, columns):
     queries = heads(rows, count, tokens, width, dtype)
@@ -68,6 +69,28 @@ def test_a_query_that_sees_nothing_is_zero_and_its_neighbours_are_right():
     found = attention(queries, keys, values, mask, 1.0)
     assert not found[:, :, 2].any()
     assert torch.equal(found[:, :, [0, 1, 3, 4]], expected[:, :, [0, 1, 3, 4]])
+
+
+def test_many_queries_are_as_right_as_few():
+    queries, keys, values = heads(2, 4, 100, 64), heads(2, 2, 150, 64), heads(2, 2, 150, 64)
+    mask = torch.ones(100, 150, dtype=torch.bool).tril(30)[None, None]
+    mask = mask & (torch.rand(2, 1, 100, 150) > 0.1)
+    mask[:, :, 7] = False
+    places = torch.tensor([1, 0])
+    found = attention(queries, keys, values, mask, 0.2, places)
+    pieces = [
+        attention(queries[:, :, at : at + 20], keys, values, mask[:, :, at : at + 20], 0.2, places)
+        for at in range(0, 100, 20)
+    ]
+    torch.testing.assert_close(found, torch.cat(pieces, 2), rtol=1e-4, atol=2e-6)
+    assert not found[:, :, 7].any()
+    # What a query does not see may be anything, and what it sees stays what it is.
+    broken = keys.clone()
+    broken[:, :, 131:] = math.nan
+    assert torch.equal(attention(queries, broken, values, mask, 0.2, places), found)
+    broken[0, 0, 90] = math.nan
+    hurt = attention(queries, broken, values, mask, 0.2, places).isnan().all(-1)
+    assert torch.equal(hurt[1, :2], mask[1, :, :, 90].expand(2, 100)) and hurt.sum() == hurt[1, :2].sum() > 0
 
 
 def test_a_nan_that_is_seen_stays_one_and_in_its_row():

@@ -1,4 +1,4 @@
-// Attention of a few queries over keys and values that lie row by row, by AVX512.
+// Attention of queries over keys and values that lie row by row, by AVX512.
 //
 // bild::attention(queries, keys, values, places?, mask?, scale) is softmax(queries · keysᵀ · scale + mask) · values, computed in
 // float32. Several heads of queries may share one of keys and values; row b reads those of row places[b]. A column that the mask forbids is not read; a
@@ -14,6 +14,8 @@ namespace {
 
 constexpr int64_t WIDEST = 256;  // numbers a head
 constexpr int64_t TOGETHER = 4;  // queries that share what is read of a key
+constexpr int64_t MANY = 64;     // queries beyond which it pays to lay out the keys anew
+constexpr int64_t TOGETHER_OF_MANY = 6;
 
 struct Strided {
   const char* data;
@@ -60,7 +62,19 @@ inline float mask_at(const Attention& a, const char* place, int64_t column) {
 }
 
 // The lowest finite numbers stand for "forbidden" as well: e^x of them is 0 beside any other.
-inline bool forbidden(float mask) { return mask < -1e30f; }
+constexpr float LOWEST = -1e30f;
+inline bool forbidden(float mask) { return mask < LOWEST; }
+
+// Of 16 columns, which are not forbidden, and what is added to their scores.
+inline __mmask16 masks_at(const Attention& a, const char* place, int64_t column, __mmask16 which, __m512* added) {
+  if (a.mask_bytes == 1) {
+    const __m128i bools = _mm_maskz_loadu_epi8(which, place + column);
+    *added = _mm512_setzero_ps();
+    return _mm_test_epi8_mask(bools, bools) & which;
+  }
+  *added = a.mask_bytes == 0 ? _mm512_setzero_ps() : read(place, column, a.mask_bytes == 2, which);
+  return _mm512_mask_cmp_ps_mask(which, *added, _mm512_set1_ps(LOWEST), _CMP_NLT_UQ);
+}
 
 // Turns scores into probabilities, in place.
 void softmax(float* scores, int64_t columns, float highest) {
@@ -88,6 +102,39 @@ void softmax(float* scores, int64_t columns, float highest) {
   }
 }
 
+// What the probabilities make of the values of the first columns.
+template <int QUERIES, int PARTS>
+inline void weigh(const Attention& a, int64_t row, int64_t head, int64_t token, const float* scores, int64_t stride,
+                  const char* values, int64_t end) {
+  const int64_t bytes = a.half ? 2 : 4;
+  __m512 sums[QUERIES][PARTS];
+#pragma GCC unroll 6
+  for (int m = 0; m < QUERIES; m++)
+#pragma GCC unroll 16
+    for (int p = 0; p < PARTS; p++) sums[m][p] = _mm512_setzero_ps();
+  for (int64_t l = 0; l < end; l++) {
+    // What no query sees may be anything, and 0 times a NaN is one.
+    bool seen = false;
+#pragma GCC unroll 6
+    for (int m = 0; m < QUERIES; m++) seen |= scores[m * stride + l] != 0.0f;
+    if (!seen) continue;
+    const char* value = values + l * a.values.token;
+#pragma GCC unroll 16
+    for (int p = 0; p < PARTS; p++) {
+      const __m512 part = read(value, 16 * p, a.half, 0xffff);
+#pragma GCC unroll 6
+      for (int m = 0; m < QUERIES; m++)
+        sums[m][p] = _mm512_fmadd_ps(_mm512_set1_ps(scores[m * stride + l]), part, sums[m][p]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < QUERIES; m++) {
+    const int64_t at = ((row * a.tokens + token + m) * a.heads + head) * a.width;
+#pragma GCC unroll 16
+    for (int p = 0; p < PARTS; p++) write(a.result + at * bytes, 16 * p, a.half, sums[m][p], 0xffff);
+  }
+}
+
 // QUERIES queries of one head from token on; PARTS vectors a head.
 template <int QUERIES, int PARTS>
 void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
@@ -95,7 +142,7 @@ void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
   const int64_t stride = (a.columns + 15) / 16 * 16;
   if (static_cast<int64_t>(buffer.size()) < QUERIES * stride) buffer.resize(QUERIES * stride);
   float* scores = buffer.data();
-  const int64_t bytes = a.half ? 2 : 4, of = head / a.shared;
+  const int64_t of = head / a.shared;
   const int64_t place = a.places ? a.places[row * a.step] : row;
   const char* keys = a.keys.data + place * a.keys.row + of * a.keys.head;
   const char* values = a.values.data + place * a.values.row + of * a.values.head;
@@ -147,37 +194,102 @@ void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
   }
 #pragma GCC unroll 4
   for (int m = 0; m < QUERIES; m++) softmax(scores + m * stride, end, highest[m]);
-  __m512 sums[QUERIES][PARTS];
-#pragma GCC unroll 4
-  for (int m = 0; m < QUERIES; m++)
-#pragma GCC unroll 16
-    for (int p = 0; p < PARTS; p++) sums[m][p] = _mm512_setzero_ps();
-  for (int64_t l = 0; l < end; l++) {
-    // What no query sees may be anything, and 0 times a NaN is one.
-    bool seen = false;
-#pragma GCC unroll 4
-    for (int m = 0; m < QUERIES; m++) seen |= scores[m * stride + l] != 0.0f;
-    if (!seen) continue;
-    const char* value = values + l * a.values.token;
-#pragma GCC unroll 16
-    for (int p = 0; p < PARTS; p++) {
-      const __m512 part = read(value, 16 * p, a.half, 0xffff);
-#pragma GCC unroll 4
-      for (int m = 0; m < QUERIES; m++)
-        sums[m][p] = _mm512_fmadd_ps(_mm512_set1_ps(scores[m * stride + l]), part, sums[m][p]);
+  weigh<QUERIES, PARTS>(a, row, head, token, scores, stride, values, end);
+}
+
+// Keys of one head, 16 columns side by side: what a query is multiplied with then needs no sum over a vector.
+struct Laid {
+  std::vector<float> numbers;  // [columns / 16][width][16]
+  int64_t columns = 0;         // so many are there
+
+  void reach(const Attention& a, const char* keys, int64_t end) {
+    const int64_t blocks = (end + 15) / 16;
+    if (static_cast<int64_t>(numbers.size()) < blocks * a.width * 16) numbers.resize(blocks * a.width * 16);
+    for (; columns < blocks * 16; columns++) {
+      float* to = numbers.data() + columns / 16 * a.width * 16 + columns % 16;
+      alignas(64) float one[WIDEST];
+      // Behind the last column there is nothing to read, and what stands there is masked.
+      const bool there = columns < a.columns;
+      for (int64_t d = 0; d < a.width; d += 16)
+        _mm512_store_ps(one + d, there ? read(keys + columns * a.keys.token, d, a.half, 0xffff) : _mm512_setzero_ps());
+      for (int64_t d = 0; d < a.width; d++) to[d * 16] = one[d];
     }
   }
-#pragma GCC unroll 4
+};
+
+// As attend, of more queries at a time, where there are so many that laying out the keys anew is soon made up for.
+template <int QUERIES, int PARTS>
+void attend_many(const Attention& a, int64_t row, int64_t head, int64_t token, Laid& laid) {
+  static thread_local std::vector<float> buffer;
+  const int64_t stride = (a.columns + 15) / 16 * 16;
+  if (static_cast<int64_t>(buffer.size()) < QUERIES * stride) buffer.resize(QUERIES * stride);
+  float* scores = buffer.data();
+  const int64_t of = head / a.shared;
+  const int64_t place = a.places ? a.places[row * a.step] : row;
+  const char* keys = a.keys.data + place * a.keys.row + of * a.keys.head;
+  const char* values = a.values.data + place * a.values.row + of * a.values.head;
+  const char* masks[QUERIES];
+  alignas(64) float query[QUERIES][16 * PARTS];
   for (int m = 0; m < QUERIES; m++) {
-    const int64_t at = ((row * a.tokens + token + m) * a.heads + head) * a.width;
-#pragma GCC unroll 16
-    for (int p = 0; p < PARTS; p++) write(a.result + at * bytes, 16 * p, a.half, sums[m][p], 0xffff);
+    const char* from = a.queries.data + row * a.queries.row + head * a.queries.head + (token + m) * a.queries.token;
+    masks[m] = a.mask.data + row * a.mask.row + head * a.mask.head + (token + m) * a.mask.token;
+    for (int p = 0; p < PARTS; p++)
+      _mm512_store_ps(query[m] + 16 * p, _mm512_mul_ps(read(from, 16 * p, a.half, 0xffff), _mm512_set1_ps(a.scale)));
   }
+  // Behind the last column that one of them sees nothing is read.
+  int64_t end = stride;
+  __m512 added[QUERIES];
+  __mmask16 seen[QUERIES];
+  const auto look = [&](int64_t l) {
+    __mmask16 any = 0;
+    for (int m = 0; m < QUERIES; m++) any |= seen[m] = masks_at(a, masks[m], l, first(a.columns - l), added + m);
+    return any;
+  };
+  while (end > 0 && !look(end - 16)) end -= 16;
+  laid.reach(a, keys, end);
+  const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 best[QUERIES];
+  __mmask16 broken[QUERIES];
+  std::fill(best, best + QUERIES, never);
+  std::fill(broken, broken + QUERIES, static_cast<__mmask16>(0));
+  for (int64_t l = 0; l < end; l += 16) {
+    if (!look(l)) {
+      for (int m = 0; m < QUERIES; m++) _mm512_storeu_ps(scores + m * stride + l, never);
+      continue;
+    }
+    const float* key = laid.numbers.data() + l * a.width;
+    __m512 sums[QUERIES];
+#pragma GCC unroll 6
+    for (int m = 0; m < QUERIES; m++) sums[m] = _mm512_setzero_ps();
+    for (int d = 0; d < 16 * PARTS; d++) {
+      const __m512 part = _mm512_loadu_ps(key + 16 * d);
+#pragma GCC unroll 6
+      for (int m = 0; m < QUERIES; m++) sums[m] = _mm512_fmadd_ps(_mm512_set1_ps(query[m][d]), part, sums[m]);
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < QUERIES; m++) {
+      const __m512 score = _mm512_mask_add_ps(never, seen[m], sums[m], added[m]);
+      _mm512_storeu_ps(scores + m * stride + l, score);
+      // The second one where the first is a NaN.
+      best[m] = _mm512_max_ps(score, best[m]);
+      broken[m] |= _mm512_cmp_ps_mask(score, score, _CMP_UNORD_Q);
+    }
+  }
+  for (int m = 0; m < QUERIES; m++)
+    softmax(scores + m * stride, end, broken[m] ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(best[m]));
+  weigh<QUERIES, PARTS>(a, row, head, token, scores, stride, values, std::min(end, a.columns));
 }
 
 template <int PARTS>
 void all_queries(const Attention& a, int64_t row, int64_t head) {
   int64_t token = 0;
+  if constexpr (PARTS <= 4)
+    if (a.tokens > MANY) {
+      static thread_local Laid laid;
+      laid.columns = 0;
+      for (; token + TOGETHER_OF_MANY <= a.tokens; token += TOGETHER_OF_MANY)
+        attend_many<TOGETHER_OF_MANY, PARTS>(a, row, head, token, laid);
+    }
   if constexpr (PARTS <= 4)
     for (; token + TOGETHER <= a.tokens; token += TOGETHER) attend<TOGETHER, PARTS>(a, row, head, token);
   if constexpr (PARTS <= 8)
