@@ -1,7 +1,7 @@
 """Kernels of our own, where torch has none that comes near what the processor can do.
 
 :mod:`.linear` is a linear layer on int8 weights and int8 tokens, :mod:`.bf16` one on bfloat16, :mod:`.attention` that
-of few queries over stored keys and values: packing, references, and their places in compiled graphs. :mod:`.building`
+over stored keys and values: packing, references, and their places in compiled graphs. :mod:`.building`
 compiles the C++ at first use and keeps it, :mod:`.operators` makes torch operators of it; :mod:`.choosing` measures
 where a kernel is the faster one, :mod:`.joining` makes products of the same states one. Where there is no compiler, or
 the processor lacks the instructions, what torch offers stays.

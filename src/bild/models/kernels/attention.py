@@ -1,4 +1,4 @@
-"""Attention of few queries over a row's keys and values: the operator, its reference, and its place in a graph."""
+"""Attention over a row's keys and values: the operator, its reference, and its place in a graph."""
 
 from __future__ import annotations
 
