@@ -13,8 +13,11 @@ from bild.models.native import Library
 
 KERNELS = Library(
     "kernels",
-    [Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "bf16_linear", "int8_linear", "threads")],
-    [Path(__file__).with_name(f"{name}.h") for name in ("common", "tiles")],
+    [
+        Path(__file__).with_name(f"{name}.cpp")
+        for name in ("attention", "bf16_linear", "int4_linear", "int4_pack", "int8_linear", "threads")
+    ],
+    [Path(__file__).with_name(f"{name}.h") for name in ("common", "int4", "rounding", "tiles")],
     ("-O3", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
     operator="bild_int8_linear",
 )

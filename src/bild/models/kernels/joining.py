@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from bild.models.kernels.linear import UNIT
-from bild.models.kernels.operators import BF16_LINEAR, LINEAR, call, operator
+from bild.models.kernels.operators import BF16_LINEAR, INT4_LINEAR, LINEAR, call, operator
 
 MOST = 3
 """Products made one. The keys and values of a source in all decoder layers are more, and leave the graph one by one."""
@@ -24,7 +24,7 @@ def join_products(graph: Graph) -> int:
         How many products there are less.
     """
     groups: dict[Any, list[Any]] = {}
-    ours = [operator(name) for name in (LINEAR, BF16_LINEAR) if operator(name) is not None]
+    ours = [operator(name) for name in (LINEAR, INT4_LINEAR, BF16_LINEAR) if operator(name) is not None]
     for node in graph.nodes:
         if node.target in ours and _can_be_joined(node):
             # States, whether there is a bias, threads.

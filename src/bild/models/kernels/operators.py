@@ -12,7 +12,8 @@ from torch.fx import Graph, Node
 
 from bild.models.kernels import building
 
-LINEAR, BF16_LINEAR, ATTENTION = "bild_int8_linear", "bild_bf16_linear", "bild_attention"
+LINEAR, INT4_LINEAR, BF16_LINEAR = "bild_int8_linear", "bild_int4_linear", "bild_bf16_linear"
+INT4_PACK, ATTENTION = "bild_int4_pack", "bild_attention"
 
 
 def _linear_shape(
@@ -21,8 +22,13 @@ def _linear_shape(
     return states.new_empty((*states.shape[:-1], outputs))
 
 
-def _bf16_shape(states: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, threads: int) -> Tensor:
+def _packed_shape(states: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, threads: int) -> Tensor:
     return states.new_empty((*states.shape[:-1], outputs))
+
+
+def _int4_pack_shape(weight: Tensor, threads: int) -> Tensor:
+    outputs, inputs = weight.shape
+    return weight.new_empty((-(-outputs // 32) * 32, inputs * 5 // 8), dtype=torch.int8)
 
 
 def _attention_shape(
@@ -40,14 +46,17 @@ def _attention_shape(
 
 _SHAPES: dict[str, Callable[..., Tensor]] = {
     LINEAR: _linear_shape,
-    BF16_LINEAR: _bf16_shape,
+    INT4_LINEAR: _packed_shape,
+    INT4_PACK: _int4_pack_shape,
+    BF16_LINEAR: _packed_shape,
     ATTENTION: _attention_shape,
 }
+_PACKED = "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, int64_t threads"
 _CALLS = {
     LINEAR: "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias, "
     "int64_t outputs, int64_t threads",
-    BF16_LINEAR: "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, "
-    "int64_t threads",
+    INT4_LINEAR: _PACKED,
+    BF16_LINEAR: _PACKED,
     ATTENTION: "AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* places, "
     "AtenTensorHandle* mask, double scale, int64_t threads",
 }

@@ -1,0 +1,113 @@
+// What linear layers on rounded weights share: their tokens, rounded to int8 row by row, and how a result is written.
+//
+// Every row has a scale of its own (max |row| / 127), so rows stay independent of each other. A row that is not finite
+// yields NaN, and no other row notices.
+
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "tiles.h"
+
+namespace bild {
+
+// A product as its tiles see it; what its kind of weights needs besides is added to it.
+struct Rounded {
+  const uint8_t* weight;
+  const void* bias;    // of the output's type, or null
+  const int8_t* rows;
+  const float* steps;  // of each row
+  void* result;
+  int64_t count, inputs, outputs;
+  bool half;  // bfloat16, else float32
+};
+
+// One row as int8; inputs are a multiple of 32. False where it is not finite; it is then zeros with a step of NaN.
+//   seen: told the place of every 32 numbers, and both halves of them.
+template <class Seen>
+bool round_row(const void* row, bool half, int64_t inputs, int8_t* rounded, float* step, Seen seen) {
+  // As integers the largest magnitude is found for infinities and NaN as well.
+  const __m512i sign = _mm512_set1_epi32(0x7fffffff);
+  __m512i most = _mm512_setzero_si512();
+  for (int64_t k = 0; k < inputs; k += 16)
+    most = _mm512_max_epi32(most, _mm512_and_si512(sign, _mm512_castps_si512(read(row, k, half, 0xffff))));
+  const int32_t bits = _mm512_reduce_max_epi32(most);
+  float largest;
+  std::memcpy(&largest, &bits, sizeof largest);
+  if (!std::isfinite(largest)) {
+    std::memset(rounded, 0, inputs);
+    *step = std::numeric_limits<float>::quiet_NaN();
+    return false;
+  }
+  *step = std::max(largest / 127.0f, std::numeric_limits<float>::min());
+  const __m512 divisor = _mm512_set1_ps(*step);
+  for (int64_t k = 0; k < inputs; k += 32) {
+    __m512i whole[2];
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; n++) {
+      const __m512 scaled = _mm512_div_ps(read(row, k + 16 * n, half, 0xffff), divisor);
+      whole[n] = _mm512_cvtps_epi32(scaled);
+      whole[n] = _mm512_max_epi32(_mm512_min_epi32(whole[n], _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(rounded + k + 16 * n), _mm512_cvtepi32_epi8(whole[n]));
+    }
+    seen(k, whole[0], whole[1]);
+  }
+  return true;
+}
+
+// All rows, in memory of this thread.
+//   round: of a row's number, where it is, and where its numbers and its step go.
+template <class Round>
+void round_rows(AtenTensorHandle states, const Sizes& sizes, Rounded& p, Round round) {
+  static thread_local std::vector<int8_t> rounded;
+  static thread_local std::vector<float> steps;
+  rounded.resize(p.count * p.inputs);
+  steps.resize(p.count);
+  const char* from = data<const char>(states);
+  const int64_t width = p.half ? 2 : 4;
+  for (int64_t m = 0; m < p.count; m++) round(m, from + sizes.offset(m) * width, &rounded[m * p.inputs], &steps[m]);
+  p.rows = rounded.data();
+  p.steps = steps.data();
+}
+
+// 16 outputs of a row, scaled already: the bias is added, and they are written where they are.
+inline void put(const Rounded& p, int64_t row, int64_t output, __m512 value) {
+  const int64_t left = p.outputs - output;
+  if (left <= 0) return;
+  const __mmask16 which = first(left);
+  if (p.bias) {
+    // Rounded before the bias is added, as a product and an addition of their own are.
+    if (p.half) value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(value)), 16));
+    value = _mm512_add_ps(value, read(p.bias, output, p.half, which));
+  }
+  write(p.result, row * p.outputs + output, p.half, value, which);
+}
+
+// Checks what was given and describes it; the result is made, its rows are not yet rounded.
+//   size: bytes that the packed weight has, of the padded outputs and the inputs.
+template <class Size>
+AtenTensorHandle describe(AtenTensorHandle states, const Sizes& sizes, AtenTensorHandle weight, AtenTensorHandle bias,
+                          int64_t outputs, Size size, Rounded& p) {
+  int32_t dtype;
+  check(aoti_torch_get_dtype(states, &dtype));
+  p.half = dtype == aoti_torch_dtype_bfloat16();
+  require(p.half || dtype == aoti_torch_dtype_float32(), "a layer on rounded weights takes bfloat16 or float32");
+  require(sizes.dims >= 1, "a layer on rounded weights takes states [..., inputs]");
+  p.inputs = sizes.sizes[sizes.dims - 1];
+  p.outputs = outputs;
+  require(p.inputs % 32 == 0 && count(weight) == size(units_of(outputs) * UNIT, p.inputs),
+          "states and outputs do not fit the rounded weight");
+  require(is(weight, aoti_torch_dtype_int8()) && dense(weight), "a layer on rounded weights takes a packed weight");
+  require(!bias || (is(bias, dtype) && dense(bias) && count(bias) == outputs),
+          "a layer on rounded weights takes a bias of the states' type, one number an output");
+  require(p.inputs == 0 || sizes.strides[sizes.dims - 1] == 1, "the last dimension of states must be dense");
+  p.count = rows_of(sizes);
+  p.weight = data<const uint8_t>(weight);
+  p.bias = bias ? data<const void>(bias) : nullptr;
+  AtenTensorHandle result = empty(sizes, outputs, dtype);
+  p.result = p.count == 0 ? nullptr : data<void>(result);
+  return result;
+}
+
+}  // namespace bild
