@@ -35,7 +35,7 @@ from transformers.utils import logging
 
 from bild.decoding import Scorer
 from bild.errors import BildError, InputError, LoadError
-from bild.models import EagerModel, resolve_dtype
+from bild.models import EagerModel, resolve_dtype, round_weights
 from docs import DOCS, PERFORMANCE, replace_section
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -53,26 +53,21 @@ class Run:
     Args:
         dtype: of weights and activations; ``"auto"``: the fastest on the machine.
         runtime: ``"eager"`` or ``"static"``.
-        int8: whether linear layers are quantised.
+        rounded: ``"int8"`` or ``"int4"``: what linear layers are rounded to.
     """
 
     dtype: str
     runtime: str
-    int8: bool = False
+    rounded: str | None = None
 
     @property
     def weights(self) -> str:
         """What its floor is called after: the format of its weights."""
-        return "int8" if self.int8 else {"float32": "fp32", "bfloat16": "bf16"}[self.dtype]
+        return {"float32": "fp32", "bfloat16": "bf16"}[self.dtype] if self.rounded is None else self.rounded
 
     def prepare(self, shape: str) -> PreTrainedModel:
         """The shape's network in this run's format."""
-        network = build(shape, resolve_dtype(self.dtype))
-        if self.int8:
-            from bild.models.int8 import to_int8
-
-            network = to_int8(network)
-        return network
+        return round_weights(build(shape, resolve_dtype(self.dtype)), self.rounded)
 
     def start(self, network: PreTrainedModel) -> Scorer:
         """A scorer of one row that has read the prefix.
@@ -99,7 +94,8 @@ RUNS = {
     "eager-bf16": Run("bfloat16", "eager"),
     "static-fp32": Run("float32", "static"),
     "static-bf16": Run("bfloat16", "static"),
-    "static-int8": Run("auto", "static", int8=True),
+    "static-int8": Run("auto", "static", rounded="int8"),
+    "static-int4": Run("auto", "static", rounded="int4"),
 }
 
 
@@ -157,8 +153,9 @@ def positive(text: str) -> int:
 
 
 def suitable_runs() -> list[str]:
-    """All runs, without static float32 where the CPU multiplies bfloat16: there it is never the best choice."""
-    return [name for name in RUNS if name != "static-fp32" or resolve_dtype("auto") == torch.float32]
+    """All runs but int4, which not every machine has, and static float32 where the CPU multiplies bfloat16."""
+    others = {"static-int4"} if resolve_dtype("auto") == torch.float32 else {"static-int4", "static-fp32"}
+    return [name for name in RUNS if name not in others]
 
 
 def measure(shape: str, runs: Sequence[str], lengths: Sequence[int], rounds: int, seconds: float) -> dict[str, Any]:

@@ -12,9 +12,10 @@ COLOURS = {
     "static-fp32": "#8c564b",
     "static-bf16": "#dd8452",
     "static-int8": "#55a868",
+    "static-int4": "#c44e52",
 }
 COMPARISONS = (("static-bf16", "eager-bf16"), ("static-int8", "static-bf16"), ("static-int8", "eager-bf16"),
-               ("static-fp32", "eager-fp32"), ("eager-bf16", "eager-fp32"))  # fmt: skip
+               ("static-int4", "static-int8"), ("static-fp32", "eager-fp32"), ("eager-bf16", "eager-fp32"))  # fmt: skip
 COLUMNS = 4
 
 
@@ -153,7 +154,7 @@ def _panel(panel: Any, shape: str, entry: dict[str, Any]) -> None:
             [int(q) for q in times], list(times.values()), marker="o", ms=3, lw=1.4, color=COLOURS[run], label=run
         )
     for weights, ms in entry["floor_ms"].items():
-        colour = COLOURS["static-int8" if weights == "int8" else f"eager-{weights}"]
+        colour = COLOURS[f"static-{weights}" if weights.startswith("int") else f"eager-{weights}"]
         panel.axhline(ms, color=colour, ls="--", lw=1, label=f"floor-{weights}")
     panel.set(title=shape, xlabel="new tokens q", ylabel="ms", xticks=entry["lengths"], ylim=(0, None))
     panel.spines[["top", "right"]].set_visible(False)

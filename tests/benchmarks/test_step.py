@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 
 import machine
 import pytest
@@ -210,15 +209,13 @@ def test_a_run_chooses_format_and_runtime(monkeypatch):
         def extend(self, tokens):
             started.append(tokens)
 
-    quantize = types.ModuleType("bild.models.int8")
-    quantize.to_int8 = lambda network: quantised.append(network) or network
-    monkeypatch.setitem(sys.modules, "bild.models.int8", quantize)
+    monkeypatch.setattr(step, "round_weights", lambda network, kind: quantised.append(kind) or network)
     monkeypatch.setattr(bild.models, "CompiledModel", Static, raising=False)
     monkeypatch.setattr(step, "build", lambda shape, dtype: build("t5", dtype=dtype, vocab_size=320))
     for name, dtype in (("static-bf16", torch.bfloat16), ("static-int8", resolve_dtype("auto"))):
         step.RUNS[name].start(step.RUNS[name].prepare("t5-small"))
         assert started[-2:] == [(dtype, [step.SOURCE]), [step.PREFIX]]
-    assert len(quantised) == 1
+    assert quantised == [None, "int8"]
     Static.is_compiled = False
     with pytest.raises(LoadError, match="cannot be compiled"):
         step.RUNS["static-bf16"].start(build("t5"))
@@ -226,4 +223,4 @@ def test_a_run_chooses_format_and_runtime(monkeypatch):
     scorer = run.start(run.prepare("t5-small"))
     assert isinstance(scorer, bild.models.EagerScorer)
     assert scorer.lengths == [20]
-    assert [run.weights for run in step.RUNS.values()] == ["fp32", "bf16", "fp32", "bf16", "int8"]
+    assert [run.weights for run in step.RUNS.values()] == ["fp32", "bf16", "fp32", "bf16", "int8", "int4"]

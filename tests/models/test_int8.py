@@ -176,5 +176,5 @@ def test_int8_weights_are_not_saved_as_a_checkpoint(int8_pair, tmp_path):
 
 
 def test_an_unknown_dtype_names_int8_among_the_allowed():
-    with pytest.raises(InputError, match=r"dtype is .int4.; allowed are auto, float32, .*int8"):
-        BigLittleDecoder.from_pretrained(dtype="int4")
+    with pytest.raises(InputError, match=r"dtype is .int3.; allowed are auto, float32, .*int8"):
+        BigLittleDecoder.from_pretrained(dtype="int3")

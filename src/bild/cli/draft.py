@@ -79,7 +79,7 @@ def draft(
     write_dtype: Annotated[
         str | None,
         typer.Option(
-            help="Number format in which it writes, int8 too. Default: that of --dtype.", rich_help_panel=TEXTS
+            help="Number format in which it writes, int8 and int4 too. Default: that of --dtype.", rich_help_panel=TEXTS
         ),
     ] = None,
     recipe: training.RecipeName = "fast",

@@ -76,7 +76,9 @@ Verifier = Annotated[
     ),
 ]
 VerifierTimeout = Annotated[float, typer.Option(help="Longest wait for one of its answers, s.", rich_help_panel=MODELS)]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, float64 or int8.", rich_help_panel=MODELS)]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, float16, float64, int8 or int4.", rich_help_panel=MODELS)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=MODELS)]
 Runtime = Annotated[
     str,

@@ -33,15 +33,15 @@ from bild.generation.result import Result
 from bild.generation.rewards import RewardLike, check_reward, reward_of, segments_of
 from bild.generation.stream import Stream
 from bild.models import (
-    INT8,
+    ROUNDED,
     EnsembleModel,
-    Int8Linear,
     Model,
     check_kinds,
     check_runtime,
     check_shared_vocabulary,
     head_size,
     resolve_device,
+    rounded_format,
     run_pair,
     run_three,
     short_list_of,
@@ -204,7 +204,7 @@ class BigLittleDecoder:
                 ``$BILD_CACHE`` (``~/.cache/bild``). ``"auto"``: static where that has been done, else eager.
             dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"``, or ``"auto"``: the
                 fastest that is safe on the machine; ``"int8"``: as auto, the weights of linear layers in 8 bits
-                (:mod:`bild.models.int8`).
+                (:mod:`bild.models.int8`); ``"int4"``: in 4 (:mod:`bild.models.int4`).
             device: ``"cpu"``, ``"cuda"``, … or ``"auto"``: a GPU where there is one.
             revision: branch, tag or commit of the hub repositories whose names do not say; default: the newest.
             subfolder: where in both folders or repositories the checkpoints are, likewise; default: at the top.
@@ -239,15 +239,17 @@ class BigLittleDecoder:
         """Write the checkpoints, the tokenizer and the policy to a folder that :meth:`from_pretrained` reads.
 
         Raises:
-            InputError: the weights are int8, which is made when a pair is loaded, the drafter is a function, or the
-                large model an ensemble.
+            InputError: the weights are int8 or int4, which is made when a pair is loaded, the drafter is a function, or
+                the large model an ensemble.
         """
         if not isinstance(self.drafter, Recipe):
             raise InputError("the drafter is a function, which a folder does not hold; give one by name to save it")
         if isinstance(self.large, EnsembleModel):
             raise InputError("the large model is an ensemble, which a folder does not hold; save and name its parts")
-        if self.dtype == INT8:
-            raise InputError("dtype is int8, which checkpoints do not hold; load the pair in another dtype to save it")
+        if self.dtype in ROUNDED:
+            raise InputError(
+                f"dtype is {self.dtype}, which checkpoints do not hold; load the pair in another dtype to save it"
+            )
         large = self._save(self.large.network, Path(folder) / "large")
         small = self.early_exit
         if small is None and self._small is not None:
@@ -308,11 +310,10 @@ class BigLittleDecoder:
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights that are here: ``"float32"``, ``"bfloat16"``, …, ``"int8"``."""
+        """Number format of the weights that are here: ``"float32"``, ``"bfloat16"``, …, ``"int8"``, ``"int4"``."""
         here = self.large if self._elsewhere is None else self.small
-        if any(isinstance(module, Int8Linear) for module in here.network.modules()):
-            return INT8
-        return str(here.dtype).removeprefix("torch.")
+        rounded = rounded_format(here.network)
+        return str(here.dtype).removeprefix("torch.") if rounded is None else rounded
 
     @property
     def traffic(self) -> Traffic | None:

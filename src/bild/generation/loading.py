@@ -12,7 +12,6 @@ from bild.generation.ensembles import UNCONDITIONED, parse_ensemble
 from bild.generation.middle import SMALL
 from bild.generation.pair import Pair
 from bild.models import (
-    INT8,
     check_exit,
     check_outlines,
     exit_layer,
@@ -20,8 +19,8 @@ from bild.models import (
     read_outline,
     read_short_list,
     resolve_dtype,
+    round_weights,
     shorten,
-    to_int8,
 )
 
 
@@ -57,7 +56,7 @@ def load_sides(
     outlines = {name: read_outline(name, **options) for name in dict.fromkeys(wholes)}
     first = outlines[large.base]
     for each in list(outlines.values())[1:] or [first]:
-        check_outlines(first, each, device=device, int8=dtype == INT8)
+        check_outlines(first, each, device=device, dtype=dtype)
     _check_exits(first, {side: exits[name] for side, name in sides.items() if name in exits})
     networks: dict[str, Any] = {
         name: load_network(each.name, **options, config=each.config) for name, each in outlines.items()
@@ -65,8 +64,7 @@ def load_sides(
     # What drafts has its short list; a checkpoint that verifies as well keeps its whole head.
     if pair.small is not None and wholes.count(pair.small) == 1:
         shorten_as_told(networks[pair.small], pair.small, **where)
-    if dtype == INT8:
-        networks = {name: to_int8(network) for name, network in networks.items()}
+    networks = {name: round_weights(network, dtype) for name, network in networks.items()}
 
     def side(name: str | None) -> tuple[Any, Any]:
         """Its network, or what names a part of another; and its tokenizer."""

@@ -11,9 +11,12 @@ from bild.models.compiled import CompiledModel, CompiledScorer, is_prepared
 from bild.models.eager import EagerModel, EagerScorer
 from bild.models.early_exit import exit_layer
 from bild.models.ensemble import EnsembleModel, EnsembleScorer, OtherSource
+from bild.models.int4 import Int4Linear, check_int4, to_int4
 from bild.models.int8 import Int8Linear, to_int8
 from bild.models.loading import (
+    INT4,
     INT8,
+    ROUNDED,
     check_exit,
     check_kinds,
     check_outlines,
@@ -31,10 +34,13 @@ from bild.models.middle import run_three
 from bild.models.pairing import check_runtime, run_pair
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
+from bild.models.rounded import round_weights, rounded_format
 from bild.models.short_list import read_short_list, short_list_of, shorten, write_short_list
 
 __all__ = [
+    "INT4",
     "INT8",
+    "ROUNDED",
     "CalmModel",
     "CalmScorer",
     "Classifier",
@@ -45,10 +51,12 @@ __all__ = [
     "EnsembleModel",
     "EnsembleScorer",
     "ExitRule",
+    "Int4Linear",
     "Int8Linear",
     "Model",
     "OtherSource",
     "check_exit",
+    "check_int4",
     "check_kinds",
     "check_outlines",
     "check_runtime",
@@ -65,10 +73,13 @@ __all__ = [
     "read_short_list",
     "resolve_device",
     "resolve_dtype",
+    "round_weights",
+    "rounded_format",
     "run_pair",
     "run_three",
     "short_list_of",
     "shorten",
+    "to_int4",
     "to_int8",
     "write_short_list",
 ]

@@ -117,18 +117,37 @@ def to_int8(network: PreTrainedModel) -> PreTrainedModel:
     Raises:
         LoadError: no layer of the network can be replaced.
     """
+
+    def replacement(_: nn.Module, child: Any, weight: Tensor) -> nn.Module:
+        return Int8Linear(weight, child.bias, own_kernel="measured")
+
+    return replace_layers(network, replacement, "int8")
+
+
+def replace_layers(
+    network: PreTrainedModel, replacement: Callable[[nn.Module, Any, Tensor], nn.Module], name: str
+) -> PreTrainedModel:
+    """Replace the linear layers of a network that kernels on rounded weights take, in place.
+
+    Args:
+        network: with linear layers.
+        replacement: of what holds a layer, the layer, and its weight ``[out, in]``.
+        name: of the number format, for the message.
+
+    Raises:
+        LoadError: it has none.
+    """
     replaced = 0
     for module in list(network.modules()):
-        child: Any
-        for name, child in list(module.named_children()):
+        for place, child in list(module.named_children()):
             weight = _weight_of(child)
             if weight is not None and weight.shape[1] % MULTIPLE == 0:
-                setattr(module, name, Int8Linear(weight, child.bias, own_kernel="measured"))
+                setattr(module, place, replacement(module, child, weight))
                 replaced += 1
     if not replaced:
         raise LoadError(
-            f"{type(network).__name__} has no linear layer that int8 can hold (input width a multiple of {MULTIPLE}); "
-            "use dtype bfloat16 or float32"
+            f"{type(network).__name__} has no linear layer that {name} can hold (input width a multiple of "
+            f"{MULTIPLE}); use dtype bfloat16 or float32"
         )
     return network
 

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bild.decoding import Commit
 from bild.errors import InputError
-from bild.models import Int8Linear
+from bild.models import Int4Linear, Int8Linear
 
 CROSS = ("EncDecAttention", "encoder_attn", "crossattention")
 """Part of the name of an attention that looks at the source."""
@@ -230,14 +230,14 @@ def cost_of(
 
 def _shape(part: nn.Module) -> tuple[int, int] | None:
     """Inputs and outputs of a matrix, None of anything else."""
-    if isinstance(part, nn.Linear | Int8Linear):
+    if isinstance(part, nn.Linear | Int8Linear | Int4Linear):
         return part.in_features, part.out_features
     return (part.weight.shape[0], part.weight.shape[1]) if isinstance(part, Conv1D) else None
 
 
 def _held(part: nn.Module) -> list[Any]:
     """Weights of this module itself."""
-    buffers = part.buffers(recurse=False) if isinstance(part, Int8Linear) else ()
+    buffers = part.buffers(recurse=False) if isinstance(part, Int8Linear | Int4Linear) else ()
     return [*part.parameters(recurse=False), *buffers]
 
 

@@ -20,7 +20,6 @@ from bild.errors import InputError, LoadError
 from bild.generation import BigLittleDecoder
 from bild.generation.pair import choose_pair
 from bild.models import (
-    INT8,
     check_shared_vocabulary,
     exit_layer,
     load_config,
@@ -28,7 +27,7 @@ from bild.models import (
     load_tokenizer,
     resolve_device,
     resolve_dtype,
-    to_int8,
+    round_weights,
 )
 from bild.training.checkpoint import State
 from bild.training.corpus import Coder, Corpus, TrainingText, pairs_of
@@ -124,7 +123,7 @@ class Teacher:
         large: folder, GGUF file or hub name.
         settings: of the run: how it reads inputs, where it computes, how long its texts may be.
         trust_remote_code: whether code that comes with the checkpoint may run.
-        dtype: number format it writes in, ``"int8"`` too; None: that of the run.
+        dtype: number format it writes in, ``"int8"`` and ``"int4"`` too; None: that of the run.
         temperature: of draws, above 0; None: it writes what it finds likeliest.
         seed: of draws.
     """
@@ -161,9 +160,7 @@ class Teacher:
     def decoder(self, inputs: int) -> BigLittleDecoder:
         """The network as a decoder of so many inputs; compiled where they are many."""
         dtype = self.settings.dtype if self.dtype is None else self.dtype
-        network = self._load(dtype)
-        if dtype == INT8:
-            network = to_int8(network)
+        network = round_weights(self._load(dtype), dtype)
         tokenizer = load_tokenizer(self.large, trust_remote_code=self.trust_remote_code)
         return BigLittleDecoder(network, network, tokenizer, runtime="static" if inputs >= MANY else "eager")
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from bild.models.int4 import Int4Linear
 from bild.models.int8 import Int8Linear
 from bild.models.kernels import building, join_products
-from bild.models.kernels.operators import LINEAR, operator
+from bild.models.kernels.operators import INT4_LINEAR, LINEAR, operator
 
 pytestmark = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
 
@@ -16,10 +17,10 @@ pytestmark = pytest.mark.skipif(not building.is_supported(), reason="this proces
 class Attention(nn.Module):
     """Products of two different states, of these widths."""
 
-    def __init__(self, first: list[int], second: list[int], bias: bool = True) -> None:
+    def __init__(self, first: list[int], second: list[int], bias: bool, kind: str) -> None:
         super().__init__()
         self.first, self.second = (
-            nn.ModuleList([_layer(outputs, bias) for outputs in each]) for each in (first, second)
+            nn.ModuleList([_layer(outputs, bias, kind) for outputs in each]) for each in (first, second)
         )
 
     def forward(self, states: torch.Tensor):
@@ -27,12 +28,15 @@ class Attention(nn.Module):
         return [*[layer(states) for layer in self.first], *[layer(twice) for layer in self.second]]
 
 
-def _layer(outputs: int, bias: bool) -> Int8Linear:
+def _layer(outputs: int, bias: bool, kind: str) -> nn.Module:
     linear = nn.Linear(64, outputs, bias=bias).requires_grad_(False)
+    if kind == INT4_LINEAR:
+        return Int4Linear(linear.weight, linear.bias)
     return Int8Linear(linear.weight, linear.bias, own_kernel=True)
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", [LINEAR, INT4_LINEAR])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("first", "second", "fewer"),
@@ -44,13 +48,13 @@ def _layer(outputs: int, bias: bool) -> Int8Linear:
         ([40, 64, 96], [32], 1),
     ],
 )
-def test_products_of_the_same_states_are_made_one_and_keep_their_numbers(first, second, fewer, bias):
-    module, states = Attention(first, second, bias), torch.randn(2, 3, 64)
+def test_products_of_the_same_states_are_made_one_and_keep_their_numbers(first, second, fewer, bias, kind):
+    module, states = Attention(first, second, bias, kind), torch.randn(2, 3, 64)
     program = torch.export.export(module, (states,), strict=False)
-    count = sum(node.target is operator(LINEAR) for node in program.graph.nodes)
+    count = sum(node.target is operator(kind) for node in program.graph.nodes)
     expected = module(states)
     assert join_products(program.graph) == fewer
     program.graph.lint()
-    assert sum(node.target is operator(LINEAR) for node in program.graph.nodes) == count - fewer
+    assert sum(node.target is operator(kind) for node in program.graph.nodes) == count - fewer
     for found, right in zip(program.module()(states), expected, strict=True):
         assert torch.equal(found, right)

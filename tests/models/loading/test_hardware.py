@@ -75,10 +75,10 @@ def test_dtype_by_name():
         assert resolve_dtype(getattr(torch, name)) is getattr(torch, name)
 
 
-@pytest.mark.parametrize("dtype", ["int4", "fp32", "", torch.int32])
+@pytest.mark.parametrize("dtype", ["int3", "fp32", "", torch.int32])
 def test_unknown_dtype(dtype):
     with pytest.raises(
-        InputError, match=f"dtype is {dtype!r}; allowed are auto, float32, bfloat16, float16, float64, int8"
+        InputError, match=f"dtype is {dtype!r}; allowed are auto, float32, bfloat16, float16, float64, int8, int4"
     ):
         resolve_dtype(dtype)
 

@@ -95,15 +95,16 @@ def test_quantised_weights_this_machine_cannot_use(folders, monkeypatch, note, m
     refused(LoadError, message, monkeypatch, large=folders / "llama", small=folders / "gpt2", device="cpu")
 
 
-def test_int8_of_quantised_weights(folders, monkeypatch):
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_rounding_quantised_weights(folders, monkeypatch, dtype):
     quantise(folders / "llama", quant_method="fp8")
     pair = {"large": folders / "llama", "small": folders / "gpt2"}
     refused(
         InputError,
-        r"dtype is int8, but the weights of .*llama are quantised already",
+        rf"dtype is {dtype}, but the weights of .*llama are quantised already",
         monkeypatch,
         **pair,
-        dtype="int8",
+        dtype=dtype,
     )
     with pytest.raises(LoadError, match=r"quantised \(fp8\) and cannot be trained"):
         load_network(folders / "llama", dtype=torch.float32, device=CPU, trainable=True)

@@ -46,8 +46,8 @@ SOURCES = (
         "early_exit/graphs.py",
         "early_exit/split.py",
     ),
-    *("int8.py", "passes.py", "rope.py", "seams.py", "short_list.py"),
-    *(f"kernels/{name}.py" for name in ("attention", "bf16", "building", "joining", "linear", "operators")),
+    *("int4.py", "int8.py", "passes.py", "rope.py", "seams.py", "short_list.py"),
+    *(f"kernels/{name}.py" for name in ("attention", "bf16", "building", "int4", "joining", "linear", "operators")),
 )
 """Files that decide what is compiled."""
 

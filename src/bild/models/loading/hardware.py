@@ -14,8 +14,9 @@ from bild.models.instructions import has_instructions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
-INT8 = "int8"
-"""Weights of linear layers in eight bits; everything else in the dtype that ``auto`` means."""
+INT8, INT4 = "int8", "int4"
+ROUNDED = (INT8, INT4)
+"""Weights of linear layers in eight bits or in four; everything else in the dtype that ``auto`` means."""
 
 GB = 1e9
 
@@ -42,8 +43,8 @@ def resolve_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None
     Args:
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"`` or ``"auto"``: the fastest
             that is safe: bfloat16 where the GPU, or the CPU through AVX512_BF16 or AMX, multiplies
-            it natively, else float16 on a GPU and float32 on a CPU. ``"int8"`` means the same:
-            it is what activations, norms and embeddings keep.
+            it natively, else float16 on a GPU and float32 on a CPU. ``"int8"`` and ``"int4"`` mean the
+            same: it is what activations, norms and embeddings keep.
         device: where it will run; the CPU by default.
 
     Raises:
@@ -51,12 +52,12 @@ def resolve_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None
     """
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
-    if dtype in ("auto", INT8):
+    if dtype in ("auto", *ROUNDED):
         if device is not None and device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
     if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; allowed are auto, {', '.join(DTYPES)}, {INT8}")
+        raise InputError(f"dtype is {dtype!r}; allowed are auto, {', '.join((*DTYPES, *ROUNDED))}")
     return DTYPES[dtype]
 
 

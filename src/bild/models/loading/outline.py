@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from bild.errors import InputError, LoadError
+from bild.models.int4 import check_int4
 from bild.models.loading.checkpoint import check_loadable, load_config, open_source
-from bild.models.loading.hardware import check_memory
+from bild.models.loading.hardware import INT4, ROUNDED, check_memory
 from bild.models.loading.kinds import check_rolls_back
 from bild.models.loading.quantised import method_of
 from bild.models.loading.tokenizer import load_tokenizer
@@ -76,23 +77,31 @@ def read_outline(
     return Outline(os.fspath(name), config, tokenizer, needed)
 
 
-def check_outlines(large: Outline, small: Outline, *, device: torch.device, int8: bool) -> None:
+def check_outlines(large: Outline, small: Outline, *, device: torch.device, dtype: Any) -> None:
     """Whether two checkpoints make a pair.
 
+    Args:
+        large: of the accurate model.
+        small: of the cheap one; the same one: there is no other.
+        device: where both will be.
+        dtype: as the user named it.
+
     Raises:
-        InputError: int8 asked of weights that are quantised already, or on a GPU.
+        InputError: weights are to be rounded that are quantised already, or on a device that has no kernel for them.
         LoadError: two kinds of model, or not enough memory for both.
         VocabularyError: different vocabularies.
     """
     check_kinds(large.config, small.config)
     outlines = [large] if small is large else [large, small]
     quantised = [each for each in outlines if method_of(each.config) is not None]
-    if int8 and device.type == "cuda":
+    if dtype in ROUNDED and device.type == "cuda":
         # Measured on an H200: torch's kernel takes 10 to 200 times as long as bfloat16, docs/performance.md.
-        raise InputError(f"dtype is int8, which is slower than bfloat16 on {device}; use dtype bfloat16, or auto")
-    if int8 and quantised:
+        raise InputError(f"dtype is {dtype}, which is slower than bfloat16 on {device}; use dtype bfloat16, or auto")
+    if dtype in ROUNDED and quantised:
         method = method_of(quantised[0].config)
-        raise InputError(f"dtype is int8, but the weights of {quantised[0].name} are quantised already ({method})")
+        raise InputError(f"dtype is {dtype}, but the weights of {quantised[0].name} are quantised already ({method})")
+    if dtype == INT4:
+        check_int4()
     if large.head_size and small.head_size:
         check_shared_vocabulary(large.tokenizer, small.tokenizer, large.head_size, small.head_size)
     check_memory([(each.name, each.num_bytes) for each in outlines], device)

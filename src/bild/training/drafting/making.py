@@ -73,7 +73,8 @@ def draft(
         data: sets of prompts, by name; None: the large model writes its own.
         texts: how many of its own, 1…
         settings: how prompts are read, and where it computes.
-        write_dtype: number format in which the large model writes, ``"int8"`` too; None: that of the run.
+        write_dtype: number format in which the large model writes, ``"int8"`` and ``"int4"`` too; None: that of the
+            run.
         temperature: at which it answers prompts, above 0; None: it answers with what it finds likeliest.
         trust_remote_code: whether code that comes with the checkpoint may run.
 
