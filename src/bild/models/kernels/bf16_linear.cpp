@@ -27,6 +27,8 @@ inline void finish(const Product& p, int64_t row, int64_t output, __m512 value) 
 }
 
 struct Tile {
+  static constexpr int MOST_ROWS = 12, FOUR_VECTORS = 6;
+
   template <int ROWS, int UNITS>
   WITH_BF16 static void block(const Product& p, int64_t row, int64_t unit) {
     const int64_t steps = p.inputs / 2;

@@ -19,6 +19,9 @@ inline __m512 halves(const uint8_t* from) {
 }
 
 struct Tile {
+  // Each sum is there twice: of the group, in int32, and of those before it.
+  static constexpr int MOST_ROWS = 6, FOUR_VECTORS = 3;
+
   template <int ROWS, int UNITS>
   static void block(const Product& p, int64_t row, int64_t unit) {
     const int64_t groups = p.inputs / GROUP;
@@ -28,13 +31,13 @@ struct Tile {
     const float* token_sums = p.sums + row * groups;
     const __m512i lower = _mm512_set1_epi8(0x0f);
     __m512 values[ROWS][2 * UNITS];
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
       for (int n = 0; n < 2 * UNITS; n++) values[m][n] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g++, weight += BYTES) {
       __m512i sums[ROWS][2 * UNITS];
-#pragma GCC unroll 12
+#pragma GCC unroll 6
       for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
         for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_setzero_si512();
@@ -49,7 +52,7 @@ struct Tile {
           four[2 * u + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), lower);
           _mm_prefetch(reinterpret_cast<const char*>(at + AHEAD), _MM_HINT_T0);
         }
-#pragma GCC unroll 12
+#pragma GCC unroll 6
         for (int m = 0; m < ROWS; m++) {
           int32_t tokens;
           std::memcpy(&tokens, rows + m * p.inputs + g * GROUP + 4 * k, sizeof tokens);
@@ -63,14 +66,14 @@ struct Tile {
         const uint8_t* at = weight + (n / 2) * next + (n % 2) * (VECTOR / 2);
         const __m512 scale = halves(at), minimum = halves(at + VECTOR);
         _mm_prefetch(reinterpret_cast<const char*>(at + (n % 2) * (VECTOR / 2) + AHEAD), _MM_HINT_T0);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
         for (int m = 0; m < ROWS; m++) {
           const __m512 part = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[m][n]), values[m][n]);
           values[m][n] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(token_sums[m * groups + g]), part);
         }
       }
     }
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
       for (int n = 0; n < 2 * UNITS; n++)

@@ -21,6 +21,8 @@ inline void finish(const Product& p, int64_t row, int64_t output, __m512i sums) 
 }
 
 struct Tile {
+  static constexpr int MOST_ROWS = 12, FOUR_VECTORS = 6;
+
   template <int ROWS, int UNITS>
   static void block(const Product& p, int64_t row, int64_t unit) {
     const int64_t steps = p.inputs / 4;

@@ -2,14 +2,15 @@
 
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include "common.h"
 
 namespace bild {
 
-constexpr int64_t UNIT = 32;         // outputs packed together
-constexpr int64_t MOST_ROWS = 12;    // rows times two vectors of sums fill the registers
-constexpr int64_t FOUR_VECTORS = 6;  // rows up to which four vectors of sums do
-constexpr int64_t AHEAD = 2048;      // bytes fetched before they are needed
+constexpr int64_t UNIT = 32;     // outputs packed together
+constexpr int64_t AHEAD = 2048;  // bytes fetched before they are needed
 
 inline int64_t units_of(int64_t outputs) { return (outputs + UNIT - 1) / UNIT; }
 
@@ -20,27 +21,25 @@ inline int64_t rows_of(const Sizes& states) {
   return rows;
 }
 
-// All rows by the units from one to below another; Tile::block<ROWS, UNITS> does ROWS rows by UNITS units.
+// Tile::block<ROWS, UNITS> for 1, 2, … ROWS: does ROWS rows by UNITS units.
+template <class Tile, class Product, int UNITS, size_t... ROWS>
+constexpr auto blocks(std::index_sequence<ROWS...>) {
+  return std::array<void (*)(const Product&, int64_t, int64_t), sizeof...(ROWS)>{
+      Tile::template block<ROWS + 1, UNITS>...};
+}
+
+// All rows by the units from one to below another. A tile says how many rows fill the registers: Tile::MOST_ROWS where
+// each has two vectors of sums, Tile::FOUR_VECTORS where each has four.
 template <class Tile, class Product>
 void multiply(const Product& p, int64_t unit, int64_t end) {
-  using Block = void (*)(const Product&, int64_t, int64_t);
-  static constexpr Block two_units[] = {
-      nullptr,
-      Tile::template block<1, 2>, Tile::template block<2, 2>, Tile::template block<3, 2>,
-      Tile::template block<4, 2>, Tile::template block<5, 2>, Tile::template block<6, 2>,
-  };
-  static constexpr Block one_unit[] = {
-      nullptr,
-      Tile::template block<1, 1>, Tile::template block<2, 1>, Tile::template block<3, 1>, Tile::template block<4, 1>,
-      Tile::template block<5, 1>, Tile::template block<6, 1>, Tile::template block<7, 1>, Tile::template block<8, 1>,
-      Tile::template block<9, 1>, Tile::template block<10, 1>, Tile::template block<11, 1>, Tile::template block<12, 1>,
-  };
-  const int64_t blocks = (p.count + MOST_ROWS - 1) / MOST_ROWS;
+  static constexpr auto two_units = blocks<Tile, Product, 2>(std::make_index_sequence<Tile::FOUR_VECTORS>());
+  static constexpr auto one_unit = blocks<Tile, Product, 1>(std::make_index_sequence<Tile::MOST_ROWS>());
+  const int64_t cuts = (p.count + Tile::MOST_ROWS - 1) / Tile::MOST_ROWS;
   while (unit < end) {
-    const bool two = unit + 1 < end && p.count <= FOUR_VECTORS;
-    for (int64_t b = 0, row = 0; b < blocks; b++) {
-      const int64_t rows = (p.count - row) / (blocks - b);
-      (two ? two_units[rows] : one_unit[rows])(p, row, unit);
+    const bool two = unit + 1 < end && p.count <= Tile::FOUR_VECTORS;
+    for (int64_t c = 0, row = 0; c < cuts; c++) {
+      const int64_t rows = (p.count - row) / (cuts - c);
+      (two ? two_units[rows - 1] : one_unit[rows - 1])(p, row, unit);
       row += rows;
     }
     unit += two ? 2 : 1;
