@@ -31,6 +31,8 @@ class Int4Linear(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    is_packed = True
+    """As of :class:`~bild.models.int8.Int8Linear`: whether it runs on a kernel of our own."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from bild.models.passes import pad
 LONGEST_COMPILED = 64
 """New tokens beyond which a pass is bound by arithmetic and the uncompiled modules do as well."""
 LONGEST_PACKED = 1024
-"""Likewise where weights are packed in 8 bits for kernels of our own: uncompiled, prompts of 65, 128, 256 and 800
+"""Likewise where weights are packed in 8 or 4 bits for kernels of our own: uncompiled, prompts of 65, 128, 256 and 800
 tokens take 1.6, 1.3, 1.1 and 1.1 times as long (SmolLM2-135M, int8, one thread, VNNI), in bfloat16 as long."""
 AT_ONCE = 4
 """Tokens that a GPU writes before it is looked whether the model hands over: those behind the hand-over are lost, but
