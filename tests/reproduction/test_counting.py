@@ -10,7 +10,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from bild import Policy
 from bild.errors import InputError
-from bild.models import EagerScorer, to_int8
+from bild.models import EagerScorer, kernels, to_int4, to_int8
 from bild.models.cache_argument import cache_argument
 from bild.reproduction.counting import Cost, Counter, cost_of, passes
 from tests.models.test_generation_agrees import inputs_of, pair_of
@@ -81,12 +81,15 @@ def test_one_pass_of_many_tokens_moves_less_than_many_passes_and_computes_the_sa
     assert together.intensity > 4 * apart.intensity
 
 
-def test_int8_weights_are_a_byte_each():
+@pytest.mark.parametrize(("rounded", "least", "most"), [(to_int8, 0.25, 0.5), (to_int4, 0.15, 0.4)])
+def test_rounded_weights_are_a_byte_each_or_five_bits(rounded, least, most):
+    if rounded is to_int4 and not kernels.has_int4():
+        pytest.skip("this processor lacks the instructions")
     network = build("t5", layers=1, width=32, dtype=torch.float32)
     full = Counter(network).read(1, 1, 1, 4)
-    network = to_int8(network)
+    network = rounded(network)
     small = Counter(network).read(1, 1, 1, 4)
-    assert small.flops == full.flops and 0.25 < small.moved / full.moved < 0.5
+    assert small.flops == full.flops and least < small.moved / full.moved < most
 
 
 @pytest.mark.parametrize("name", ["t5", "gpt2"])

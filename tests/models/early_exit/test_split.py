@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bild.errors import InputError, LoadError
+from bild.models import kernels, to_int4, to_int8
 from bild.models.eager import EagerScorer
 from bild.models.early_exit import SplitModel, exit_layer
 from bild.models.early_exit import split as cutting
 from bild.models.early_exit.split import split
-from bild.models.int8 import to_int8
 from bild.models.probing import difference
 from tests.early_exits import EXITING, LAYERS, deep
 from tests.networks import OTHERS, build, build_other, forward, random_source, random_tokens
@@ -42,8 +42,11 @@ def test_no_piece_holds_a_weight_of_its_own(name):
     assert sum(tensors(parts.small).values()) < sum(before.values())
 
 
-def test_int8_weights_are_shared_too():
-    network = to_int8(build("t5", layers=LAYERS, width=32, dtype=torch.float32))
+@pytest.mark.parametrize("rounded", [to_int8, to_int4])
+def test_rounded_weights_are_shared_too(rounded):
+    if rounded is to_int4 and not kernels.has_int4():
+        pytest.skip("this processor lacks the instructions")
+    network = rounded(build("t5", layers=LAYERS, width=32, dtype=torch.float32))
     parts, held = split(network, 2), tensors(network)
     assert tensors(parts.small).items() <= held.items() and tensors(parts.upper).items() <= held.items()
     assert len(tensors(parts.small)) > 20
