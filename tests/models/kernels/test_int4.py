@@ -59,10 +59,10 @@ def test_the_reference_is_the_product_of_rounded_numbers():
     )
     whole[0, 0], whole[0, 32] = 5, 15
     states = torch.zeros(1, 64)
-    # Steps of 0.5: 127, 3 (2.6 rounded) and 1 of them.
-    states[0, 0], states[0, 32], states[0, 33] = 63.5, 1.3, 0.5
+    # Steps of 0.5 in the first group, of 1 in the second, where 2.6 is 3 of them.
+    states[0, 0], states[0, 32], states[0, 33] = 63.5, 127.0, 2.6
     found = plain_int4_linear(states, whole, scale, minimum, torch.tensor([10.0]))
-    assert found.tolist() == [[0.5 * (127 * 10 + 3 * 12 - 3) + 10]]
+    assert found.tolist() == [[63.5 * 10 + 127 * 12 - 3 * 3 + 10]]
 
 
 @needs_kernel

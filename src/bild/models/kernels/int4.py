@@ -41,7 +41,7 @@ def int4_linear(states: Tensor, packed: Tensor, bias: Tensor | None, outputs: in
 
 
 def plain_int4_linear(states: Tensor, whole: Tensor, scale: Tensor, minimum: Tensor, bias: Tensor | None) -> Tensor:
-    """The reference: rows rounded to int8 on a scale of their own, multiplied with ``scale · whole + minimum``.
+    """The reference: groups of rows rounded to int8 on scales of their own, times ``scale · whole + minimum``.
 
     Args:
         states: ``[…, in]``; a row that is not finite yields NaN.
@@ -50,11 +50,11 @@ def plain_int4_linear(states: Tensor, whole: Tensor, scale: Tensor, minimum: Ten
         minimum: likewise.
         bias: ``[out]``.
     """
-    wide = states.float()
-    step = (wide.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    rounded = (wide / step).round().clamp(-127, 127)
+    groups = states.float().unflatten(-1, (-1, GROUP))
+    step = (groups.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    rounded = (groups / step).round().clamp(-127, 127).double() * step
     weight = widen_int4(whole, scale, minimum).double()
-    product = ((rounded.double() @ weight.t()) * step).to(states.dtype)
+    product = (rounded.flatten(-2) @ weight.t()).to(states.dtype)
     return product if bias is None else product + bias
 
 

@@ -1,8 +1,8 @@
 // A linear layer on 4-bit weights and int8 tokens, for a few rows, by AVX512-VNNI.
 //
-// bild::int4_linear(states, weight, bias?) rounds every row of the states to int8 (rounding.h), multiplies within a group
-// of weights (int4.h) exactly, in int32, and adds d times that and m times the sum of the group's tokens in float32.
-// Outputs are shared out among threads in units of 32.
+// bild::int4_linear(states, weight, bias?) rounds every group of 32 inputs of a row to int8 on a scale of its own
+// (rounding.h), multiplies within a group of weights (int4.h) exactly, in int32, and adds d times that and m times the sum
+// of the group's tokens in float32. Outputs are shared out among threads in units of 32.
 
 #include "int4.h"
 #include "rounding.h"
@@ -11,7 +11,7 @@ namespace bild {
 namespace {
 
 struct Product : Rounded {
-  const float* sums;  // of each row's groups
+  const float* sums;  // of each row's groups, by their steps
 };
 
 inline __m512 halves(const uint8_t* from) {
@@ -28,7 +28,7 @@ struct Tile {
     const int64_t next = groups * BYTES;
     const uint8_t* weight = p.weight + unit * next;
     const int8_t* rows = p.rows + row * p.inputs;
-    const float* token_sums = p.sums + row * groups;
+    const float *steps = p.steps + row * groups, *token_sums = p.sums + row * groups;
     const __m512i lower = _mm512_set1_epi8(0x0f);
     __m512 values[ROWS][2 * UNITS];
 #pragma GCC unroll 6
@@ -68,7 +68,8 @@ struct Tile {
         _mm_prefetch(reinterpret_cast<const char*>(at + (n % 2) * (VECTOR / 2) + AHEAD), _MM_HINT_T0);
 #pragma GCC unroll 6
         for (int m = 0; m < ROWS; m++) {
-          const __m512 part = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[m][n]), values[m][n]);
+          const __m512 scaled = _mm512_mul_ps(scale, _mm512_set1_ps(steps[m * groups + g]));
+          const __m512 part = _mm512_fmadd_ps(scaled, _mm512_cvtepi32_ps(sums[m][n]), values[m][n]);
           values[m][n] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(token_sums[m * groups + g]), part);
         }
       }
@@ -77,7 +78,7 @@ struct Tile {
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
       for (int n = 0; n < 2 * UNITS; n++)
-        put(p, row + m, unit * UNIT + n * 16, _mm512_mul_ps(values[m][n], _mm512_set1_ps(p.steps[row + m])));
+        put(p, row + m, unit * UNIT + n * 16, values[m][n]);
   }
 };
 
@@ -86,12 +87,15 @@ void round_all(AtenTensorHandle states, const Sizes& sizes, Product& p) {
   static thread_local std::vector<float> sums;
   const int64_t groups = p.inputs / GROUP;
   sums.resize(p.count * groups);
-  round_rows(states, sizes, p, [&p, groups](int64_t row, const char* from, int8_t* rounded, float* step) {
-    float* of_row = sums.data() + row * groups;
-    const auto add = [of_row](int64_t k, __m512i one, __m512i other) {
-      of_row[k / GROUP] = static_cast<float>(_mm512_reduce_add_epi32(_mm512_add_epi32(one, other)));
-    };
-    if (!round_row(from, p.half, p.inputs, rounded, step, add)) std::fill_n(of_row, groups, 0.0f);
+  const int64_t bytes = GROUP * (p.half ? 2 : 4);
+  round_rows(states, sizes, p, groups, [&p, groups, bytes](int64_t row, const char* from, int8_t* rounded, float* steps) {
+    for (int64_t g = 0; g < groups; g++) {
+      __m512i sum = _mm512_setzero_si512();
+      const auto add = [&sum](int64_t, __m512i one, __m512i other) { sum = _mm512_add_epi32(one, other); };
+      round_row(from + g * bytes, p.half, GROUP, rounded + g * GROUP, steps + g, add);
+      // Where they are not finite the step is NaN, and so is this.
+      sums[row * groups + g] = steps[g] * static_cast<float>(_mm512_reduce_add_epi32(sum));
+    }
   });
   p.sums = sums.data();
 }

@@ -62,7 +62,7 @@ struct Tile {
 void round_all(AtenTensorHandle states, const Sizes& sizes, Product& p) {
   static thread_local std::vector<int32_t> corrections;
   corrections.resize(p.count);
-  round_rows(states, sizes, p, [&p](int64_t row, const char* from, int8_t* rounded, float* step) {
+  round_rows(states, sizes, p, 1, [&p](int64_t row, const char* from, int8_t* rounded, float* step) {
     __m512i sum = _mm512_setzero_si512();
     const auto add = [&sum](int64_t, __m512i one, __m512i other) {
       sum = _mm512_add_epi32(sum, _mm512_add_epi32(one, other));

@@ -1,7 +1,7 @@
-// What linear layers on rounded weights share: their tokens, rounded to int8 row by row, and how a result is written.
+// What linear layers on rounded weights share: their tokens, rounded to int8, and how a result is written.
 //
-// Every row has a scale of its own (max |row| / 127), so rows stay independent of each other. A row that is not finite
-// yields NaN, and no other row notices.
+// Every row, or every piece of one, has a scale of its own (max |piece| / 127), so rows stay independent of each other.
+// A row that is not finite yields NaN, and no other row notices.
 
 #pragma once
 
@@ -17,13 +17,13 @@ struct Rounded {
   const uint8_t* weight;
   const void* bias;    // of the output's type, or null
   const int8_t* rows;
-  const float* steps;  // of each row
+  const float* steps;  // of each row, or each piece of it
   void* result;
   int64_t count, inputs, outputs;
   bool half;  // bfloat16, else float32
 };
 
-// One row as int8; inputs are a multiple of 32. False where it is not finite; it is then zeros with a step of NaN.
+// One row, or a piece of it, as int8; inputs are a multiple of 32. False where it is not finite; it is then zeros with a step of NaN.
 //   seen: told the place of every 32 numbers, and both halves of them.
 template <class Seen>
 bool round_row(const void* row, bool half, int64_t inputs, int8_t* rounded, float* step, Seen seen) {
@@ -57,16 +57,18 @@ bool round_row(const void* row, bool half, int64_t inputs, int8_t* rounded, floa
 }
 
 // All rows, in memory of this thread.
-//   round: of a row's number, where it is, and where its numbers and its step go.
+//   pieces: of a row that have a step each.
+//   round: of a row's number, where it is, and where its numbers and its steps go.
 template <class Round>
-void round_rows(AtenTensorHandle states, const Sizes& sizes, Rounded& p, Round round) {
+void round_rows(AtenTensorHandle states, const Sizes& sizes, Rounded& p, int64_t pieces, Round round) {
   static thread_local std::vector<int8_t> rounded;
   static thread_local std::vector<float> steps;
   rounded.resize(p.count * p.inputs);
-  steps.resize(p.count);
+  steps.resize(p.count * pieces);
   const char* from = data<const char>(states);
   const int64_t width = p.half ? 2 : 4;
-  for (int64_t m = 0; m < p.count; m++) round(m, from + sizes.offset(m) * width, &rounded[m * p.inputs], &steps[m]);
+  for (int64_t m = 0; m < p.count; m++)
+    round(m, from + sizes.offset(m) * width, rounded.data() + m * p.inputs, steps.data() + m * pieces);
   p.rows = rounded.data();
   p.steps = steps.data();
 }
