@@ -50,11 +50,11 @@ def plain_int4_linear(states: Tensor, whole: Tensor, scale: Tensor, minimum: Ten
         minimum: likewise.
         bias: ``[out]``.
     """
-    groups = states.float().unflatten(-1, (-1, GROUP))
+    groups = states.float().reshape(*states.shape[:-1], states.shape[-1] // GROUP, GROUP)
     step = (groups.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     rounded = (groups / step).round().clamp(-127, 127).double() * step
     weight = widen_int4(whole, scale, minimum).double()
-    product = (rounded.flatten(-2) @ weight.t()).to(states.dtype)
+    product: Tensor = (rounded.flatten(-2) @ weight.t()).to(states.dtype)
     return product if bias is None else product + bias
 
 
