@@ -51,10 +51,14 @@ struct Tile {
         for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], four[n], same);
       }
     }
+    // Put down before anything is called: sums that lived across a call would be in memory in the loop above as well.
+    alignas(64) int32_t kept[ROWS][2 * UNITS][16];
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-      for (int n = 0; n < 2 * UNITS; n++) finish(p, row + m, unit * UNIT + n * 16, sums[m][n]);
+      for (int n = 0; n < 2 * UNITS; n++) _mm512_store_si512(kept[m][n], sums[m][n]);
+    for (int m = 0; m < ROWS; m++)
+      for (int n = 0; n < 2 * UNITS; n++) finish(p, row + m, unit * UNIT + n * 16, _mm512_load_si512(kept[m][n]));
   }
 };
 
