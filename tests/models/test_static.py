@@ -17,6 +17,7 @@ from bild.models.compiled.graphs import Encode
 from bild.models.eager.sources import padded
 from bild.models.seams import own_modules
 from tests.compiled import compile_anew, must_compile, network_of, static_model, without_templates
+from tests.marking import marks_of
 from tests.models.rows import Kind, Ragged, SingleRow
 from tests.networks import (
     ARCHITECTURES,
@@ -35,8 +36,14 @@ BESIDE = 2
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
 
 pytestmark = pytest.mark.compiles
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
-every_batching = pytest.mark.parametrize("name", BATCHING)
+
+
+def compiled(names):
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of("static", name)) for name in names])
+
+
+every_architecture = compiled(ARCHITECTURES)
+every_batching = compiled(BATCHING)
 
 
 def kind(name: str) -> Kind:
@@ -57,7 +64,7 @@ def widths_of(monkeypatch, owner, name: str) -> list[int]:
     return widths
 
 
-@pytest.mark.parametrize("name", ENCODER_DECODERS)
+@compiled(ENCODER_DECODERS)
 def test_encodes_once_and_not_before_the_first_token(name, monkeypatch):
     model = static_model(name)
     passes = widths_of(monkeypatch, model.graphs, "run_encode")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class Graphs:
         """Whether passes are recorded, and come in powers of two."""
         self.at_once = AT_ONCE if is_recorded else 1
         """Tokens that are written before anybody looks at them."""
+        self._is_packed = any(getattr(each, "is_packed", False) for each in uncompiled.network.modules())
         self._recorded: dict[str, Recorded] = {}
 
     @property
@@ -64,11 +65,10 @@ class Graphs:
         """How many calls of each pass were recorded."""
         return {name: each.recordings for name, each in self._recorded.items()}
 
-    @cached_property
+    @property
     def longest(self) -> int:
         """New tokens of a compiled pass at most."""
-        modules = self.uncompiled.network.modules()
-        return LONGEST_PACKED if any(getattr(each, "is_packed", False) for each in modules) else LONGEST_COMPILED
+        return LONGEST_PACKED if self._is_packed else LONGEST_COMPILED
 
     @property
     def one(self) -> Tensor:
