@@ -75,7 +75,7 @@ class Family:
 
 FAMILIES = {
     "fixed window": Family("nothing", windows=FIXED),
-    "threshold, as tuned today": Family("probability", windows=TODAY),
+    USUAL: Family("probability", windows=TODAY),
     "threshold and window": Family("probability"),
     "threshold, doubtful kept": Family("probability", keeps=True),
     "product": Family("product"),

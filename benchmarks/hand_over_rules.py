@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bild.tuning.simulation import Box, Outcome
-from bild.tuning.simulation import _judge as judge
+from bild.tuning.simulation import Box, Outcome, judge, share_walks
 from bild.tuning.traces import Node, Tree
 
 Score = Literal["nothing", "probability", "product", "kept", "all kept", "truth"]
@@ -218,15 +217,7 @@ def look_up(tree: Tree, rules: Sequence[Rule], found: Callable[[int, Outcome], N
         kinds.setdefault((rule.score, rule.window, rule.keeps, weighed), []).append(number)
     for numbers in kinds.values():
         table = np.array([(0.0, rules[n].threshold, rules[n].rollback, rules[n].end) for n in numbers])
-        open_ = np.ones(len(numbers), dtype=bool)
-        while open_.any():
-            first = int(open_.argmax())
-            outcome, box = yield from walk(tree, rules[numbers[first]])
-            same = open_ & box.holds(table)
-            same[first] = True
-            for at in same.nonzero()[0].tolist():
-                found(numbers[at], outcome)
-            open_ &= ~same
+        yield from share_walks(numbers, table, lambda number: walk(tree, rules[number]), found)
 
 
 def fit(seen: Seen, used: Sequence[int], ridge: float = 1.0) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bild import BigLittleDecoder
-from bild.models import CompiledModel
+from bild.models import CompiledModel, EagerModel
 from bild.models.compiled import compiling
 from tests.networks import build
 
@@ -54,6 +54,16 @@ def recorded(network: PreTrainedModel) -> CompiledModel:
         model = CompiledModel(network)
     assert model.is_compiled
     return model
+
+
+def check_compiled(network: PreTrainedModel) -> None:
+    """Compiled, it scores what it scores uncompiled, up to rounding."""
+    static = without_templates(network)
+    assert static.is_compiled
+    one, other = (model.start([[]]) for model in (static, EagerModel(network)))
+    for tokens in ([3], [4, 5, 6, 7]):
+        found, expected = (scorer.extend([tokens], len(tokens)) for scorer in (one, other))
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 @cache

@@ -14,7 +14,7 @@ from bild.models.int8 import Int8Linear
 from bild.models.kernels import building, int4
 from bild.models.parts import head_of
 from bild.models.short_list import shorten
-from tests.compiled import without_templates
+from tests.compiled import check_compiled
 from tests.networks import build
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
@@ -90,13 +90,7 @@ def test_without_the_kernel_int4_is_refused_before_a_weight_is_read(monkeypatch)
 @needs_kernel
 @pytest.mark.compiles
 def test_a_network_in_int4_compiles_and_scores_as_uncompiled():
-    network = to_int4(build("llama", width=64, layers=1, dtype=torch.float32))
-    static = without_templates(network)
-    assert static.is_compiled
-    one, other = (model.start([[]]) for model in (static, EagerModel(network)))
-    for tokens in ([3], [4, 5, 6, 7]):
-        found, expected = (scorer.extend([tokens], len(tokens)) for scorer in (one, other))
-        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    check_compiled(to_int4(build("llama", width=64, layers=1, dtype=torch.float32)))
 
 
 @needs_kernel

@@ -153,7 +153,7 @@ def walk(tree: Tree, at: Limits) -> Generator[Node, None, tuple[Outcome, Box]]:
                 accepted += len(draft)
                 break
         large_steps += 1
-        kept = _judge(draft, at.rollback, box)
+        kept = judge(draft, at.rollback, box)
         accepted += kept
         if node.finish is not None and kept == len(draft):
             break
@@ -166,8 +166,14 @@ def walk(tree: Tree, at: Limits) -> Generator[Node, None, tuple[Outcome, Box]]:
     return Outcome(node.tokens, small_steps, large_steps, drafted, accepted, rounds), box
 
 
-def _judge(draft: Sequence[Node], rollback: float, box: Box) -> int:
-    """How many tokens of a draft the large model keeps."""
+def judge(draft: Sequence[Node], rollback: float, box: Box) -> int:
+    """How many tokens of a draft the large model keeps.
+
+    Args:
+        draft: where each token of it was written.
+        rollback: the large model rolls back what is further away.
+        box: is told for which thresholds that is so.
+    """
     furthest = -math.inf
     for i, at in enumerate(draft):
         if at.draft != at.own:
@@ -188,15 +194,38 @@ Look = Callable[[Tree, Sequence[Any], Found], Generator[Node, None, None]]
 
 def look_up(tree: Tree, policies: Sequence[Policy], found: Found) -> Generator[Node, None, None]:
     """What each policy makes of one text. Policies that go the same way share one walk."""
-    table = np.array([limits(policy) for policy in policies], dtype=np.float64)
-    open_ = np.ones(len(policies), dtype=bool)
+    known = [limits(policy) for policy in policies]
+    kinds: dict[tuple[int, bool], list[int]] = {}
+    for number, at in enumerate(known):
+        kinds.setdefault((at.window, at.keeps), []).append(number)
+    table = np.array(known, dtype=np.float64)
+    for numbers in kinds.values():
+        yield from share_walks(numbers, table[numbers], lambda number: walk(tree, known[number]), found)
+
+
+def share_walks(
+    numbers: Sequence[int],
+    table: np.ndarray,
+    start: Callable[[int], Generator[Node, None, tuple[Any, Box]]],
+    found: Callable[[int, Any], None],
+) -> Generator[Node, None, None]:
+    """Walk as often as policies that differ in their thresholds alone part.
+
+    Args:
+        numbers: of the policies.
+        table: of each, a row as :meth:`Box.holds` takes it.
+        start: a walk by the policy of this number.
+        found: is told what each policy makes of the text.
+    """
+    open_ = np.ones(len(numbers), dtype=bool)
     while open_.any():
         first = int(open_.argmax())
-        at = limits(policies[first])
-        outcome, box = yield from walk(tree, at)
-        same = open_ & (table[:, 0] == at.window) & (table[:, 4] == at.keeps) & box.holds(table)
-        for number in same.nonzero()[0].tolist():
-            found(number, outcome)
+        outcome, box = yield from start(numbers[first])
+        same = open_ & box.holds(table)
+        # Whoever walked is done, wherever rounding puts the ends of the box.
+        same[first] = True
+        for at in same.nonzero()[0].tolist():
+            found(numbers[at], outcome)
         open_ &= ~same
 
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bild.models.kernels.linear import UNIT
 from bild.models.kernels.operators import INT4_LINEAR, INT4_PACK, operator
 
-UNIT = 32
-"""Outputs that are packed together."""
 GROUP = 32
 """Inputs that share a scale and a minimum."""
 LEVELS = 15
