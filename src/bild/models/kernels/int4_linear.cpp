@@ -74,14 +74,10 @@ struct Tile {
         }
       }
     }
-    // Put down before anything is called, as in int8_linear.cpp.
-    alignas(64) float kept[ROWS][2 * UNITS][16];
 #pragma GCC unroll 6
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-      for (int n = 0; n < 2 * UNITS; n++) _mm512_store_ps(kept[m][n], values[m][n]);
-    for (int m = 0; m < ROWS; m++)
-      for (int n = 0; n < 2 * UNITS; n++) put(p, row + m, unit * UNIT + n * 16, _mm512_load_ps(kept[m][n]));
+      for (int n = 0; n < 2 * UNITS; n++) put(p, row + m, unit * UNIT + n * 16, values[m][n]);
   }
 };
 

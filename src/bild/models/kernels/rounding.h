@@ -73,8 +73,9 @@ void round_rows(AtenTensorHandle states, const Sizes& sizes, Rounded& p, int64_t
   p.steps = steps.data();
 }
 
-// 16 outputs of a row, scaled already: the bias is added, and they are written where they are.
-inline void put(const Rounded& p, int64_t row, int64_t output, __m512 value) {
+// 16 outputs of a row, scaled already: the bias is added, and they are written where they are. Always inline: vectors do not
+// outlive a call, and sums that had to would be in memory in the loop that adds them up.
+inline __attribute__((always_inline)) void put(const Rounded& p, int64_t row, int64_t output, __m512 value) {
   const int64_t left = p.outputs - output;
   if (left <= 0) return;
   const __mmask16 which = first(left);
