@@ -102,6 +102,19 @@ void softmax(float* scores, int64_t columns, float highest) {
   }
 }
 
+// The keys, or the values, that a head of a row reads.
+inline const char* of_head(const Attention& a, const Strided& stored, int64_t row, int64_t head) {
+  const int64_t place = a.places ? a.places[row * a.step] : row;
+  return stored.data + place * stored.row + head / a.shared * stored.head;
+}
+
+// Memory of this thread for so many scores.
+inline float* room_for(int64_t scores) {
+  static thread_local std::vector<float> buffer;
+  if (static_cast<int64_t>(buffer.size()) < scores) buffer.resize(scores);
+  return buffer.data();
+}
+
 // What the probabilities make of the values of the first columns.
 template <int QUERIES, int PARTS>
 inline void weigh(const Attention& a, int64_t row, int64_t head, int64_t token, const float* scores, int64_t stride,
@@ -138,14 +151,9 @@ inline void weigh(const Attention& a, int64_t row, int64_t head, int64_t token, 
 // QUERIES queries of one head from token on; PARTS vectors a head.
 template <int QUERIES, int PARTS>
 void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
-  static thread_local std::vector<float> buffer;
   const int64_t stride = (a.columns + 15) / 16 * 16;
-  if (static_cast<int64_t>(buffer.size()) < QUERIES * stride) buffer.resize(QUERIES * stride);
-  float* scores = buffer.data();
-  const int64_t of = head / a.shared;
-  const int64_t place = a.places ? a.places[row * a.step] : row;
-  const char* keys = a.keys.data + place * a.keys.row + of * a.keys.head;
-  const char* values = a.values.data + place * a.values.row + of * a.values.head;
+  float* scores = room_for(QUERIES * stride);
+  const char *keys = of_head(a, a.keys, row, head), *values = of_head(a, a.values, row, head);
   const char* masks[QUERIES];
   __m512 query[QUERIES][PARTS];
 #pragma GCC unroll 4
@@ -220,14 +228,9 @@ struct Laid {
 // As attend, of more queries at a time, where there are so many that laying out the keys anew is soon made up for.
 template <int QUERIES, int PARTS>
 void attend_many(const Attention& a, int64_t row, int64_t head, int64_t token, Laid& laid) {
-  static thread_local std::vector<float> buffer;
   const int64_t stride = (a.columns + 15) / 16 * 16;
-  if (static_cast<int64_t>(buffer.size()) < QUERIES * stride) buffer.resize(QUERIES * stride);
-  float* scores = buffer.data();
-  const int64_t of = head / a.shared;
-  const int64_t place = a.places ? a.places[row * a.step] : row;
-  const char* keys = a.keys.data + place * a.keys.row + of * a.keys.head;
-  const char* values = a.values.data + place * a.values.row + of * a.values.head;
+  float* scores = room_for(QUERIES * stride);
+  const char *keys = of_head(a, a.keys, row, head), *values = of_head(a, a.values, row, head);
   const char* masks[QUERIES];
   alignas(64) float query[QUERIES][16 * PARTS];
   for (int m = 0; m < QUERIES; m++) {
