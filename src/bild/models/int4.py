@@ -2,8 +2,8 @@
 
 Of every 32 inputs of an output the weights are ``scale · q + minimum`` with q from 0 to 15, both kept as float16: five
 bits a weight in all, the blocks of GGUF's Q4_1, and Q4_0's among them, which stay what they are. Tokens are rounded to
-int8, each 32 of their numbers on a scale of their own, which loses less than one scale a token. The head stays in eight
-bits, as llama.cpp has it: an error in a logit is the error of a token, where one within a layer is averaged away.
+int8 as for weights in eight bits. The head stays in those, as llama.cpp has it: an error in a logit is the error of a
+token, where one within a layer is averaged away.
 """
 
 from __future__ import annotations

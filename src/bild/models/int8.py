@@ -1,9 +1,10 @@
 """Linear layers in eight bits: half the bytes a step must read, where reading them is what takes the time.
 
 Weights have one scale an output channel, symmetric, rounded to nearest; embeddings, norms and everything
-between layers stay as they are. Where the CPU multiplies int8 by tiles (AMX), or by vectors (VNNI) and our own
-kernel is the faster one, each token that enters a layer is rounded to int8 as well, on a scale of its own, so that
-rows and tokens stay independent of each other and no weight is ever widened. Elsewhere only the weights are int8.
+between layers stay as they are. Where the CPU multiplies int8 by vectors (VNNI) and our own kernel is the faster one,
+each token that enters a layer is rounded to int8 as well, 256 of its numbers on a scale of their own, so that rows and
+tokens stay independent of each other and no weight is ever widened. Where it multiplies by tiles (AMX) a token has one
+scale. Elsewhere only the weights are int8.
 """
 
 from __future__ import annotations

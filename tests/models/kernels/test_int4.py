@@ -15,6 +15,7 @@ from bild.models.kernels import (
     unpack_int4,
     widen_int4,
 )
+from bild.models.kernels.linear import PIECE
 from bild.models.kernels.operators import INT4_LINEAR, INT4_PACK, operator
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
@@ -52,15 +53,16 @@ def test_a_group_is_one_stream_of_scales_minima_and_halves_of_bytes():
 
 
 def test_the_reference_is_the_product_of_rounded_numbers():
+    groups = (PIECE + 32) // 32
     whole, scale, minimum = (
-        torch.zeros(1, 64, dtype=torch.uint8),
-        torch.tensor([[2.0, 1.0]]),
-        torch.tensor([[0.0, -3.0]]),
+        torch.zeros(1, PIECE + 32, dtype=torch.uint8),
+        torch.tensor([[2.0] * (groups - 1) + [1.0]]),
+        torch.tensor([[0.0] * (groups - 1) + [-3.0]]),
     )
-    whole[0, 0], whole[0, 32] = 5, 15
-    states = torch.zeros(1, 64)
-    # Steps of 0.5 in the first group, of 1 in the second, where 2.6 is 3 of them.
-    states[0, 0], states[0, 32], states[0, 33] = 63.5, 127.0, 2.6
+    whole[0, 0], whole[0, PIECE] = 5, 15
+    states = torch.zeros(1, PIECE + 32)
+    # Steps of 0.5 in the first piece, of 1 in the second, where 2.6 is 3 of them.
+    states[0, 0], states[0, PIECE], states[0, PIECE + 1] = 63.5, 127.0, 2.6
     found = plain_int4_linear(states, whole, scale, minimum, torch.tensor([10.0]))
     assert found.tolist() == [[63.5 * 10 + 127 * 12 - 3 * 3 + 10]]
 
@@ -70,7 +72,17 @@ def test_the_reference_is_the_product_of_rounded_numbers():
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(1, 64, 40), (2, 32, 1), (3, 96, 33), (7, 160, 130), (13, 64, 95), (33, 160, 130), (64, 256, 256)],
+    [
+        (1, 64, 40),
+        (2, 32, 1),
+        (3, 96, 33),
+        (7, 160, 130),
+        (13, 64, 95),
+        (33, 160, 130),
+        (64, 256, 256),
+        (1, 288, 40),
+        (5, 544, 70),
+    ],
 )
 def test_it_comes_near_the_reference(rows, inputs, outputs, with_bias, dtype):
     layer, bias = numbers(outputs, inputs), torch.randn(outputs).to(dtype) if with_bias else None

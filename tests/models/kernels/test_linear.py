@@ -9,6 +9,7 @@ import torch
 
 from bild.models.int8 import Int8Linear, quantize_rows
 from bild.models.kernels import building, fits, int8_linear, pack, pad_scale, plain_int8_linear, unpack
+from bild.models.kernels.linear import PIECE
 from bild.models.kernels.operators import LINEAR, operator
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
@@ -47,7 +48,7 @@ def test_the_reference_is_the_product_of_rounded_numbers():
     ("rows", "inputs", "outputs"),
     [
         *((1, 64, 40), (2, 32, 1), (3, 96, 33), (6, 32, 64), (7, 160, 130), (12, 64, 95), (13, 64, 32)),
-        *((35, 160, 130), (64, 256, 256), (200, 64, 100)),
+        *((35, 160, 130), (64, 256, 256), (200, 64, 100), (1, 288, 40), (5, 544, 130), (13, 576, 33)),
     ],
 )
 def test_it_is_the_reference_to_the_last_digit(rows, inputs, outputs, with_bias, dtype):
@@ -68,14 +69,24 @@ def test_every_number_of_rows_has_a_way_through_the_registers(rows):
 
 
 @needs_kernel
-def test_sums_at_the_edge_of_int32_are_exact():
+def test_the_largest_sums_are_exact():
     weight = torch.full((3, 1 << 16), 127, dtype=torch.int8)
     weight[1] = -127
     states = torch.ones(2, 1 << 16)
     states[1] = -1
-    found = ours(states, weight, torch.ones(3), None)
-    expected = 127.0 * (1 << 16)
+    # Summed in float32, piece by piece: exact where all of it, in steps of 1, fits 24 bits.
+    found = ours(127 * states[:, : 4 * PIECE], weight[:, : 4 * PIECE], torch.ones(3), None)
+    expected = 127.0 * 127 * 4 * PIECE
     assert found.tolist() == [[expected, -expected, expected], [-expected, expected, -expected]]
+    assert torch.allclose(ours(states, weight, torch.ones(3), None), found * (1 << 16) / (127 * 4 * PIECE), rtol=1e-5)
+
+
+@needs_kernel
+def test_a_large_number_costs_only_its_own_piece_its_last_bits():
+    states, weight = torch.full((1, 2 * PIECE), 0.25), torch.zeros(2, 2 * PIECE, dtype=torch.int8)
+    states[0, 3], weight[0, 0], weight[1, PIECE] = 1000.0, 1, 1
+    # In the piece of the large number 0.25 is less than half a step of 1000 / 127.
+    assert ours(states, weight, torch.ones(2), None).tolist() == [[0.0, 0.25]]
 
 
 @needs_kernel
@@ -173,7 +184,7 @@ def test_a_bias_of_another_size_or_format_is_refused(bias):
 def test_only_whole_units_on_the_cpu_fit():
     cpu = torch.device("cpu")
     assert fits(32, 32, torch.bfloat16, cpu) and fits(8000, 1 << 16, torch.float32, cpu)
-    assert not fits(32, 48, torch.bfloat16, cpu) and not fits(32, (1 << 16) + 32, torch.float32, cpu)
+    assert not fits(32, 48, torch.bfloat16, cpu) and not fits(32, 0, torch.float32, cpu)
     assert not fits(40, 32, torch.bfloat16, cpu)
     assert not fits(32, 32, torch.float16, cpu) and not fits(32, 32, torch.bfloat16, torch.device("cuda"))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bild.models.kernels.linear import UNIT
+from bild.models.kernels.linear import PIECE, UNIT, round_piece
 from bild.models.kernels.operators import INT4_LINEAR, INT4_PACK, operator
 
 GROUP = 32
@@ -40,7 +40,7 @@ def int4_linear(states: Tensor, packed: Tensor, bias: Tensor | None, outputs: in
 
 
 def plain_int4_linear(states: Tensor, whole: Tensor, scale: Tensor, minimum: Tensor, bias: Tensor | None) -> Tensor:
-    """The reference: groups of rows rounded to int8 on scales of their own, times ``scale · whole + minimum``.
+    """The reference: pieces of rows rounded to int8 on scales of their own, times ``scale · whole + minimum``.
 
     Args:
         states: ``[…, in]``; a row that is not finite yields NaN.
@@ -49,11 +49,9 @@ def plain_int4_linear(states: Tensor, whole: Tensor, scale: Tensor, minimum: Ten
         minimum: likewise.
         bias: ``[out]``.
     """
-    groups = states.float().reshape(*states.shape[:-1], states.shape[-1] // GROUP, GROUP)
-    step = (groups.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    rounded = (groups / step).round().clamp(-127, 127).double() * step
+    pieces = [rounded * step for rounded, step in map(round_piece, states.split(PIECE, -1))]
     weight = widen_int4(whole, scale, minimum).double()
-    product: Tensor = (rounded.flatten(-2) @ weight.t()).to(states.dtype)
+    product: Tensor = (torch.cat(pieces, -1) @ weight.t()).to(states.dtype)
     return product if bias is None else product + bias
 
 

@@ -1,8 +1,9 @@
 // A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI.
 //
-// bild::int8_linear(states, weight, scale, bias?) rounds every row of the states to int8 (rounding.h), multiplies, and
-// scales back; sums are exact, in int32. Weights are packed by linear.py: [outputs / 32][inputs / 4][32][4], unsigned
-// (128 added), which sums of the rounded rows take out again. Outputs are shared out among threads in units of 32.
+// bild::int8_linear(states, weight, scale, bias?) rounds the pieces of every row of the states to int8 (rounding.h),
+// multiplies, exactly in int32 within a piece, and scales back. Weights are packed by linear.py: [outputs / 32][inputs / 4]
+// [32][4], unsigned (128 added), which sums of the rounded rows take out again. Outputs are shared out among threads in
+// units of 32.
 
 #include "rounding.h"
 
@@ -11,71 +12,71 @@ namespace {
 
 struct Product : Rounded {
   const float* scale;
-  const int32_t* corrections;  // 128 times the sum of each row
 };
-
-inline void finish(const Product& p, int64_t row, int64_t output, __m512i sums) {
-  const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(p.corrections[row])));
-  put(p, row, output,
-      _mm512_mul_ps(_mm512_mul_ps(exact, _mm512_set1_ps(p.steps[row])), _mm512_loadu_ps(p.scale + output)));
-}
 
 struct Tile {
   static constexpr int MOST_ROWS = 12, FOUR_VECTORS = 6;
 
   template <int ROWS, int UNITS>
   static void block(const Product& p, int64_t row, int64_t unit) {
-    const int64_t steps = p.inputs / 4;
-    const uint8_t* weight = p.weight + unit * steps * 2 * VECTOR;
-    const int64_t next = steps * 2 * VECTOR;
-    const int8_t* rows = p.rows + row * p.inputs;
-    __m512i sums[ROWS][2 * UNITS];
+    const uint8_t* weight = p.weight + unit * p.inputs * UNIT;
+    alignas(64) float values[ROWS][2 * UNITS][16] = {};
+    for (int64_t piece = 0, left = p.inputs; left > 0; piece++, left -= PIECE) {
+      add_piece(p, piece * p.count + row, std::min(PIECE, left), weight, values);
+      weight += PIECE * UNIT;
+    }
+    for (int m = 0; m < ROWS; m++)
+      for (int n = 0; n < 2 * UNITS; n++) {
+        const int64_t output = unit * UNIT + n * 16;
+        put(p, row + m, output, _mm512_mul_ps(_mm512_load_ps(values[m][n]), _mm512_loadu_ps(p.scale + output)));
+      }
+  }
+
+  // What the inputs of one piece add to the values. A function of its own, whose sums are said to be in registers at its
+  // ends: gcc 12 keeps those of many rows in memory otherwise, and moves them in and out at every step.
+  //   at: of the first row, among all pieces of all rows.
+  template <int ROWS, int VECTORS>
+  static __attribute__((noinline)) void add_piece(const Product& p, int64_t at, int64_t inputs, const uint8_t* weight,
+                                                  float (&values)[ROWS][VECTORS][16]) {
+    const float *steps = p.steps + at, *token_sums = p.sums + at;
+    const int64_t next = p.inputs * UNIT;
+    __m512i sums[ROWS][VECTORS];
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-      for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < steps; k++) {
-      __m512i four[2 * UNITS];
+      for (int n = 0; n < VECTORS; n++) {
+        sums[m][n] = _mm512_set1_epi32(-128 * static_cast<int32_t>(token_sums[m]));
+        asm volatile("" : "+v"(sums[m][n]));
+      }
+    const int8_t* rows = p.rows + at * PIECE;
+    for (const int8_t* end = rows + inputs; rows < end; rows += 4, weight += 2 * VECTOR) {
+      __m512i four[VECTORS];
 #pragma GCC unroll 4
-      for (int n = 0; n < 2 * UNITS; n++) {
-        const uint8_t* at = weight + (n / 2) * next + k * 2 * VECTOR + (n % 2) * VECTOR;
-        four[n] = _mm512_loadu_si512(at);
-        _mm_prefetch(reinterpret_cast<const char*>(at + AHEAD), _MM_HINT_T0);
+      for (int n = 0; n < VECTORS; n++) {
+        const uint8_t* from = weight + (n / 2) * next + (n % 2) * VECTOR;
+        four[n] = _mm512_loadu_si512(from);
+        _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD), _MM_HINT_T0);
       }
 #pragma GCC unroll 12
       for (int m = 0; m < ROWS; m++) {
         int32_t tokens;
-        std::memcpy(&tokens, rows + m * p.inputs + 4 * k, sizeof tokens);
+        std::memcpy(&tokens, rows + m * PIECE, sizeof tokens);
         const __m512i same = _mm512_set1_epi32(tokens);
 #pragma GCC unroll 4
-        for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], four[n], same);
+        for (int n = 0; n < VECTORS; n++) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], four[n], same);
       }
     }
-    // Put down first: with all that follows unrolled, gcc 12 keeps the sums of many rows in memory in the loop above.
-    alignas(64) int32_t kept[ROWS][2 * UNITS][16];
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-      for (int n = 0; n < 2 * UNITS; n++) _mm512_store_si512(kept[m][n], sums[m][n]);
-    for (int m = 0; m < ROWS; m++)
-      for (int n = 0; n < 2 * UNITS; n++) finish(p, row + m, unit * UNIT + n * 16, _mm512_load_si512(kept[m][n]));
+      for (int n = 0; n < VECTORS; n++) {
+        asm volatile("" : "+v"(sums[m][n]));
+        const __m512 exact = _mm512_cvtepi32_ps(sums[m][n]);
+        float* value = values[m][n];
+        _mm512_store_ps(value, _mm512_fmadd_ps(exact, _mm512_set1_ps(steps[m]), _mm512_load_ps(value)));
+      }
   }
 };
-
-// The rows, and what the 128 added to each weight make of them.
-void round_all(AtenTensorHandle states, const Sizes& sizes, Product& p) {
-  static thread_local std::vector<int32_t> corrections;
-  corrections.resize(p.count);
-  round_rows(states, sizes, p, 1, [&p](int64_t row, const char* from, int8_t* rounded, float* step) {
-    __m512i sum = _mm512_setzero_si512();
-    const auto add = [&sum](int64_t, __m512i one, __m512i other) {
-      sum = _mm512_add_epi32(sum, _mm512_add_epi32(one, other));
-    };
-    round_row(from, p.half, p.inputs, rounded, step, add);
-    corrections[row] = 128 * _mm512_reduce_add_epi32(sum);
-  });
-  p.corrections = corrections.data();
-}
 
 AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale,
                              AtenTensorHandle bias, int64_t outputs, int64_t threads) {
@@ -87,7 +88,7 @@ AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   AtenTensorHandle result = describe(states, sizes, weight, bias, outputs, size, p);
   if (p.count == 0) return result;
   p.scale = data<const float>(scale);
-  round_all(states, sizes, p);
+  round_rows<PIECE>(states, sizes, p);
   multiply_all<Tile>(p, p.inputs * UNIT, threads);
   return result;
 }

@@ -1,10 +1,11 @@
 // What linear layers on rounded weights share: their tokens, rounded to int8, and how a result is written.
 //
-// Every row, or every piece of one, has a scale of its own (max |piece| / 127), so rows stay independent of each other.
-// A row that is not finite yields NaN, and no other row notices.
+// Every piece of a row has a scale of its own (max |piece| / 127): a single large number costs its neighbours their last bits,
+// and no others. Rows stay independent of each other. A row that is not finite yields NaN, and no other row notices.
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -12,21 +13,26 @@
 
 namespace bild {
 
+constexpr int64_t PIECE = 256;  // inputs of a row that are rounded together; the last piece is what is left
+
+inline int64_t pieces_of(int64_t inputs) { return (inputs + PIECE - 1) / PIECE; }
+
 // A product as its tiles see it; what its kind of weights needs besides is added to it.
 struct Rounded {
   const uint8_t* weight;
   const void* bias;    // of the output's type, or null
-  const int8_t* rows;
-  const float* steps;  // of each row, or each piece of it
+  const int8_t* rows;  // [pieces][count][PIECE], so that a tile finds all of its rows at fixed distances
+  const float* steps;  // [pieces][count]
+  const float* sums;   // of each span of the rounded numbers, [spans][count]
   void* result;
   int64_t count, inputs, outputs;
   bool half;  // bfloat16, else float32
 };
 
-// One row, or a piece of it, as int8; inputs are a multiple of 32. False where it is not finite; it is then zeros with a step of NaN.
-//   seen: told the place of every 32 numbers, and both halves of them.
-template <class Seen>
-bool round_row(const void* row, bool half, int64_t inputs, int8_t* rounded, float* step, Seen seen) {
+// A piece of a row as int8; inputs are a multiple of 32. Where it is not finite it is zeros with a step of NaN.
+//   sums: of every SPAN of the rounded numbers, one in so many places.
+template <int64_t SPAN>
+void round_piece(const char* row, bool half, int64_t inputs, int8_t* rounded, float* step, float* sums, int64_t places) {
   // As integers the largest magnitude is found for infinities and NaN as well.
   const __m512i sign = _mm512_set1_epi32(0x7fffffff);
   __m512i most = _mm512_setzero_si512();
@@ -37,40 +43,46 @@ bool round_row(const void* row, bool half, int64_t inputs, int8_t* rounded, floa
   std::memcpy(&largest, &bits, sizeof largest);
   if (!std::isfinite(largest)) {
     std::memset(rounded, 0, inputs);
+    for (int64_t begin = 0; begin < inputs; begin += SPAN) sums[begin / SPAN * places] = 0;
     *step = std::numeric_limits<float>::quiet_NaN();
-    return false;
+    return;
   }
   *step = std::max(largest / 127.0f, std::numeric_limits<float>::min());
   const __m512 divisor = _mm512_set1_ps(*step);
-  for (int64_t k = 0; k < inputs; k += 32) {
-    __m512i whole[2];
-#pragma GCC unroll 2
-    for (int n = 0; n < 2; n++) {
-      const __m512 scaled = _mm512_div_ps(read(row, k + 16 * n, half, 0xffff), divisor);
-      whole[n] = _mm512_cvtps_epi32(scaled);
-      whole[n] = _mm512_max_epi32(_mm512_min_epi32(whole[n], _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(rounded + k + 16 * n), _mm512_cvtepi32_epi8(whole[n]));
+  const __m512i top = _mm512_set1_epi32(127), bottom = _mm512_set1_epi32(-127);
+  for (int64_t begin = 0; begin < inputs; begin += SPAN) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t k = begin; k < std::min(begin + SPAN, inputs); k += 16) {
+      const __m512i whole = _mm512_cvtps_epi32(_mm512_div_ps(read(row, k, half, 0xffff), divisor));
+      const __m512i kept = _mm512_max_epi32(_mm512_min_epi32(whole, top), bottom);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(rounded + k), _mm512_cvtepi32_epi8(kept));
+      sum = _mm512_add_epi32(sum, kept);
     }
-    seen(k, whole[0], whole[1]);
+    sums[begin / SPAN * places] = static_cast<float>(_mm512_reduce_add_epi32(sum));
   }
-  return true;
 }
 
 // All rows, in memory of this thread.
-//   pieces: of a row that have a step each.
-//   round: of a row's number, where it is, and where its numbers and its steps go.
-template <class Round>
-void round_rows(AtenTensorHandle states, const Sizes& sizes, Rounded& p, int64_t pieces, Round round) {
+template <int64_t SPAN>
+void round_rows(AtenTensorHandle states, const Sizes& sizes, Rounded& p) {
   static thread_local std::vector<int8_t> rounded;
-  static thread_local std::vector<float> steps;
-  rounded.resize(p.count * p.inputs);
-  steps.resize(p.count * pieces);
+  static thread_local std::vector<float> steps, sums;
+  const int64_t pieces = pieces_of(p.inputs);
+  rounded.resize(pieces * p.count * PIECE);
+  steps.resize(pieces * p.count);
+  sums.resize((p.inputs + SPAN - 1) / SPAN * p.count);
   const char* from = data<const char>(states);
   const int64_t width = p.half ? 2 : 4;
   for (int64_t m = 0; m < p.count; m++)
-    round(m, from + sizes.offset(m) * width, rounded.data() + m * p.inputs, steps.data() + m * pieces);
+    for (int64_t piece = 0; piece < pieces; piece++) {
+      const int64_t begin = piece * PIECE, at = piece * p.count + m;
+      round_piece<SPAN>(from + (sizes.offset(m) + begin) * width, p.half, std::min(PIECE, p.inputs - begin),
+                        rounded.data() + at * PIECE, steps.data() + at, sums.data() + begin / SPAN * p.count + m,
+                        p.count);
+    }
   p.rows = rounded.data();
   p.steps = steps.data();
+  p.sums = sums.data();
 }
 
 // 16 outputs of a row, scaled already: the bias is added, and they are written where they are. Always inline: vectors do not
