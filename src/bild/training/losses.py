@@ -145,7 +145,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Ten
 
 
 def divergence(taught: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean ``KL(p || q)`` in nats over the labelled positions, ``p`` of ``taught`` and ``q`` of ``logits``.
+    """Mean ``KL(p || q)`` in nats over positions up to each row's last label, ``p`` of ``taught``, ``q`` of ``logits``.
+
+    In a decoder-only model's row a source stands before the labels: what is likeliest after its tokens is learnt too.
 
     Args:
         taught: ``[B, T, V]``; where vocabularies are padded differently, the tokens both have count.
@@ -154,7 +156,7 @@ def divergence(taught: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """
     shared = min(taught.shape[-1], logits.shape[-1])
     p, q = (each[..., :shared].flatten(0, 1).float().log_softmax(-1) for each in (taught, logits))
-    counted = labels.flatten() != IGNORED
+    counted = (labels != IGNORED).flip(1).cummax(1).values.flip(1).flatten()
     return ((p.exp() * (p - q)).sum(-1) * counted).sum() / counted.sum()
 
 
