@@ -8,6 +8,7 @@ import torch
 from bild import BigLittleDecoder
 from bild.errors import InputError, TooLongError
 from bild.generation import Conversation
+from bild.models.eager.scorer import EagerScorer
 from tests.evaluation.chats import ASSISTANT, USER, chat_pair
 from tests.networks import EOS, build, word_tokenizer
 
@@ -60,6 +61,23 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came():
     assert len(conversation.turns) == 2
     list(conversation.say("w9"))
     assert len(conversation.turns) == 4
+
+
+def test_after_a_pass_that_was_interrupted_nothing_is_gone_on_from(monkeypatch):
+    conversation, expected = talk(max_new_tokens=20), talk(max_new_tokens=20)
+    for each in (conversation, expected):
+        list(each.say("w7 w8"))
+    extend = EagerScorer.summarize
+
+    def interrupted(self, *arguments, **options):
+        extend(self, *arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EagerScorer, "summarize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(conversation.say("w9"))
+    assert list(conversation.say("w9 w12")) == list(expected.say("w9 w12"))
 
 
 def test_the_oldest_turns_make_room():

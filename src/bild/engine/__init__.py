@@ -2,6 +2,7 @@
 
 from bild.engine.admission import Admission, Limits
 from bild.engine.engine import Engine, Load, Turn
+from bild.engine.memory import Memory
 from bild.engine.opening import Job, Middle, Models, begin, opener, small_of
 from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Ticket, Written
 
@@ -15,6 +16,7 @@ __all__ = [
     "Job",
     "Limits",
     "Load",
+    "Memory",
     "Middle",
     "Models",
     "Place",

@@ -74,20 +74,36 @@ Open = Callable[[Sequence[Job], Sequence[Row], bool], Batch]
 """Makes a batch of jobs and their rows; true where the small model decodes them alone."""
 
 
-def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batch:
-    """A batch of rows that have read nothing.
+class Starts:
+    """How the models of a new batch begin: having read nothing."""
+
+    def start(self, model: Model, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> Scorer:
+        """See :meth:`~bild.models.Model.start`."""
+        return model.start(sources, encoded)
+
+    def beside(self, model: Model, large: Scorer | None, sources: Sequence[Sequence[int]]) -> Scorer:
+        """A batch of another model than the large one, which may be elsewhere (None)."""
+        return model.start(sources) if large is None else model.beside(large, sources)
+
+
+ANEW = Starts()
+
+
+def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models, starts: Starts = ANEW) -> Batch:
+    """A batch of rows that have written nothing.
 
     Args:
         jobs: one a row.
         first: index of the first row; the others follow.
         rules: of all rows.
         models: of the pair.
+        starts: how they begin.
 
     Raises:
         InputError: a small model is needed, and there is none.
     """
     rows = [Row(first + at, job.request, within(rules)) for at, job in enumerate(jobs)]
-    return _batch(jobs, rows, models, rules.policy.alone)
+    return _batch(jobs, rows, models, rules.policy.alone, starts)
 
 
 def within(rules: Rules) -> Rules:
@@ -105,18 +121,23 @@ def opener(models: Models) -> Open:
     return opened
 
 
-def _batch(jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None) -> Batch:
+def _batch(
+    jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None, starts: Starts = ANEW
+) -> Batch:
     sources = [job.source for job in jobs]
     if models.verifier is not None and alone != "small":
-        elsewhere = _drafter(models, None, sources) if alone is None else None
+        elsewhere = _drafter(models, None, sources, starts) if alone is None else None
         return Batch(list(rows), models.verifier(jobs), elsewhere, models.large.vocab_size)
-    encoded = [job.encoded for job in jobs if job.encoded is not None]
-    scorer = small_of(models).start(sources) if alone == "small" else models.large.start(sources, encoded or None)
+    if alone == "small":
+        scorer = starts.start(small_of(models), sources)
+    else:
+        encoded = [job.encoded for job in jobs if job.encoded is not None]
+        scorer = starts.start(models.large, sources, encoded or None)
     drafter = None
     if alone is None:
         # Somebody else drafts first.
         prepare(scorer)
-        drafter = _drafter(models, scorer, sources)
+        drafter = _drafter(models, scorer, sources, starts)
     verifier = LocalVerifier(scorer, "small" if alone == "small" else "large")
     return Batch(list(rows), verifier, drafter, models.large.vocab_size)
 
@@ -132,20 +153,11 @@ def small_of(models: Models) -> Model:
     return models.small
 
 
-def _drafter(models: Models, scorer: Scorer | None, sources: Sequence[Sequence[int]]) -> Drafter:
-    drafter, middle = models.drafter(_kit(models, scorer, sources)), models.middle
+def _drafter(models: Models, large: Scorer | None, sources: Sequence[Sequence[int]], starts: Starts) -> Drafter:
+    def small() -> Drafter:
+        return ModelDrafter(starts.beside(small_of(models), large, sources))
+
+    drafter, middle = models.drafter(Kit(small, models.large.vocab_size, len(sources))), models.middle
     if middle is None:
         return drafter
-    return Cascade(_beside(middle.model, scorer, sources), drafter, middle.window, middle.name)
-
-
-def _beside(model: Model, scorer: Scorer | None, sources: Sequence[Sequence[int]]) -> Scorer:
-    """A batch of another model than the large one, which may be elsewhere."""
-    return model.start(sources) if scorer is None else model.beside(scorer, sources)
-
-
-def _kit(models: Models, scorer: Scorer | None, sources: Sequence[Sequence[int]]) -> Kit:
-    def small() -> Drafter:
-        return ModelDrafter(_beside(small_of(models), scorer, sources))
-
-    return Kit(small, models.large.vocab_size, len(sources))
+    return Cascade(starts.beside(middle.model, large, sources), drafter, middle.window, middle.name)

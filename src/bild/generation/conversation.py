@@ -7,6 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 from bild.decoding import Policy, Stats, Writer
+from bild.engine import Memory
 from bild.errors import InputError
 from bild.generation.decoder import BigLittleDecoder
 from bild.generation.result import Result
@@ -18,6 +19,8 @@ ROOM = 4
 
 class Conversation:
     """Turns of a user and answers to them; each answer is written with all turns before it in view.
+
+    What the models have read of earlier turns is kept, so that only what is new is read.
 
     Args:
         decoder: a decoder-only pair whose checkpoint has a chat template.
@@ -56,7 +59,7 @@ class Conversation:
         """Of the last answer, as far as it came."""
         self.seconds = 0.0
         """That it took."""
-        self._count = 0
+        self._count, self._memory = 0, Memory()
         # What is wrong should be said before the first turn.
         decoder.generate([], self.policy, **self._options)
 
@@ -71,13 +74,19 @@ class Conversation:
         """
         kept, ids = self._fitting([*self.turns, {"role": "user", "content": text}])
         start, written = time.perf_counter(), []
-        stream = self.decoder.stream(ids, self.policy, **self._options)
+        stream = self.decoder.stream(ids, self.policy, memory=self._memory, **self._options)
         self._count += 1
         try:
             for _ in stream:
                 for part in stream.parts:
                     written.append(part[0])
                     yield part
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # Models may have been interrupted in the middle of a pass.
+            self._memory.forget()
+            raise
         finally:
             stream.close()
             self.seconds = time.perf_counter() - start
@@ -89,6 +98,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget all turns."""
         self.turns, self.dropped = [], 0
+        self._memory.forget()
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -395,7 +395,9 @@ class BigLittleDecoder:
         Args:
             text: one input as for :meth:`generate`.
             policy: see :meth:`generate`.
-            options: those of :meth:`generate_each`, without ``batch_size``.
+            options: those of :meth:`generate_each`, without ``batch_size``; and ``memory``, a
+                :class:`~bild.engine.Memory` of decoder-only models: a text that begins as the last one did is read
+                from where they part.
 
         Returns:
             An iterator of text pieces, committed tokens only; its ``result`` is set at the end.
@@ -405,11 +407,13 @@ class BigLittleDecoder:
             raise InputError(f"stream takes one input, got {len(items)}; use generate for many")
         resolved = self.resolve_policy(policy, lossless=bool(options.pop("lossless", False)))
         models = self._drafting(options.pop("drafter", None), resolved)
-        reward = options.pop("reward", None)
+        reward, memory = options.pop("reward", None), options.pop("memory", None)
+        if memory is not None and self.large.is_encoder_decoder:
+            raise InputError("a memory is of decoder-only models, and this pair has encoders; leave it out")
         prompter, asked = self.asked(options)
         job = self._job(prompter, items[0], asked, 0, alone=True)
         start = time.perf_counter()
-        written = running.run([job], self.rules(resolved, asked.choice(), reward), models, 1)
+        written = running.run([job], self.rules(resolved, asked.choice(), reward), models, 1, memory=memory)
         return Stream(written, self.tokenizer, start)
 
     def engine(self, limits: Limits | None = None, **options: Any) -> Engine:

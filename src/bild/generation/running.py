@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Batch, Commit, Rules
-from bild.engine import Job, Models, begin
+from bild.engine import Job, Memory, Models, begin
 from bild.generation.lanes import Take, side_by_side
 from bild.generation.result import Result
 
@@ -25,7 +25,9 @@ the rows are refilled together; one model alone is 0.86 times as fast, for sourc
 """
 
 
-def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int, lanes: int = 1) -> Generator[Commit]:
+def run(
+    jobs: Iterable[Job], rules: Rules, models: Models, width: int, lanes: int = 1, memory: Memory | None = None
+) -> Generator[Commit]:
     """Decode jobs, a commit a row and round; ``Commit.row`` is the job's place.
 
     Args:
@@ -34,6 +36,7 @@ def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int, lanes: in
         models: of the pair.
         width: rows decoded together, 1…
         lanes: batches decoded side by side, 1…
+        memory: of what the models have read; width and lanes are then 1.
     """
     waiting, started = iter(jobs), 0
 
@@ -44,13 +47,15 @@ def run(jobs: Iterable[Job], rules: Rules, models: Models, width: int, lanes: in
         return first, taken
 
     def lane(take: Take) -> Iterator[list[Commit]]:
-        return _rounds(take, rules, models, width)
+        return _rounds(take, rules, models, width, begin if memory is None else memory.begin)
 
     for commits in lane(take) if lanes == 1 else side_by_side(lane, take, lanes):
         yield from commits
 
 
-def _rounds(take: Take, rules: Rules, models: Models, width: int) -> Iterator[list[Commit]]:
+def _rounds(
+    take: Take, rules: Rules, models: Models, width: int, begin: Callable[..., Batch] = begin
+) -> Iterator[list[Commit]]:
     """Decode jobs in one batch, a list of commits a round."""
     share = REFILL_DRAFTING if rules.policy.alone is None else REFILL_ALONE
     batch: Batch | None = None

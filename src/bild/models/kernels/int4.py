@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bild.models.kernels.linear import PIECE, UNIT, round_piece
+from bild.models.kernels.linear import UNIT, pieces, round_piece
 from bild.models.kernels.operators import INT4_LINEAR, INT4_PACK, operator
 
 GROUP = 32
@@ -49,9 +49,9 @@ def plain_int4_linear(states: Tensor, whole: Tensor, scale: Tensor, minimum: Ten
         minimum: likewise.
         bias: ``[out]``.
     """
-    pieces = [rounded * step for rounded, step in map(round_piece, states.split(PIECE, -1))]
+    whole_pieces = [rounded * step for rounded, step in map(round_piece, pieces(states))]
     weight = widen_int4(whole, scale, minimum).double()
-    product: Tensor = (torch.cat(pieces, -1) @ weight.t()).to(states.dtype)
+    product: Tensor = (torch.cat(whole_pieces, -1) @ weight.t()).to(states.dtype)
     return product if bias is None else product + bias
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -53,12 +53,17 @@ def plain_int8_linear(states: Tensor, weight: Tensor, scale: Tensor, bias: Tenso
         bias: ``[out]``.
     """
     sums = states.new_zeros(*states.shape[:-1], len(weight), dtype=torch.float32)
-    for piece, part in zip(states.split(PIECE, -1), weight.split(PIECE, -1), strict=True):
+    for piece, part in zip(pieces(states), pieces(weight), strict=True):
         rounded, step = round_piece(piece)
         # By way of double: a multiplication and an addition with one rounding.
         sums = (sums.double() + (rounded @ part.double().t()) * step).float()
     product = (sums * scale.float()).to(states.dtype)
     return product if bias is None else product + bias
+
+
+def pieces(states: Tensor) -> Iterator[Tensor]:
+    """Inputs that are rounded together ``[…, 256]``, the last ones fewer."""
+    return (states[..., begin : begin + PIECE] for begin in range(0, states.shape[-1], PIECE))
 
 
 def round_piece(piece: Tensor) -> tuple[Tensor, Tensor]:
