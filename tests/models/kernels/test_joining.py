@@ -8,7 +8,7 @@ from torch import nn
 
 from bild.models.int4 import Int4Linear
 from bild.models.int8 import Int8Linear
-from bild.models.kernels import building, join_products
+from bild.models.kernels import building, has_all_products, join_products
 from bild.models.kernels.operators import INT4_LINEAR, LINEAR, operator
 
 pytestmark = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
@@ -58,3 +58,29 @@ def test_products_of_the_same_states_are_made_one_and_keep_their_numbers(first, 
     assert sum(node.target is operator(kind) for node in program.graph.nodes) == count - fewer
     for found, right in zip(program.module()(states), expected, strict=True):
         assert torch.equal(found, right)
+
+
+@torch.no_grad()
+def test_a_graph_whose_products_are_all_ours_is_told_from_others():
+    module = Attention([64], [32], bias=True, kind=LINEAR)
+    others = {"mm": lambda x: x @ torch.ones(32, 5), "linear": nn.Linear(32, 5), "none": lambda x: x + 1}
+
+    def has_all(function) -> bool:
+        class Whole(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = function if isinstance(function, nn.Module) else nn.Identity()
+                self.module = module
+
+            def forward(self, states):
+                return function(self.module(states)[1])
+
+        return has_all_products(torch.export.export(Whole(), (torch.randn(2, 3, 64),), strict=False).graph)
+
+    assert {name: has_all(function) for name, function in others.items()} == {
+        "mm": False,
+        "linear": False,
+        "none": True,
+    }
+    plain = torch.export.export(nn.ReLU(), (torch.randn(2, 3),), strict=False)
+    assert not has_all_products(plain.graph)

@@ -38,6 +38,9 @@ logger = logging.getLogger("bild")
 # A loop of fewer numbers than a chunk is done before a second thread has woken up: 4 % of a step.
 LIBRARY = {"freezing": True, "cpp.min_chunk_size": 4096}
 TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+# Where all products are ours, OpenMP's threads would have loops only, and spin between them on the cores where threads
+# of our kernels multiply. SmolLM2 in int8, two threads: a token 7.3 for 9 ms, five 8.7 for 12, 512 318 for 461.
+OURS = {**LIBRARY, "cpp.threads": 1}
 SOURCES = (
     *(
         "compiled/cache.py",
@@ -191,6 +194,8 @@ def _compile(
         kernels.replace_linears(program.graph)
         kernels.join_products(program.graph)
         kernels.replace_attention(program.graph)
+        if kernels.has_all_products(program.graph):
+            options = OURS
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
         unfinished = str(Path(folder) / "graph.pt2")

@@ -20,7 +20,7 @@ from bild.models.kernels.int4 import (
     unpack_int4,
     widen_int4,
 )
-from bild.models.kernels.joining import join_products
+from bild.models.kernels.joining import has_all_products, join_products
 from bild.models.kernels.linear import fits, int8_linear, is_faster_here, pack, pad_scale, plain_int8_linear, unpack
 from bild.models.kernels.operators import graph_calls
 
@@ -29,6 +29,7 @@ __all__ = [
     "digest",
     "fits",
     "graph_calls",
+    "has_all_products",
     "has_int4",
     "int4_linear",
     "int8_linear",

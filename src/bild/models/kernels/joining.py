@@ -11,10 +11,21 @@ import torch
 from torch.fx import Graph, Node
 
 from bild.models.kernels.linear import UNIT
-from bild.models.kernels.operators import BF16_LINEAR, INT4_LINEAR, LINEAR, call, operator
+from bild.models.kernels.operators import ATTENTION, BF16_LINEAR, INT4_LINEAR, LINEAR, call, operator
 
+_THEIRS = {
+    getattr(torch.ops.aten, name)
+    for name in ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "_weight_int8pack_mm", "_int_mm")
+} | {torch.ops.aten.scaled_dot_product_attention}
 MOST = 3
 """Products made one. The keys and values of a source in all decoder layers are more, and leave the graph one by one."""
+
+
+def has_all_products(graph: Graph) -> bool:
+    """Whether our kernels make all products of an exported graph that has some."""
+    ours = {operator(name) for name in (LINEAR, INT4_LINEAR, BF16_LINEAR, ATTENTION)} - {None}
+    made = {node.target for node in graph.nodes}
+    return bool(made & ours) and not any(getattr(target, "overloadpacket", None) in _THEIRS for target in made)
 
 
 def join_products(graph: Graph) -> int:
