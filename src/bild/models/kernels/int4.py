@@ -49,9 +49,9 @@ def plain_int4_linear(states: Tensor, whole: Tensor, scale: Tensor, minimum: Ten
         minimum: likewise.
         bias: ``[out]``.
     """
-    whole_pieces = [rounded * step for rounded, step in map(round_piece, pieces(states))]
+    rounded_pieces = [rounded * step for rounded, step in map(round_piece, pieces(states))]
     weight = widen_int4(whole, scale, minimum).double()
-    product: Tensor = (torch.cat(whole_pieces, -1) @ weight.t()).to(states.dtype)
+    product: Tensor = (torch.cat(rounded_pieces, -1) @ weight.t()).to(states.dtype)
     return product if bias is None else product + bias
 
 
