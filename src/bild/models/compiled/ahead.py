@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def has_idle_cores() -> bool:
     """Whether a product of this thread leaves cores alone."""
-    return torch.get_num_threads() < (os.cpu_count() or 1)
+    return torch.get_num_threads() < _cores()
 
 
 def begin(work: Callable[[], T]) -> Future[T]:
@@ -27,7 +27,13 @@ def begin(work: Callable[[], T]) -> Future[T]:
 
 @cache
 def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="bild-ahead")
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="bild-ahead")
+
+
+@cache
+def _cores() -> int:
+    """Asked of the system once: that takes as long as a small model's token."""
+    return os.cpu_count() or 1
 
 
 # A forked process has none of the threads.
