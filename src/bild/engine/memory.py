@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from bild.decoding import Batch, Row, Rules, Scorer
-from bild.engine.opening import Job, Models, Starts, begin
-from bild.models import Model
+from bild.decoding.common import common
+from bild.engine.opening import Job, Models, begin
 
 
-class Memory(Starts):
+class Memory:
     """Goes on from the last text: a turn of a conversation begins with all turns before it, and with the answers.
 
     For decoder-only models, a text at a time. What is read in other pieces is rounded otherwise, so in number formats
@@ -42,18 +40,12 @@ class Memory(Starts):
         if not self._known:
             self.forget()
         self._kind, self._taken = kind, 0
-        batch = begin(jobs, first, rules, models, self)
+        batch = begin(jobs, first, rules, models, self._next)
         (self._row,) = batch.rows
         return batch
 
-    def start(self, model: Model, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> Scorer:
-        return self._next(lambda: model.start(sources, encoded))
-
-    def beside(self, model: Model, large: Scorer | None, sources: Sequence[Sequence[int]]) -> Scorer:
-        return self._next(lambda: super(Memory, self).beside(model, large, sources))
-
     def _next(self, make: Callable[[], Scorer]) -> Scorer:
-        """The models of a batch begin in the same order each time."""
+        """The scorer that has read the last text in this place, or a new one."""
         if self._taken == len(self._scorers):
             self._scorers.append(make())
         scorer = self._scorers[self._taken]
@@ -67,8 +59,7 @@ class Memory(Starts):
             return 0
         # Behind what is final there may be a draft that was rolled back when the text ended.
         last = self._row.tokens[: self._row.committed - 1]
-        pairs = zip(prompt[:-1], last, strict=False)
-        return next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(prompt) - 1, len(last)))
+        return min(common(prompt, last), len(prompt) - 1)
 
 
 def _are_current(models: Models) -> bool:

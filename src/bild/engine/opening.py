@@ -74,22 +74,16 @@ Open = Callable[[Sequence[Job], Sequence[Row], bool], Batch]
 """Makes a batch of jobs and their rows; true where the small model decodes them alone."""
 
 
-class Starts:
-    """How the models of a new batch begin: having read nothing."""
-
-    def start(self, model: Model, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> Scorer:
-        """See :meth:`~bild.models.Model.start`."""
-        return model.start(sources, encoded)
-
-    def beside(self, model: Model, large: Scorer | None, sources: Sequence[Sequence[int]]) -> Scorer:
-        """A batch of another model than the large one, which may be elsewhere (None)."""
-        return model.start(sources) if large is None else model.beside(large, sources)
+Starts = Callable[[Callable[[], Scorer]], Scorer]
+"""Gives the scorer of a model of a new batch; told how it is made. They are asked for in the same order each time."""
 
 
-ANEW = Starts()
+def anew(make: Callable[[], Scorer]) -> Scorer:
+    """One that has read nothing."""
+    return make()
 
 
-def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models, starts: Starts = ANEW) -> Batch:
+def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models, starts: Starts = anew) -> Batch:
     """A batch of rows that have written nothing.
 
     Args:
@@ -97,7 +91,7 @@ def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models, starts:
         first: index of the first row; the others follow.
         rules: of all rows.
         models: of the pair.
-        starts: how they begin.
+        starts: gives the models' scorers.
 
     Raises:
         InputError: a small model is needed, and there is none.
@@ -122,17 +116,18 @@ def opener(models: Models) -> Open:
 
 
 def _batch(
-    jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None, starts: Starts = ANEW
+    jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None, starts: Starts = anew
 ) -> Batch:
     sources = [job.source for job in jobs]
     if models.verifier is not None and alone != "small":
         elsewhere = _drafter(models, None, sources, starts) if alone is None else None
         return Batch(list(rows), models.verifier(jobs), elsewhere, models.large.vocab_size)
-    if alone == "small":
-        scorer = starts.start(small_of(models), sources)
-    else:
-        encoded = [job.encoded for job in jobs if job.encoded is not None]
-        scorer = starts.start(models.large, sources, encoded or None)
+    encoded = [job.encoded for job in jobs if job.encoded is not None]
+
+    def first() -> Scorer:
+        return small_of(models).start(sources) if alone == "small" else models.large.start(sources, encoded or None)
+
+    scorer = starts(first)
     drafter = None
     if alone is None:
         # Somebody else drafts first.
@@ -154,10 +149,14 @@ def small_of(models: Models) -> Model:
 
 
 def _drafter(models: Models, large: Scorer | None, sources: Sequence[Sequence[int]], starts: Starts) -> Drafter:
+    def beside(model: Model) -> Scorer:
+        # The large model may be elsewhere.
+        return starts(lambda: model.start(sources) if large is None else model.beside(large, sources))
+
     def small() -> Drafter:
-        return ModelDrafter(starts.beside(small_of(models), large, sources))
+        return ModelDrafter(beside(small_of(models)))
 
     drafter, middle = models.drafter(Kit(small, models.large.vocab_size, len(sources))), models.middle
     if middle is None:
         return drafter
-    return Cascade(starts.beside(middle.model, large, sources), drafter, middle.window, middle.name)
+    return Cascade(beside(middle.model), drafter, middle.window, middle.name)

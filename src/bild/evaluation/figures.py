@@ -11,6 +11,7 @@ import numpy as np
 
 from bild.data.examples import Example
 from bild.data.quality import DEFAULT_TOKENIZER, QualityMetric, metrics, misjudges
+from bild.decoding.common import common
 from bild.errors import InputError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES, Bootstrap, Estimate
 from bild.evaluation.journal import Journal, Record
@@ -241,15 +242,5 @@ def _agreement(records: Sequence[Record], beside: Sequence[Record]) -> dict[str,
     of = sum(len(other) for _, other in pairs)
     return {
         "same_tokens": sum(own == other for own, other in pairs) / len(pairs),
-        "same_prefix": sum(_common(own, other) for own, other in pairs) / of if of else None,
+        "same_prefix": sum(common(own, other) for own, other in pairs) / of if of else None,
     }
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens before the first difference."""
-    at = 0
-    for left, right in zip(a, b, strict=False):
-        if left != right:
-            break
-        at += 1
-    return at

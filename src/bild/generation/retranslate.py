@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from bild.decoding import FixedWindow, Policy, Replay, WithinDistance
+from bild.decoding.common import common
 from bild.errors import InputError
 from bild.generation.decoder import BigLittleDecoder
 from bild.generation.result import Result
@@ -133,11 +134,6 @@ def flicker(shown: Sequence[Sequence[int]]) -> float:
     """Normalised erasure of what was shown one after the other: tokens taken back / tokens of the last."""
     erased = sum(len(one) - common(one, then) for one, then in pairwise(shown))
     return erased / max(1, len(shown[-1])) if shown else 0.0
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def revealed(text: str, words: int = 1) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from bild.data.examples import Example
 from bild.data.quality import LABELS, quality_metric
+from bild.decoding.common import common
 from bild.errors import InputError
 from bild.evaluation.surprise import perplexity
 
@@ -65,7 +66,7 @@ class Agreement:
         if self.name == SAME_TOKENS:
             return [float(tokens == own), 1.0]
         if self.name == SAME_PREFIX:
-            return [float(shared(tokens, own)), float(len(own))]
+            return [float(common(tokens, own)), float(len(own))]
         return [self.surprise(index, tokens), float(len(tokens))]
 
     def score(self, sums: Sequence[float]) -> float | None:
@@ -123,11 +124,6 @@ def referring(sets: Mapping[str, Sequence[Example]], texts: Sequence[str]) -> di
     """The same examples, each with the large model's own text as its reference."""
     own = iter(texts)
     return {name: [replace(each, references=(next(own),)) for each in members] for name, members in sets.items()}
-
-
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def described(name: str, own: Sequence[float], large: Sequence[float], score: float | None) -> dict[str, Any]:

@@ -18,12 +18,12 @@ import torch
 from bild.data.files import whole_lines
 from bild.decoding import LocalVerifier, LowConfidence, ModelDrafter, Policy, Row, Rules, WithinDistance
 from bild.decoding.acceptance import Reading
+from bild.decoding.common import common
 from bild.decoding.draft import Work
 from bild.decoding.grouping import Group
 from bild.decoding.scorer import Scorer
 from bild.decoding.verdict import Verdict
 from bild.errors import writing
-from bild.tuning.agreement import shared
 
 if TYPE_CHECKING:
     from bild.decoding import FinishReason
@@ -194,7 +194,7 @@ class Reader:
         while standing:
             rows = [self.trees[index].row(node, self.rules) for index, _, node in standing]
             # The last token is read again: what follows it is asked for.
-            lengths = [min(shared(old, row.tokens), len(row.tokens) - 1) for old, row in zip(read, rows, strict=True)]
+            lengths = [min(common(old, row.tokens), len(row.tokens) - 1) for old, row in zip(read, rows, strict=True)]
             large.truncate(lengths)
             drafter.truncate(lengths)
             drafts = drafter.draft(rows, [BRANCH] * len(rows))
