@@ -441,6 +441,43 @@ def speed(models: Sequence[Any], policy: Policy, tokens: int = 200) -> dict[str,
     return {"tokens_s": round(tokens / seconds), "rounds": len(commits), "drafted": drafted, "accepted": accepted}
 
 
+# Training.
+
+
+def training() -> dict[str, Any]:
+    """A training step of the bundled large shape, as it is and recorded: the same gradients, and milliseconds."""
+    from bild.models import load_network
+    from bild.training import Recipe
+    from bild.training.batches import IGNORED
+    from bild.training.losses import Objective
+    from bild.training.recording import Recorder
+
+    needs_gpu()
+    folder = str(ROOT / "models" / "de-en" / "large")
+    network = load_network(folder, dtype=torch.float32, device=DEVICE, trainable=True)
+    objective = Objective(network, Recipe(epochs=1), torch.bfloat16).train()
+    ids = torch.randint(2, 7000, (1000, 16), device=DEVICE)
+    read, labels = torch.ones_like(ids), ids.masked_fill(ids % 5 == 0, IGNORED)
+    read[::3, 10:] = 0
+    inputs = {"input_ids": ids, "attention_mask": read, "decoder_input_ids": ids.flip(1), "labels": labels}
+    recorder = Recorder(objective)
+
+    def step() -> None:
+        network.zero_grad()
+        objective(**inputs).backward()
+
+    step()
+    weights = [weight for weight in network.parameters() if weight.grad is not None]
+    wanted = [weight.grad.clone() for weight in weights]
+    # The second shape's recording must not disturb the first's.
+    recorder(inputs), recorder({name: value[:500] for name, value in inputs.items()}), recorder(inputs)
+    apart = [float((weight.grad - own).norm() / own.norm()) for weight, own in zip(weights, wanted, strict=True)]
+    return {
+        "positions": 2 * ids.numel(), "furthest_gradient": round(max(apart), 4), "eager_ms": ms(step, 10),
+        "recorded_ms": ms(lambda: recorder(inputs), 10), "gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
+    }  # fmt: skip
+
+
 # Draws.
 
 
@@ -494,6 +531,7 @@ BLOCKS: dict[str, tuple[Block, float]] = {
     "waiting": (waiting, 30),
     "bundled": (bundled, 120),
     "ratio": (ratio, 150),
+    "training": (training, 60),
     "draws": (draws, 20),
     "edges": (edges, 60),
     "contract_recorded": (contract_recorded, 160),

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from bild.training.batches import CHUNK, IGNORED, Batches, Collator
+from bild.training.batches import CHUNK, IGNORED, Batches, Collator, rounded
 from bild.training.corpus import Corpus
+from bild.training.losses import Objective
 from tests.networks import EOS, PAD, START, build, random_tokens
 from tests.training.tiny import recipe
 
@@ -109,3 +110,45 @@ def test_padding_changes_no_loss():
         alone = [loss for row in range(6) for loss in losses([row])]
         assert losses(list(range(6))) == pytest.approx(alone, rel=1e-9), name
         assert np.std(alone) > 0.1
+
+
+def test_lengths_are_rounded_up_by_a_third_at_most_to_few():
+    assert [rounded(length) for length in (1, 4, 5, 16, 17, 20, 21, 33, 64, 65)] == [
+        4,
+        4,
+        8,
+        16,
+        20,
+        20,
+        24,
+        40,
+        64,
+        80,
+    ]
+    assert all(length <= rounded(length) <= max(4, 8, length * 4 / 3) for length in range(1, 600))
+    assert len({rounded(length) for length in range(1, 257)}) == 20
+
+
+@pytest.mark.parametrize("start", [START, None])
+def test_few_shapes_change_no_loss(start):
+    """Batches filled up to a few shapes: every example once, and the losses of those that are not filled up."""
+    corpus, joined = corpus_of(400), start is None
+    network = build("gpt2" if joined else "t5")
+    batches = Batches(corpus, recipe(batch_tokens=600), joined=joined, few_shapes=True)
+    epoch = batches.epoch(0)
+    assert sorted(row for batch in epoch for row in batch) == list(range(len(corpus)))
+    filled, plain = Collator(corpus, PAD, start, batches.capacity), Collator(corpus, PAD, start)
+    shapes = Counter(filled(batch)["labels"].shape for batch in epoch)
+    assert len(shapes) <= 10 < len({plain(batch)["labels"].shape for batch in epoch})
+    assert all(rows * width <= 600 for rows, width in shapes)
+    objective = Objective(network, recipe())
+    for batch in epoch[:5]:
+        losses = []
+        for collate in (filled, plain):
+            inputs = collate(batch)
+            assert inputs.pop("rows").tolist() == batch
+            network.zero_grad()
+            loss = objective(**inputs)
+            loss.backward()
+            losses.append([loss.item(), *(float(weight.grad.norm()) for weight in network.parameters())])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -6,6 +6,7 @@ import pytest
 
 from bild.data import Data, Example
 from bild.errors import InputError
+from bild.training import corpus as corpus_module
 from bild.training.corpus import Coder, Corpus, TrainingText, pairs_of
 from tests.networks import EOS, build, word_tokenizer
 
@@ -88,3 +89,11 @@ def test_the_digest_is_of_the_tokens():
     one, same, other = corpus_of(coder), corpus_of(coder), corpus_of(coder, ROWS[:2])
     assert one.digest == same.digest != other.digest
     assert corpus_of(coder, [("1", "w2", ("w3",))]).digest != corpus_of(coder, [("1", "w3", ("w2",))]).digest
+
+
+def test_what_a_network_can_place_is_asked_once(monkeypatch):
+    """Configurations take a tenth of a millisecond to answer, which was four fifths of the time of reading texts."""
+    asked = []
+    monkeypatch.setattr(corpus_module, "max_positions", lambda config: asked.append(config) or 512)
+    corpus = corpus_of(Coder(word_tokenizer(), T5))
+    assert len(corpus) == 4 and len(asked) == 1

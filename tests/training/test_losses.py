@@ -8,7 +8,7 @@ from torch import nn
 
 from bild.errors import InputError, LoadError
 from bild.training.batches import IGNORED
-from bild.training.losses import Objective, cross_entropy, divergence, layer_weights
+from bild.training.losses import Objective, cross_entropy, disagreement, divergence, layer_weights
 from tests.networks import ARCHITECTURES, build
 from tests.training.tiny import recipe
 
@@ -182,3 +182,37 @@ def test_with_a_short_list_only_its_tokens_are_learnt_and_compared():
         torch.testing.assert_close(objective(labels, input_ids=text), value)
     with pytest.raises(InputError, match="inner layers have no short list"):
         Objective(network, recipe(loss="calm"), short_list=ids)
+
+
+def test_two_passes_that_disagree_cost_more():
+    logits = torch.randn(4, 3, 11, generator=torch.Generator().manual_seed(0))
+    labels = torch.full((4, 3), 5)
+    labels[[0, 2], 1:] = IGNORED
+    q, r = logits.double().softmax(-1).chunk(2)
+    both = (q * (q / r).log()).sum(-1) + (r * (r / q).log()).sum(-1)
+    expected = both[labels[:2] != IGNORED].mean() / 2
+    assert disagreement(logits, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert disagreement(torch.cat([logits[:2], logits[:2]]), labels).item() == 0
+
+
+def test_r_drop_is_the_mean_loss_of_two_passes_and_how_they_disagree():
+    network = build("t5")
+    network.config.dropout_rate = 0.3
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.3
+    batch = batch_of(network)
+    twice = {name: torch.cat([value, value]) for name, value in batch.items()}
+    losses = []
+    for weight in (0.0, 4.0):
+        objective = Objective(network, recipe(r_drop=weight, dropout=0.3)).train()
+        torch.manual_seed(1)
+        losses.append(objective(**(batch if weight else twice)).item())
+    torch.manual_seed(1)
+    logits = network(**{name: value for name, value in twice.items() if name != "labels"}, use_cache=False).logits
+    apart = disagreement(logits, twice["labels"]).item()
+    assert apart > 0.001
+    assert losses[1] == pytest.approx(losses[0] + 2 * apart, rel=1e-5)
+    # Without dropout the passes are alike.
+    alike = Objective(network, recipe(r_drop=4.0, dropout=0.3)).eval()
+    assert alike(**batch).item() == pytest.approx(network.eval()(**batch).loss.item(), rel=1e-5)

@@ -264,6 +264,49 @@ def test_dropout_is_what_the_recipe_says(tmp_path):
     assert (gpt2.resid_pdrop, gpt2.embd_pdrop, gpt2.attn_pdrop) == (0.25, 0.25, 0.25)
 
 
+class OnTheCpu:
+    """What a recorder does, unrecorded."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.shapes = objective, set()
+
+    def __call__(self, inputs):
+        assert all(module.training for module in self.objective.network.modules())
+        self.shapes.add(inputs["labels"].shape)
+        loss = self.objective(**inputs)
+        loss.backward()
+        return loss.detach()
+
+
+def test_recorded_steps_drop_out_and_have_few_shapes(tmp_path, monkeypatch):
+    """Where a step is recorded the Trainer's own does not run, which is what tells a network that it is trained."""
+    recorders = []
+
+    def recorder(objective):
+        recorders.append(OnTheCpu(objective))
+        return recorders[-1]
+
+    monkeypatch.setattr(job, "pays", lambda objective: True)
+    monkeypatch.setattr(loop, "Recorder", recorder)
+    start = Start(checkpoint=checkpoint(tmp_path / "start"))
+    chosen = recipe(dropout=0.3, batch_tokens=100, max_steps=20)
+    state = train(start, data_of(ROWS), tmp_path / "run", chosen, settings=settings())
+    assert state.step == 20 and recorders[0].shapes == {(12, 4), (6, 8)}
+    assert not same_weights(tmp_path / "start", tmp_path / "run")
+
+
+def test_a_network_that_cannot_be_recorded_is_trained_as_it_is(tmp_path, monkeypatch, capsys):
+    def refuse(inputs):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(job, "pays", lambda objective: True)
+    monkeypatch.setattr(loop, "Recorder", lambda objective: refuse)
+    start = Start(checkpoint=checkpoint(tmp_path / "start"))
+    assert train(start, data_of(ROWS), tmp_path / "run", recipe(), settings=settings()).step == 12
+    said = capsys.readouterr().err
+    assert said.count("steps are not recorded, which is slower: RuntimeError: operation not permitted") == 1
+
+
 def recipe_without_dropout():
     return bild.training.Recipe.preset("paper", max_steps=1)
 

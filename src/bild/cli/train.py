@@ -67,6 +67,7 @@ def train(
     warmup_steps: training.WarmupSteps = None,
     label_smoothing: training.LabelSmoothing = None,
     dropout: training.Dropout = None,
+    r_drop: training.RDrop = None,
     loss: Annotated[
         str,
         typer.Option(

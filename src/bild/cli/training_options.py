@@ -75,6 +75,14 @@ LabelSmoothing = Annotated[
     float | None, typer.Option(help="0…1, default 0. Lowers confidence.", rich_help_panel=RECIPE)
 ]
 Dropout = Annotated[float | None, typer.Option(help="0…1, default 0. A third of a CPU's step.", rich_help_panel=RECIPE)]
+RDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--r-drop",
+        help="0…, default 0. Two passes with different dropout are to agree; for little data.",
+        rich_help_panel=RECIPE,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of weights, order and dropout.", rich_help_panel=RECIPE)]
 Dtype = Annotated[str, typer.Option(help="Of matrix products: auto, float32 or bfloat16.", rich_help_panel=RUN)]
 SaveDtype = Annotated[

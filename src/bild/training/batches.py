@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from bild.training.corpus import Corpus, Ids
 from bild.training.recipe import Recipe
 
 CHUNK = 4000
-"""Examples that are sorted by length together: enough for batches of like length, few enough to stay random."""
+"""Examples that are sorted by length together, at least: enough for batches of like length, few enough to stay
+random. Batches of many positions need more."""
 UNBOUNDED = 1 << 40
 """Steps of a run that ends by the clock."""
+Numbers = NDArray[np.int64]
 IGNORED = -100
 """Label of a position that no loss counts."""
 
@@ -28,13 +30,23 @@ class Batches:
         corpus: at least one example.
         recipe: its seed, and how large a batch is.
         joined: whether source and target are one sequence (decoder-only).
+        few_shapes: whether lengths count as :func:`rounded`, both sides as the longer one.
     """
 
-    def __init__(self, corpus: Corpus, recipe: Recipe, *, joined: bool) -> None:
+    def __init__(self, corpus: Corpus, recipe: Recipe, *, joined: bool, few_shapes: bool = False) -> None:
         self.recipe, self.joined = recipe, joined
         self.lengths = np.array([list(map(len, corpus.sources)), list(map(len, corpus.targets))]).T
         if joined:
             self.lengths = self.lengths.sum(1, keepdims=True)
+        if few_shapes:
+            self.lengths[:] = [[rounded(longest)] for longest in self.lengths.max(1).tolist()]
+
+    def capacity(self, width: int) -> int:
+        """Most rows of a batch whose sides have this length."""
+        if self.recipe.batch_size is not None:
+            return self.recipe.batch_size
+        assert self.recipe.batch_tokens is not None
+        return max(1, self.recipe.batch_tokens // (width * int(self.lengths.shape[1])))
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of a pass over the data, counted from 0, as numbers of examples."""
@@ -44,7 +56,8 @@ class Batches:
             return [
                 order[at : at + self.recipe.batch_size].tolist() for at in range(0, len(order), self.recipe.batch_size)
             ]
-        batches = [batch for at in range(0, len(order), CHUNK) for batch in self._bucket(order[at : at + CHUNK])]
+        chunk = max(CHUNK, self.recipe.batch_tokens or 0)
+        batches = [batch for at in range(0, len(order), chunk) for batch in self._bucket(order[at : at + chunk])]
         return [batches[at] for at in generator.permutation(len(batches))]
 
     def _bucket(self, chunk: NDArray[np.int64]) -> list[list[int]]:
@@ -99,6 +112,12 @@ class _Remaining(Sampler[list[int]]):
         return self.steps - self.step
 
 
+def rounded(length: int) -> int:
+    """A length as one of few, at most a third longer: multiples of 4, then four for each power of two."""
+    step = max(4, 1 << max(0, (length - 1).bit_length() - 3))
+    return -(-length // step) * step
+
+
 class Collator:
     """Turns examples into the tensors of a forward pass and its labels.
 
@@ -106,40 +125,75 @@ class Collator:
         corpus: where the examples are.
         pad: token id that fills rows up.
         start: token id an encoder-decoder's decoder begins with; None: decoder-only.
+        capacity: rows of a batch by its length: batches are filled up to them and lengths are :func:`rounded`, so
+            that there are few shapes. None: batches are as large as their examples.
     """
 
-    def __init__(self, corpus: Corpus, pad: int, start: int | None) -> None:
-        self.corpus, self.pad, self.start = corpus, pad, start
+    def __init__(
+        self, corpus: Corpus, pad: int, start: int | None, capacity: Callable[[int], int] | None = None
+    ) -> None:
+        self.pad, self.start, self.capacity = pad, start, capacity
+        if start is None:
+            both = zip(corpus.sources, corpus.targets, strict=True)
+            self.sides = [_Side([np.concatenate(pair) for pair in both])]
+            self.prompts = np.array([len(source) for source in corpus.sources])
+        else:
+            self.sides = [_Side(corpus.sources), _Side(corpus.targets)]
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """``input_ids``, ``labels``, for an encoder-decoder ``attention_mask`` and ``decoder_input_ids``, all
         ``[B, T]``, and ``rows``, the examples' numbers."""
-        sources, targets = ([side[row] for row in rows] for side in (self.corpus.sources, self.corpus.targets))
-        numbers = torch.tensor(rows)
-        if self.start is None:
-            return self._joined(sources, targets) | {"rows": numbers}
-        shifted = [np.concatenate([[self.start], target[:-1]]) for target in targets]
+        numbers = np.array(rows)
+        arrays = self._joined(numbers) if self.start is None else self._apart(numbers)
+        return {name: torch.from_numpy(array) for name, array in (arrays | {"rows": numbers}).items()}
+
+    def _apart(self, numbers: Numbers) -> dict[str, Numbers]:
+        widths = [int(side.lengths[numbers].max()) for side in self.sides]
+        (source, is_source), (target, is_target) = self._blocks(numbers, widths)
+        read = np.full_like(target, self.start)
+        read[:, 1:] = np.where(is_target, target, self.pad)[:, :-1]
+        # A row that nothing is in is read, too: attention to no position at all is not a number.
+        is_source[len(numbers) :, 0] = True
         return {
-            "input_ids": _padded(sources, self.pad),
-            "attention_mask": _padded([np.ones_like(source) for source in sources], 0),
-            "decoder_input_ids": _padded(shifted, self.pad),
-            "labels": _padded(targets, IGNORED),
-            "rows": numbers,
+            "input_ids": np.where(is_source, source, self.pad),
+            "attention_mask": is_source.astype(np.int64),
+            "decoder_input_ids": read,
+            "labels": np.where(is_target, target, IGNORED),
         }
 
-    def _joined(self, sources: list[Ids], targets: list[Ids]) -> dict[str, Tensor]:
+    def _joined(self, numbers: Numbers) -> dict[str, Numbers]:
         """Source and target as one sequence; the label of a position is the next token, if that is target."""
-        inputs = [np.concatenate([source, target[:-1]]) for source, target in zip(sources, targets, strict=True)]
-        labels = [
-            np.concatenate([np.full(len(source) - 1, IGNORED), target])
-            for source, target in zip(sources, targets, strict=True)
-        ]
-        return {"input_ids": _padded(inputs, self.pad), "labels": _padded(labels, IGNORED)}
+        ((ids, is_there),) = self._blocks(numbers, [int(self.sides[0].lengths[numbers].max())])
+        is_target = is_there.copy()
+        is_target[: len(numbers)] &= np.arange(ids.shape[1]) >= self.prompts[numbers][:, None]
+        is_read = is_there[:, 1:]
+        return {
+            "input_ids": np.where(is_read, ids[:, :-1], self.pad),
+            "labels": np.where(is_target[:, 1:], ids[:, 1:], IGNORED),
+        }
+
+    def _blocks(self, numbers: Numbers, widths: list[int]) -> list[tuple[Numbers, NDArray[np.bool_]]]:
+        """Each side's ids ``[B, T]`` and where there are any."""
+        rows = len(numbers)
+        if self.capacity is not None:
+            width = rounded(max(widths))
+            widths, rows = [width] * len(widths), max(rows, self.capacity(width))
+        return [side.block(numbers, rows, width) for side, width in zip(self.sides, widths, strict=True)]
 
 
-def _padded(rows: Sequence[NDArray[np.integer]], fill: int) -> Tensor:
-    """Rows side by side ``[B, T]``, filled up on the right."""
-    block = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
-    for row, ids in zip(block, rows, strict=True):
-        row[: len(ids)] = ids
-    return torch.from_numpy(block)
+class _Side:
+    """Token ids of all examples in one row, so that a batch is one look-up."""
+
+    def __init__(self, texts: Sequence[Ids]) -> None:
+        self.lengths = np.array([len(text) for text in texts])
+        self.starts = self.lengths.cumsum() - self.lengths
+        self.flat = np.concatenate(texts)
+
+    def block(self, numbers: Numbers, rows: int, width: int) -> tuple[Numbers, NDArray[np.bool_]]:
+        """Ids of some examples ``[rows, width]`` and where there are any."""
+        ids, is_there = np.zeros((rows, width), dtype=np.int64), np.zeros((rows, width), dtype=np.bool_)
+        places = np.arange(width)
+        is_there[: len(numbers)] = places < self.lengths[numbers][:, None]
+        found = np.minimum(self.starts[numbers][:, None] + places, len(self.flat) - 1)
+        ids[: len(numbers)] = self.flat[found]
+        return ids, is_there

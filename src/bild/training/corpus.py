@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -117,7 +118,7 @@ class Coder:
             self.tokenizer, self.config, self.prefix, self.chat, src_lang=self.src_lang, tgt_lang=self.tgt_lang
         )
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Most tokens a text may have: what the network can place and the tokenizer says."""
         named, placed = self.tokenizer.model_max_length, max_positions(self.config)

@@ -27,6 +27,7 @@ from bild.training.loop import Horizon, Plan, run
 from bild.training.losses import Objective
 from bild.training.progress import Progress, duration, say
 from bild.training.recipe import Recipe
+from bild.training.recording import pays
 from bild.training.settings import Settings
 from bild.training.start import Start
 from bild.training.vocabulary import kept_tokenizer
@@ -174,7 +175,9 @@ class Job:
         self.network = network = objective.network
         self.folder, self.recipe, self.settings, self.facts = folder, recipe, settings, facts
         self.saved_as = came_in if settings.save_dtype == "auto" else resolve_dtype(settings.save_dtype)
-        self.batches = Batches(corpus, recipe, joined=not network.config.is_encoder_decoder)
+        self.is_recorded = pays(objective)
+        joined = not network.config.is_encoder_decoder
+        self.batches = Batches(corpus, recipe, joined=joined, few_shapes=self.is_recorded)
         self.steps = self.batches.steps()
         self.progress = Progress(folder, None if self.steps == UNBOUNDED else self.steps)
         self.state = State()
@@ -218,11 +221,12 @@ class Job:
             recipe=self.recipe,
             steps=self.steps,
             batches=self.batches.remaining(self.state.step, self.steps),
-            collate=Collator(self.corpus, pad, start),
+            collate=Collator(self.corpus, pad, start, self.batches.capacity if self.is_recorded else None),
             places=self.corpus.places,
             log_every=self.settings.log_every,
             eval_every=None if self.dev is None else every,
             save_minutes=self.settings.save_minutes,
+            is_recorded=self.is_recorded,
             on_log=self.progress.logged,
             on_eval=self._score,
             on_save=self._save_state,
@@ -233,7 +237,7 @@ class Job:
             return self.settings.compile
         minutes = self.recipe.max_minutes
         is_long = self.steps >= LONG_RUN and (minutes is None or minutes >= LONG_MINUTES)
-        return is_long and (self.network.device.type == "cuda" or has_compiler())
+        return is_long and not self.is_recorded and (self.network.device.type == "cuda" or has_compiler())
 
     def _score(self) -> bool:
         """Score the network, keep it if it is the best; whether to stop."""

@@ -17,11 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from bild.errors import InputError
+from bild.errors import InputError, one_line
 from bild.training.checkpoint import Resumed, State
 from bild.training.losses import Objective, targets_in
 from bild.training.optimizer import make_optimizer
+from bild.training.progress import say
 from bild.training.recipe import Recipe
+from bild.training.recording import Recorder
 
 WINDOW = 50
 """Steps whose time tells how many more there will be."""
@@ -43,6 +45,7 @@ class Plan:
         log_every: steps between lines of progress.
         eval_every: steps between dev scores.
         save_minutes: time between states.
+        is_recorded: whether a step is recorded for each shape of batch (:mod:`bild.training.recording`).
         on_log: told step, loss, rate, speed.
         on_eval: scores the network as it is, but not after the last step; whether to stop.
         on_save: writes a state.
@@ -57,6 +60,7 @@ class Plan:
     log_every: int
     eval_every: int | None
     save_minutes: float
+    is_recorded: bool
     on_log: Callable[[dict[str, float]], None]
     on_eval: Callable[[], bool]
     on_save: Callable[[Any], None]
@@ -104,6 +108,7 @@ class _Trainer(Trainer):
         self.plan, self.progress, self.resumed = plan, state, resumed
         self.counts = _Counts()
         self.horizon = Horizon(plan.steps, plan.recipe.max_minutes, state)
+        self.recorder = Recorder(objective) if plan.is_recorded else None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         numbers: Any = range(len(self.plan.places))
@@ -131,7 +136,18 @@ class _Trainer(Trainer):
         tokens = targets_in(inputs["labels"])
         self.counts.tokens += tokens
         self.progress.tokens += tokens
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.recorder is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            try:
+                # As the Trainer's own step does; a checkpoint comes without dropout.
+                model.train()
+                loss = self.recorder(inputs)
+            except RuntimeError as error:
+                # A network that asks its device for a number as it computes, or too little memory.
+                say(f"steps are not recorded, which is slower: {one_line(error)}")
+                self.recorder = None
+                loss = super().training_step(model, inputs, num_items_in_batch)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         # Both numbers in one transfer: a device is waited for once a step.
         value, norm = torch.stack([loss.float(), torch.nn.utils.get_total_norm(gradients).float()]).tolist()

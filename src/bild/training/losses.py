@@ -9,6 +9,10 @@ With ``L(i)`` the cross-entropy of the tokens when the shared head reads decoder
 and, for a share λ that learns from another network's distributions p rather than from tokens,
 
     distill     (1 − λ) L(n) + λ KL(p || q)     Zhou et al. 2024 (DistillSpec), forward KL
+
+and, with q and r of two passes of one batch whose dropout differs,
+
+    r-drop      mean of both L(n) + α/2 · ½ (KL(q || r) + KL(r || q))     Liang et al. 2021, halved
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ class Objective(nn.Module):
 
     Args:
         network: its weights are trained in place.
-        recipe: loss, exit layer and label smoothing.
+        recipe: loss, exit layer, label smoothing and R-Drop.
         dtype: what matrix products are computed in; weights keep theirs.
         teacher: the network whose distributions are learnt where the recipe distills; frozen.
         short_list: tokens that are scored ``[n]``, ascending (:mod:`bild.models.short_list`): the teacher's
@@ -59,11 +63,11 @@ class Objective(nn.Module):
         if recipe.distill and teacher is None:
             raise InputError(f"distill is {recipe.distill}, but there is no large model to learn from; use bild align")
         self.network, self.smoothing, self.dtype = network, recipe.label_smoothing, dtype
-        self.distill = recipe.distill
+        self.distill, self.r_drop = recipe.distill, recipe.r_drop
         # Not a module of this one: its weights are neither trained nor saved.
         self._teacher = (teacher,)
         self.short_list = None if short_list is None else short_list.to(network.device)
-        self.cross_entropy, self.divergence = cross_entropy, divergence
+        self.cross_entropy, self.divergence, self.disagreement = cross_entropy, divergence, disagreement
         self.inner, self.last = {}, 1.0
         if recipe.loss != "last":
             weights = layer_weights(recipe, count_layers(network))
@@ -77,6 +81,9 @@ class Objective(nn.Module):
             labels: next tokens ``[B, T]``, :data:`~bild.training.batches.IGNORED` where none counts.
             inputs: of the network, ``[B, …]``.
         """
+        if self.r_drop:
+            labels = torch.cat([labels, labels])
+            inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype != torch.float32):
             with scoring(self.network, self.short_list):
                 output = self.network(**inputs, use_cache=False, output_hidden_states=bool(self.inner))
@@ -86,6 +93,8 @@ class Objective(nn.Module):
                 loss = share * self.cross_entropy(output.logits, self.listed(labels), self.smoothing)
             if self.distill > 0:
                 loss = loss + self.distill * self.divergence(self.taught(inputs), output.logits, labels)
+            if self.r_drop:
+                loss = loss + self.r_drop / 2 * self.disagreement(output.logits, labels)
             for layer, weight in self.inner.items():
                 loss = loss + weight * self.cross_entropy(self.read(output, layer), labels, self.smoothing)
         return loss
@@ -130,6 +139,7 @@ class Objective(nn.Module):
                     layer.compile(dynamic=True)
         self.cross_entropy = torch.compile(cross_entropy, dynamic=True)
         self.divergence = torch.compile(divergence, dynamic=True)
+        self.disagreement = torch.compile(disagreement, dynamic=True)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -158,6 +168,18 @@ def divergence(taught: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     p, q = (each[..., :shared].flatten(0, 1).float().log_softmax(-1) for each in (taught, logits))
     counted = (labels != IGNORED).flip(1).cummax(1).values.flip(1).flatten()
     return ((p.exp() * (p - q)).sum(-1) * counted).sum() / counted.sum()
+
+
+def disagreement(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean ``½ (KL(q || r) + KL(r || q))`` in nats over labelled tokens, of two passes.
+
+    Args:
+        logits: ``[2 B, T, V]``, one pass after the other.
+        labels: ``[2 B, T]``, alike in both halves.
+    """
+    q, r = logits.flatten(0, 1).float().log_softmax(-1).chunk(2)
+    counted = labels.flatten().chunk(2)[0] != IGNORED
+    return (((q.exp() - r.exp()) * (q - r)).sum(-1) * counted).sum() / (2 * counted.sum())
 
 
 def layer_weights(recipe: Recipe, layers: int) -> dict[int, float]:
