@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 
 class BildError(Exception):
@@ -61,6 +62,21 @@ class VerifierError(BildError):
 
 class VocabularyError(BildError, ValueError):
     """Two checkpoints that do not share a vocabulary."""
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> None:
+    """Refuse what is not a whole number, or is too small a one.
+
+    Args:
+        name: of the option.
+        value: what came.
+        least: smallest that is allowed.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"{name} is {value!r}; allowed is {least} or more, a whole number")
 
 
 def one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from bild.cli.inputs import check_texts, read_sources
 from bild.cli.line_decoder import LineDecoder
 from bild.cli.report import Report
 from bild.cli.writing_options import OUTPUT, TEXT, json_object
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 
 LONG_FILE = 500
 """Lines from which compiling pays, even if it must be done first."""
@@ -154,8 +154,7 @@ def generate(
     check_reward(chosen, reward)
     if logprobs is not None and not as_json:
         raise InputError("logprobs are shown in JSON only; give --json, too, or leave --logprobs out")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
+    check_count("batch_size", batch_size)
     options.share_cores(lanes)
     decoder = options.load_decoder(
         large=large,

@@ -143,10 +143,9 @@ def share_cores(lanes: int) -> None:
     Raises:
         InputError: not a number of lanes.
     """
-    from bild.errors import InputError
+    from bild.errors import check_count
 
-    if lanes < 1:
-        raise InputError(f"lanes is {lanes}; allowed is 1 or more")
+    check_count("lanes", lanes)
     if lanes > 1:
         import torch
 

@@ -10,7 +10,7 @@ import typer
 from bild.cli import data_options as examples
 from bild.cli import pair_options as options
 from bild.cli.streams import print_json
-from bild.errors import InputError
+from bild.errors import check_count
 
 if TYPE_CHECKING:
     from bild.tuning.plan import Plan
@@ -52,8 +52,7 @@ def plan(
     from bild.data import read_sets
     from bild.tuning import plan as planning
 
-    if limit < 1:
-        raise InputError(f"limit is {limit}; allowed is 1 or more")
+    check_count("limit", limit)
     columns = {"source_column": source_column, "target_column": target_column}
     sets = read_sets(data, None, split=split, limit=limit, **columns)
     decoder = options.load_decoder(

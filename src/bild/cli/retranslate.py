@@ -9,7 +9,7 @@ import typer
 from bild.cli import pair_options as options
 from bild.cli.inputs import read_sources
 from bild.cli.streams import print_json, print_line
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 
 LIVE, TEXT, OUTPUT = "Re-translation", "Text", "Output"
 
@@ -50,8 +50,7 @@ def retranslate(
     would now change. Flicker is normalised erasure: tokens taken back / tokens of the last translation.
     """
     sources, _ = read_sources(texts, input)
-    if words < 1:
-        raise InputError(f"words is {words}; allowed is 1 or more")
+    check_count("words", words)
     decoder = options.load_decoder(
         large=large,
         small=small,

@@ -9,7 +9,7 @@ import typer
 
 from bild.cli import pair_options as options
 from bild.cli.inputs import read_sources
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 
 TEXT = "Text"
 
@@ -46,8 +46,7 @@ def train_ngram(
     sources = [source for source in read_sources(None, input)[0] if source.error is None and source.text.strip()]
     if not sources:
         raise InputError(f"{input} holds no text to count in; give one text a line")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; allowed is 1 or more")
+    check_count("batch_size", batch_size)
     decoder = options.load_decoder(
         large=large,
         small=small,

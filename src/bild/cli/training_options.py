@@ -126,12 +126,11 @@ def prepare(threads: int | None) -> None:
     Raises:
         InputError: not a number of threads.
     """
-    from bild.errors import InputError
+    from bild.errors import check_count
 
     quieten()
     import torch
 
     if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads is {threads}; allowed is 1 or more")
+        check_count("threads", threads)
         torch.set_num_threads(threads)

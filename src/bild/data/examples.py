@@ -12,7 +12,7 @@ from typing import Any
 
 from bild.data.files import FileRow, read_rows
 from bild.data.lines import problem
-from bild.errors import InputError, one_line, reading
+from bild.errors import InputError, check_count, one_line, reading
 
 FILE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".txt", ".json", ".gz")
 
@@ -71,8 +71,8 @@ def read_examples(
     Raises:
         InputError: nothing there, or no usable example in it. Single bad lines are in ``skipped``.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; allowed is 1 or more")
+    if limit is not None:
+        check_count("limit", limit)
     if _is_file(spec):
         target = None if target_data is None else Path(target_data)
         rows = read_rows(Path(spec), target, (source_column, target_column))

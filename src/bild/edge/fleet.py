@@ -16,7 +16,7 @@ from bild.edge.costs import Costs
 from bild.edge.link import HEADERS, Clock, Link
 from bild.edge.recording import Recording, Text
 from bild.edge.window import Controller, Fixed
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 
 ROUTINGS = ("random", "round_robin", "shortest_queue")
 BATCHINGS = ("fifo", "length")
@@ -61,8 +61,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         for name in ("devices", "targets", "texts", "rows"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
+            check_count(name, getattr(self, name))
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise InputError(f"rate is {self.rate}; allowed is more than 0 texts a second")
         for name, allowed in (("routing", ROUTINGS), ("batching", BATCHINGS)):

@@ -22,7 +22,7 @@ import torch
 from bild.decoding import LocalVerifier, Row, Scorer
 from bild.edge.sessions import Refusal, Reply, Session, cells
 from bild.edge.wire import GONE, Answer, Proposal
-from bild.errors import BusyError, InputError, StoppedError, TooLongError
+from bild.errors import BusyError, InputError, StoppedError, TooLongError, check_count
 
 logger = logging.getLogger("bild.edge")
 READ_TOKENS = 64
@@ -60,9 +60,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("rows", "cells", "sessions"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise InputError(f"{name} is {value!r}; allowed is 1 or more, a whole number")
+            check_count(name, getattr(self, name))
         if not 0 < self.idle_s < math.inf:
             raise InputError(f"idle is {self.idle_s:g} s; allowed is more than 0")
         if not 0 <= self.wait_s < math.inf:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from bild.decoding import Draft, Drafter, History, Learner, Row, Verdict
 from bild.edge.plan import expected_tokens
-from bild.errors import InputError
+from bild.errors import check_count
 
 LONGEST = 16
 FIRST = 4
@@ -56,7 +56,7 @@ class Fixed:
     window: int = FIRST
 
     def __post_init__(self) -> None:
-        _check(self.window)
+        check_count("window", self.window)
 
     def learn(self, drafted: int, accepted: int, verify_s: float, draft_s: float) -> None:
         """Nothing."""
@@ -205,8 +205,3 @@ class Windowed:
 
     def join(self, other: Windowed) -> None:
         self.drafter.join(other.drafter)
-
-
-def _check(window: int) -> None:
-    if type(window) is not int or window < 1:
-        raise InputError(f"window is {window!r}; allowed is 1 or more, a whole number")

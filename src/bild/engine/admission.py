@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bild.engine.opening import Job
 from bild.engine.tickets import Ticket
-from bild.errors import InputError, TooLongError
+from bild.errors import TooLongError, check_count
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("rows", "cells", "queue", "queue_tokens", "source_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} is {value!r}; allowed is 1 or more, a whole number")
+            check_count(name, getattr(self, name))
 
 
 @dataclass

@@ -21,7 +21,7 @@ from bild.engine.admission import Admission, Limits, cells
 from bild.engine.lane import Lane
 from bild.engine.opening import Job, Open
 from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Sink, Ticket, Written, unread
-from bild.errors import BusyError, InputError, StoppedError
+from bild.errors import BusyError, StoppedError, check_count
 
 logger = logging.getLogger("bild.engine")
 CLEAN_TURNS = 500
@@ -130,8 +130,7 @@ class Engine:
         self._clock = clock
         self._admission = Admission(self.limits, self.limits.rows)
         self.pace: Pace = Fixed() if pace is None else pace
-        if not isinstance(lanes, int) or lanes < 1:
-            raise InputError(f"lanes is {lanes!r}; allowed is 1 or more, a whole number")
+        check_count("lanes", lanes)
         self._workers = [_Worker(number, clock()) for number in range(lanes)]
         for worker in self._workers:
             own = self.pace if worker.number == 0 else copy.deepcopy(self.pace)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bild.data.settings import DEFAULT_MAX_NEW_TOKENS, describe_pair
 from bild.decoding import PRESETS
-from bild.errors import InputError, LoadError
+from bild.errors import InputError, LoadError, check_count
 from bild.evaluation import calm
 from bild.evaluation.method import Method, MethodSpec, PeerContext
 from bild.evaluation.own import PolicyMethod, drafter_of, draw_options_of, policy_of
@@ -58,8 +58,7 @@ class Setup:
     reward: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}; allowed is 1 or more")
+        check_count("max_new_tokens", self.max_new_tokens)
 
     def choose_pair(self) -> Pair:
         """The two checkpoints and their policy."""

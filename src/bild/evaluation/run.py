@@ -12,7 +12,7 @@ from typing import Any
 from bild.data.examples import Example
 from bild.data.json_text import to_json
 from bild.data.quality import DEFAULT_TOKENIZER, TASKS, metrics
-from bild.errors import InputError, LoadError
+from bild.errors import InputError, LoadError, check_count
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
 from bild.evaluation.figures import ALL, choose_baseline, summarise
 from bild.evaluation.folder import REPORT, SUMMARY, Folder
@@ -128,10 +128,8 @@ def _check(sets: Mapping[str, Sequence[Example]], task: str, warm_up: int, resam
         raise InputError(f"a set is named {ALL!r}, which stands for all sets together; name it otherwise")
     if task not in TASKS:
         raise InputError(f"task is {task!r}; allowed are {', '.join(TASKS)}")
-    if warm_up < 0:
-        raise InputError(f"warm_up is {warm_up}; allowed is 0 or more")
-    if resamples < 1:
-        raise InputError(f"resamples is {resamples}; allowed is 1 or more")
+    check_count("warm_up", warm_up, least=0)
+    check_count("resamples", resamples)
 
 
 def _configuration(

@@ -18,7 +18,7 @@ from bild.decoding import Choice, Commit, Maker, Policy, Recipe, Rules
 from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.edge.connection import DEFAULT_TIMEOUT_S, Channel, Traffic
 from bild.engine import Engine, Job, Limits, Middle, Models, opener, small_of
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 from bild.generation import running
 from bild.generation.drafting import check_small, maker_of
 from bild.generation.elsewhere import Elsewhere, choose_small, connect, only_small
@@ -378,10 +378,8 @@ class BigLittleDecoder:
         self._drafting(drafter, resolved)
         prompter, asked = self.asked(options)
         rules = self.rules(resolved, asked.choice(), reward)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size is {batch_size!r}; allowed is 1 or more, a whole number")
-        if not isinstance(lanes, int) or lanes < 1:
-            raise InputError(f"lanes is {lanes!r}; allowed is 1 or more, a whole number")
+        check_count("batch_size", batch_size)
+        check_count("lanes", lanes)
         # What is there already is looked through before anything is decoded; an iterator as it comes.
         lazy = isinstance(inputs, Iterator)
         items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]

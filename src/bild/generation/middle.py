@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bild.decoding import Maker, Policy
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 from bild.generation.drafting import needs_small
 
 SMALL = "small"
@@ -18,8 +18,7 @@ def check_middle(middle: object, window: int, drafter: str | Maker, has_small: b
     """
     if middle is None:
         return
-    if type(window) is not int or window < 1:
-        raise InputError(f"middle_window is {window!r}; allowed is 1 or more, a whole number")
+    check_count("middle_window", window)
     if middle == SMALL and not has_small:
         raise InputError("middle is the small model, and there is none; name one with small=…")
     if middle == SMALL and needs_small(drafter):

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from bild.decoding.scores import Summary
-from bild.errors import InputError, LoadError, one_line
+from bild.errors import InputError, LoadError, check_count, one_line
 from bild.models.cache_argument import cache_argument
 from bild.models.eager.model import EagerModel
 from bild.models.eager.sources import Encoded
@@ -68,8 +68,7 @@ class ExitRule:
         if self.confidence not in get_args(Confidence):
             raise InputError(f"confidence is {self.confidence!r}; allowed are {', '.join(get_args(Confidence))}")
         for name in ("min_layers", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
+            check_count(name, getattr(self, name))
 
     def threshold_at(self, position: int) -> float:
         """λ_t of the token that ``position`` tokens precede."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from bild.decoding import parse_pace
 from bild.engine import Limits
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 from bild.generation import BigLittleDecoder
 from bild.serving.service import Service
 from bild.serving.settings import Keys, Languages, Settings
@@ -96,8 +96,7 @@ def plan(
         parse_pace(pace)
     except ValueError as error:
         raise InputError(str(error)) from None
-    if lanes < 1:
-        raise InputError(f"lanes is {lanes}; allowed is 1 or more")
+    check_count("lanes", lanes)
     models: dict[str, Any] = {"pair": pair, "large": large, "small": small, "drafter": drafter}
     models |= {"middle": middle, "middle_window": middle_window, "reward": reward}
     return Plan(

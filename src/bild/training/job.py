@@ -175,7 +175,8 @@ class Job:
         self.network = network = objective.network
         self.folder, self.recipe, self.settings, self.facts = folder, recipe, settings, facts
         self.saved_as = came_in if settings.save_dtype == "auto" else resolve_dtype(settings.save_dtype)
-        self.is_recorded = pays(objective)
+        # Who asks for compiled layers gets them instead.
+        self.is_recorded = not settings.compile and pays(objective)
         joined = not network.config.is_encoder_decoder
         self.batches = Batches(corpus, recipe, joined=joined, few_shapes=self.is_recorded)
         self.steps = self.batches.steps()

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 from bild.models.loading import DTYPES
 from bild.training.corpus import Coder
 
@@ -61,8 +61,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("eval_every", "patience", "log_every", "max_source_tokens", "max_target_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; allowed is 1 or more")
+            if value is not None:
+                check_count(name, value)
         if not self.save_minutes >= 0:
             raise InputError(f"save_minutes is {self.save_minutes}; allowed is 0 or more")
         if self.dtype not in ("auto", "float32", "bfloat16"):

@@ -10,7 +10,7 @@ from typing import Any
 from bild.data.examples import Example
 from bild.data.files import FileRow, read_rows
 from bild.data.lines import problem
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 
 DIALOGUE = "dialogue"
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -68,8 +68,8 @@ def read_questions(path: Path, *, groups: Sequence[str] = (), limit: int | None 
     Raises:
         InputError: no usable question there, one that is there twice, or a group that is not.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; allowed is 1 or more")
+    if limit is not None:
+        check_count("limit", limit)
     found, skipped = [], []
     for row in read_rows(path):
         question = _question(row)

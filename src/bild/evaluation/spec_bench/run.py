@@ -10,7 +10,7 @@ from typing import Any
 
 from bild.data.examples import Data, Example
 from bild.data.json_text import to_json
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
 from bild.evaluation.figures import choose_baseline
 from bild.evaluation.folder import OUTPUTS, SUMMARY, Folder
@@ -159,10 +159,8 @@ def _reads_alone(methods: Sequence[PolicyMethod]) -> bool:
 def _check(methods: Sequence[PolicyMethod], questions: Sequence[Question], warm_up: int, resamples: int) -> None:
     if not methods or not questions:
         raise InputError("there are no questions; give at least one" if methods else "no method is left to compare")
-    if warm_up < 0:
-        raise InputError(f"warm_up is {warm_up}; allowed is 0 or more")
-    if resamples < 1:
-        raise InputError(f"resamples is {resamples}; allowed is 1 or more")
+    check_count("warm_up", warm_up, least=0)
+    check_count("resamples", resamples)
     if _reads_alone(methods):
         if any(len(question.turns) > 1 for question in questions):
             raise InputError(
