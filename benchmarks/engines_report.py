@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MAX_BLEU_LOSS = 2
-"""What the bundled pair's policy was given."""
+MAX_BLEU_LOSS = 0.3
 Result = dict[str, Any]
 
 
@@ -48,7 +47,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _quick(results: Sequence[Result], task: str, dtype: str) -> Result | None:
-    """Our fastest row of two models that loses no more than it may to the large model alone."""
+    """Our fastest row of two models that loses at most 0.3 BLEU to the large model alone."""
     large = best(results, task, engine="bild", policy="large", dtype=dtype)
     rows = [best(results, task, engine="bild", policy=policy, dtype=dtype) for policy in ("bild", "exact")]
     kept = [row for row in rows if row and large and row["bleu"] >= large["bleu"] - MAX_BLEU_LOSS]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 
 def average(out: str, shares: dict[str, float]) -> None:
@@ -21,18 +20,17 @@ def average(out: str, shares: dict[str, float]) -> None:
         shares: what each checkpoint counts for, by its folder or hub name.
     """
     first = next(iter(shares))
-    try:
-        network = AutoModelForSeq2SeqLM.from_pretrained(first)
-        kind = AutoModelForSeq2SeqLM
-    except ValueError:
-        network = AutoModelForCausalLM.from_pretrained(first)
-        kind = AutoModelForCausalLM
+    is_encoder_decoder = AutoConfig.from_pretrained(first).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    networks = [kind.from_pretrained(folder) for folder in shares]
+    network, states = networks[0], [each.state_dict() for each in networks]
     total = sum(shares.values())
-    sums = {name: torch.zeros(weight.shape) for name, weight in network.state_dict().items()}
-    for folder, share in shares.items():
-        for name, weight in kind.from_pretrained(folder).state_dict().items():
-            sums[name] += share / total * weight.float()
-    network.load_state_dict({name: value.to(network.dtype) for name, value in sums.items()})
+    parts = [share / total for share in shares.values()]
+    # All are computed before any is changed: tied weights are one tensor with several names.
+    mean = {
+        name: sum(part * state[name].float() for part, state in zip(parts, states, strict=True)) for name in states[0]
+    }
+    network.load_state_dict(mean)
     network.save_pretrained(out)
     AutoTokenizer.from_pretrained(first).save_pretrained(out)
 

@@ -149,11 +149,11 @@ def test_a_method_may_say_who_drafts(bundled, text, drafter):
     seen = []
     (method,) = load_methods(parse_methods(text), Setup(), lambda **named: (seen.append(named), bundled)[1]).methods
     assert method.options.get("drafter") == drafter and "drafter" not in seen[0]
-    stats = method("Der Hund ist braun und der Hund ist braun und der Hund ist braun.").stats
-    # Where the small model may draft, too, it does.
-    is_alone = drafter == "ngram:window=8"
-    assert ("ngram" in stats.num_tokens_by_writer) == is_alone
-    assert (stats.num_small_steps == 0) == is_alone
+    # A text that repeats itself: the back of the back of …
+    stats = method("Ein Mann macht einen Trick auf dem Fahrrad, bei dem er auf dem Hinterreifen balanciert.").stats
+    looks_up = drafter is not None and not drafter.startswith("bandit")
+    assert ("ngram" in stats.num_tokens_by_writer) == looks_up
+    assert (stats.num_small_steps == 0) == (drafter == "ngram:window=8")
 
 
 def test_a_pair_without_a_small_model():

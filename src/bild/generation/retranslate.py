@@ -17,7 +17,7 @@ from typing import Any
 
 from bild.decoding import FixedWindow, Policy, Replay, WithinDistance
 from bild.decoding.common import common
-from bild.errors import InputError
+from bild.errors import InputError, check_count
 from bild.generation.decoder import BigLittleDecoder
 from bild.generation.result import Result
 from bild.generation.text import decode
@@ -66,8 +66,7 @@ class Retranslator:
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 1:
             raise InputError(f"beta is {self.beta}; allowed is 0 or more and below 1")
-        if type(self.mask) is not int or self.mask < 0:
-            raise InputError(f"mask is {self.mask!r}; allowed is 0 or more, a whole number")
+        check_count("mask", self.mask, least=0)
         if getattr(self.decoder, "middle", None) is not None:
             raise InputError("the pair has a middle model, and re-translation has no place for it; name one without")
         if self.options.get("do_sample"):

@@ -136,18 +136,9 @@ class _Trainer(Trainer):
         tokens = targets_in(inputs["labels"])
         self.counts.tokens += tokens
         self.progress.tokens += tokens
-        if self.recorder is None:
+        loss = self._recorded(model, inputs)
+        if loss is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        else:
-            try:
-                # As the Trainer's own step does; a checkpoint comes without dropout.
-                model.train()
-                loss = self.recorder(inputs)
-            except RuntimeError as error:
-                # A network that asks its device for a number as it computes, or too little memory.
-                say(f"steps are not recorded, which is slower: {one_line(error)}")
-                self.recorder = None
-                loss = super().training_step(model, inputs, num_items_in_batch)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         # Both numbers in one transfer: a device is waited for once a step.
         value, norm = torch.stack([loss.float(), torch.nn.utils.get_total_norm(gradients).float()]).tolist()
@@ -155,6 +146,20 @@ class _Trainer(Trainer):
             raise InputError(self._not_a_number(value, rows.tolist()))
         self.counts.loss += value
         return loss
+
+    def _recorded(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+        """The loss of a recorded step; None where steps are not recorded."""
+        if self.recorder is None:
+            return None
+        # As the Trainer's own step does; a checkpoint comes without dropout.
+        model.train()
+        try:
+            return self.recorder(inputs)
+        except RuntimeError as error:
+            # A network that asks its device for a number as it computes, or too little memory.
+            say(f"steps are not recorded, which is slower: {one_line(error)}")
+            self.recorder = None
+            return None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         loss: Tensor = model(**inputs)

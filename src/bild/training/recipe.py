@@ -34,8 +34,8 @@ class Recipe:
             which the fallback threshold is compared with.
         dropout: 0…1; None: as the network's configuration says. On a CPU the random numbers cost
             a third of a step, and few epochs do not need it.
-        r_drop: weight of the distance between what two passes with different dropout make of a batch, 0…: slower
-            by half and better on little data (Liang et al. 2021, who take 5 for translation).
+        r_drop: weight of the distance between what two passes with different dropout make of a batch, 0…: a step
+            takes twice as long (Liang et al. 2021, who take 5 for translation).
         weight_decay: of hidden weights, 0….
         clip: largest norm of the gradient, above 0.
         loss: ``"last"``, ``"early-exit"`` or ``"calm"``, see :mod:`bild.training.losses`.
