@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Self
 
 from bild.decoding.acceptance import ExactMatch, RejectionSampling, TypicalAcceptance, WithinDistance
@@ -246,6 +247,7 @@ PRESETS = (
 """Names of the presets."""
 
 
+@cache
 def preset_options(name: str) -> tuple[str, ...]:
     """The names of a preset's arguments.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bild.decoding.acceptance import WRITES_ITS_OWN
+from bild.decoding.at_once import play
 from bild.decoding.choice import Choice, Greedy
 from bild.decoding.commits import Commit, commit_judged, commit_one_by_one, commit_unread, commit_written
 from bild.decoding.draft import Draft, Work, Writer
@@ -69,16 +70,18 @@ class Batch:
     drafter: Drafter | None = None
     vocab_size: int | None = None
 
-    def round(self, window: int | None = None) -> Iterator[Commit]:
+    def round(self, window: int | None = None, most: int = 1) -> Iterator[Commit]:
         """Let every row write until its drafter hands over, and the large model judge what was drafted.
 
         Rows that end leave the batch. A round has to be iterated to its end.
 
         Args:
             window: longest draft of this round, 0…; None: as long as each row's policy allows.
+            most: rounds, 1…; more than one are played where that can be done in one call.
 
         Yields:
-            One :class:`Commit` a row; a few, a token each, where the large model writes on because nothing is drafted.
+            One :class:`Commit` a row and round; a few, a token each, where the large model writes on because nothing is
+            drafted.
 
         Raises:
             ValueError: a draft that breaks the drafter's contract; no row has lost or won a token then.
@@ -90,6 +93,11 @@ class Batch:
             alone = [commit_written(*each) for each in zip(self.rows, written, strict=True)]
             self._drop_ended(alone)
             yield from alone
+            return
+
+        # The same in one call, where the models can follow the rules by themselves.
+        if (played := play(self.rows, self.large, self.drafter, window, most)) is not None:
+            yield from self._settled(played)
             return
 
         # Draft: each row's drafter writes until it is unsure, its room is used, or the text ends.
@@ -167,6 +175,15 @@ class Batch:
         """
         done = self.large.read(self.rows, limit)
         return (self.drafter is None or self.drafter.read(self.rows, limit)) and done
+
+    def _settled(self, played: Sequence[Commit]) -> Iterator[Commit]:
+        """Commits of several rounds; rows that have ended leave the batch."""
+        ended = {commit.row for commit in played if commit.finish_reason is not None}
+        going = [b for b, row in enumerate(self.rows) if row.index not in ended]
+        if len(going) < len(self.rows):
+            self.keep(going)
+        self._forget()
+        yield from played
 
     def _draft(self, window: int | None) -> list[Draft]:
         if self.drafter is None:

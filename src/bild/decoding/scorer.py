@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self, cast
+from typing import NamedTuple, Protocol, Self, cast
 
 from torch import Tensor
 
@@ -74,6 +74,79 @@ class Rolling(Scorer, Protocol):
         Returns:
             Passes that served each row.
         """
+
+
+class Turn(NamedTuple):
+    """A row of which a small and a large model play several rounds in one call."""
+
+    tokens: Sequence[int]
+    """What is final."""
+    halt: Halt
+    """Where the small model hands over; the room is what is left of the text."""
+    window: int
+    """Longest draft, 1…"""
+    keeps_doubtful: bool
+    """Whether the token that made the small model hand over stays in the draft."""
+    limit: float
+    """The largest negative log-likelihood under the large model that is kept; what it would write itself always is."""
+    sure_of_end: float
+    """A draft that ends the text passes unread where all of its tokens are at least this probable."""
+
+
+class Played(NamedTuple):
+    """A round of a row."""
+
+    row: int
+    """Its place in the batch."""
+    tokens: list[int]
+    """What the small model wrote, the token that it doubted included."""
+    probabilities: list[float]
+    read: int
+    """Tokens that the small model read."""
+    judged: Judged | None
+    """None: the draft passed unread."""
+
+
+class Judged(NamedTuple):
+    """What the large model makes of a draft."""
+
+    accepted: int
+    next_token: int
+    likeliest: list[int]
+    """In each place of the draft, and behind it."""
+    distances: list[float]
+    """−log p of each drafted token."""
+    read: int
+    """Tokens that the large model read."""
+    is_sound: bool
+    """Whether its scores are numbers."""
+
+
+class Playing(Scorer, Protocol):
+    """A scorer that can play rounds against a small model in one call."""
+
+    def plays_with(self, small: Scorer) -> bool:
+        """Whether it can, for the rows both have now."""
+
+    def play(self, small: Scorer, turns: Sequence[Turn], most: int, patience_s: float) -> list[Played]:
+        """Draft, verify and accept, round after round; both models have then read what the rounds left of the rows.
+
+        Args:
+            small: the model that drafts.
+            turns: of each row; all end with the same tokens.
+            most: rounds, 1…
+            patience_s: no round but the first begins later than this.
+
+        Returns:
+            The rounds, in order; in each those first that pass unread. After one that is not sound there is none.
+            Empty: prompts are too long, and nothing was done.
+        """
+
+
+def playing(scorer: Scorer, small: Scorer) -> Playing | None:
+    """The scorer, if it can play rounds against a small one now."""
+    plays_with: Callable[[Scorer], bool] | None = getattr(scorer, "plays_with", None)
+    return cast(Playing, scorer) if plays_with is not None and plays_with(small) else None
 
 
 def prepare(scorer: Scorer) -> None:

@@ -122,7 +122,7 @@ class LocalVerifier(Reader):
         def take(b: int, token: int, probability: float) -> bool:
             nonlocal stopped
             row = rows[b]
-            self._check(row, [probability])
+            self.check(row, [probability])
             row.tokens.append(token)
             if row.ended() is not None:
                 return False
@@ -158,7 +158,7 @@ class LocalVerifier(Reader):
                 replacements = other[0] if other else own
                 accepted = _leading(keeps[:-1])
                 next_token = int(replacements[accepted])
-                self._check(rows[b], scores[: accepted + 1])
+                self.check(rows[b], scores[: accepted + 1])
                 verdicts[b] = Verdict(
                     accepted,
                     next_token,
@@ -179,7 +179,7 @@ class LocalVerifier(Reader):
         places = [*range(-count, -1), accepted - count]
         return tuple(scored(scores, at, places, [*draft, next_token], row.request.logprobs))
 
-    def _check(self, row: Row, highest: Sequence[float]) -> None:
+    def check(self, row: Row, highest: Sequence[float]) -> None:
         """Refuse to go on from scores that are not numbers: one for each position up to the token to be written."""
         if any(score != score or score == math.inf for score in highest):
             written = row.committed - row.prompt_length

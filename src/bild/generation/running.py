@@ -23,6 +23,8 @@ are carried through no pass, so waiting for the last one costs little. With draf
 the rows are refilled together; one model alone is 0.86 times as fast, for sources are then encoded a few at a time
 (``benchmarks/refill.py``).
 """
+MANY = 1000
+"""Rounds in one call, where they are quick: more than any text has."""
 
 
 def run(
@@ -72,7 +74,9 @@ def _rounds(
                 batch.join(joining)
         if batch is None or not batch.rows:
             return
-        yield list(batch.round())
+        # Whoever waits for a first token is not kept waiting.
+        begins = any(row.committed == row.prompt_length for row in batch.rows)
+        yield list(batch.round(most=1 if begins else MANY))
 
 
 @dataclass

@@ -36,7 +36,7 @@ class ModelDrafter(Reader):
         steps, before = [0] * len(rows), self.scorer.lengths
         together = groups(rows, alike)
         # The rows of a group are alike, so its first one answers for it.
-        scorer = rolling(self.scorer) if all(_may_roll(rows[group.members[0]]) for group in together) else None
+        scorer = rolling(self.scorer) if all(may_roll(rows[group.members[0]]) for group in together) else None
         if scorer is not None:
             steps = _roll(scorer, rows, room, drafts, [int(free > 0) for free in room])
         while any(writing := [int(free > 0 and each.reason is None) for free, each in zip(room, drafts, strict=True)]):
@@ -70,7 +70,7 @@ class ModelDrafter(Reader):
                 if writing[b]:
                     logits = own.logits[at, -1] if records else None
                     token, measured = int(ids[at][0]), confidences is not None
-                    _write(rows[b], drafts[b], token, numbers[at][0], rule, measured, logits, room[b])
+                    write(rows[b], drafts[b], token, numbers[at][0], rule, measured, logits, room[b])
 
 
 def _roll(
@@ -81,7 +81,7 @@ def _roll(
     measured = [looks_at(rule) == "probability" for rule in rules]
 
     def take(b: int, token: int, probability: float) -> bool:
-        _write(rows[b], drafts[b], token, probability, rules[b], measured[b], None, room[b])
+        write(rows[b], drafts[b], token, probability, rules[b], measured[b], None, room[b])
         return drafts[b].reason is None
 
     halts = [halt(row, free) if free > 0 else None for row, free in zip(rows, room, strict=True)]
@@ -89,7 +89,7 @@ def _roll(
 
 
 def halt(row: Row, room: int) -> Halt | None:
-    """Where :func:`_write` ends a draft, as far as the rule says it before."""
+    """Where :func:`write` ends a draft, as far as the rule says it before."""
     rule = row.rules.hand_over
     if looks_at(rule) == "nothing":
         return row.halt(room)
@@ -97,7 +97,7 @@ def halt(row: Row, room: int) -> Halt | None:
     return None if least is None else row.halt(room, least(row))
 
 
-def _write(
+def write(
     row: Row,
     draft: Draft,
     token: int,
@@ -107,6 +107,18 @@ def _write(
     logits: Tensor | None,
     room: int,
 ) -> None:
+    """Take a token of the small model into a draft, or say why the draft ends.
+
+    Args:
+        row: gets it.
+        draft: likewise.
+        token: what the small model writes.
+        confidence: in it; a number that is none hands over.
+        rule: when the small model hands over.
+        measured: whether the rule looks at confidences.
+        logits: what the token was picked from, where they are recorded.
+        room: longest draft.
+    """
     # Scores that are not numbers make a number that is not equal to itself.
     broken = confidence != confidence
     unsure = broken or (measured and rule.unsure(confidence, row))
@@ -134,7 +146,7 @@ def looks_at(rule: HandOver) -> LooksAt:
     return found
 
 
-def _may_roll(row: Row) -> bool:
+def may_roll(row: Row) -> bool:
     """Whether its tokens can be picked without looking at more than the likeliest and its probability."""
     rules = row.rules
     return row.takes_likeliest and not rules.acceptance.needs_draft_logits and looks_at(rules.hand_over) != "logits"

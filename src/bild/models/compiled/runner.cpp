@@ -1,9 +1,10 @@
 // Runs compiled graphs without holding Python's lock, so that threads decode side by side; and writes several tokens
 // without returning to Python in between.
 
+#include "runner.h"
+
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <mutex>
 #include <string>
 #include <tuple>
@@ -11,16 +12,16 @@
 #include <vector>
 
 #include <ATen/ops/zeros.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/library.h>
 
+namespace bild {
 namespace {
-
-using Graph = torch::inductor::AOTIModelPackageLoader;
 
 std::mutex lock;
 std::unordered_map<int64_t, std::shared_ptr<Graph>> graphs;
 int64_t last_graph = 0;
+
+}  // namespace
 
 std::shared_ptr<Graph> graph_of(int64_t number) {
   std::lock_guard<std::mutex> held(lock);
@@ -28,6 +29,8 @@ std::shared_ptr<Graph> graph_of(int64_t number) {
   TORCH_CHECK(found != graphs.end(), "there is no graph ", number);
   return found->second;
 }
+
+namespace {
 
 // Reads a package; so many threads may run it at a time, and the weights are there once.
 int64_t open_graph(const std::string& file, int64_t threads) {
@@ -158,9 +161,14 @@ TORCH_LIBRARY_FRAGMENT(bild, library) {
   library.def(
       "roll_graph(int graph, Tensor[] inputs, Tensor floors, Tensor ends, Tensor rooms) -> (Tensor, Tensor, Tensor)",
       roll_graph);
+  library.def(
+      "play_rounds(int small, Tensor[] small_inputs, int large, Tensor[] large_inputs, Tensor rows, Tensor limits, "
+      "Tensor tails, Tensor ends, int columns, int most, int patience_us) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      play_rounds);
   library.def("watch_tensors(Tensor[] tensors, Tensor[] sampled, int numbers) -> int", watch_tensors);
   library.def("unwatch_tensors(int watched) -> ()", unwatch_tensors);
   library.def("fingerprint(int watched) -> int", fingerprint);
 }
 
 }  // namespace
+}  // namespace bild

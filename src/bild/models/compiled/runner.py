@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,36 @@ from bild.models.native import Library
 
 MOST_THREADS = 8
 """Threads that may run one graph at a time; more wait."""
-RUNNER = Library("runner", [Path(__file__).with_name("runner.cpp")], [], ("-O2",), operator="run_graph")
+HERE = Path(__file__).parent
+RUNNER = Library(
+    "runner", [HERE / "runner.cpp", HERE / "rounds.cpp"], [HERE / "runner.h"], ("-O2",), operator="run_graph"
+)
 
 
 @cache
 def is_loaded() -> bool:
     """Whether graphs can be run so; compiles and loads the runner the first time."""
     return RUNNER.can_load(logging.INFO, "threads decode in turn: bild's runner")
+
+
+class Game(NamedTuple):
+    """What rows begin with that two models decode in one call, as ``rounds.cpp`` takes it."""
+
+    rows: list[list[int]]
+    """Of each row: its length, how much of it the small and the large model have read, its longest draft, how many
+    tokens it may still get, whether a doubtful token stays, and how many of its last tokens are given."""
+    limits: list[list[float]]
+    """Of each row: the probability below which a token is doubted, the distance above which it is rolled back, and the
+    probability from which on an end token passes unread."""
+    tails: list[int]
+    """The rows' last tokens, one row behind the other."""
+    ends: frozenset[int]
+    columns: int
+    """That both storages have."""
+    most: int
+    """Rounds."""
+    patience_s: float
+    """No round begins later than this."""
 
 
 class Graph:
@@ -43,8 +66,8 @@ class Graph:
     def __init__(self, file: Path) -> None:
         self._number: int = torch.ops.bild.open_graph.default(str(file), min(MOST_THREADS, os.cpu_count() or 1))
         # Looked up once: a small model's pass is not much longer than the looking.
-        self._run, self._roll, self._close = (
-            getattr(torch.ops.bild, name).default for name in ("run_graph", "roll_graph", "close_graph")
+        self._run, self._roll, self._play, self._close = (
+            getattr(torch.ops.bild, name).default for name in ("run_graph", "roll_graph", "play_rounds", "close_graph")
         )
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -67,6 +90,34 @@ class Graph:
         tokens, probabilities, counts = (each.tolist() for each in found)
         written = [row[:count] for row, count in zip(tokens, counts, strict=True)]
         return written, [row[:count] for row, count in zip(probabilities, counts, strict=True)]
+
+    def play(self, inputs: list[Tensor], small: Graph, small_inputs: list[Tensor], game: Game) -> list[list[Any]]:
+        """Let this model judge what a small one drafts, round after round.
+
+        Args:
+            inputs: as the graph takes them; the first two are made anew for each pass.
+            small: the graph of the small model, whose rows are named too.
+            small_inputs: likewise.
+            game: what rows begin with, and when it is over.
+
+        Returns:
+            Heads of events, what was written, how probable it was, the likeliest tokens, distances and lengths, as
+            ``rounds.cpp`` has them.
+        """
+        found = self._play(
+            small._number,
+            small_inputs,
+            self._number,
+            inputs,
+            torch.tensor(game.rows),
+            torch.tensor(game.limits, dtype=torch.float64),
+            torch.tensor(game.tails),
+            _ends(game.ends),
+            game.columns,
+            game.most,
+            int(game.patience_s * 1e6),
+        )
+        return [each.tolist() for each in found]
 
     def __del__(self) -> None:
         # Where opening it failed there is nothing to close, and at the end of the process nobody to ask.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from bild.decoding.rows import Halt
-from bild.decoding.scorer import Take
+from bild.decoding.scorer import Played, Scorer, Take, Turn
 from bild.decoding.scores import Summary
 from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
-from bild.models.compiled import ahead
+from bild.models.compiled import ahead, rounds
 from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import Sources
 from bild.models.eager.scorer import inferring
@@ -36,9 +36,9 @@ class CompiledScorer:
     """One batch being read by a :class:`~bild.models.CompiledModel`; see :class:`bild.decoding.Scorer`."""
 
     def __init__(self, model: CompiledModel, sources: Sequence[Sequence[int]]) -> None:
-        self.model, self._graphs = model, model.graphs
+        self.model, self.graphs = model, model.graphs
         self._lengths = [0] * len(sources)
-        self._cache = RowCache(self._shapes(model), len(sources), COLUMNS, self._graphs.rounded(len(sources)))
+        self._cache = RowCache(self._shapes(model), len(sources), COLUMNS, self.graphs.rounded(len(sources)))
         self.sources = self._look_up(sources) if model.is_encoder_decoder else None
 
     @property
@@ -74,7 +74,7 @@ class CompiledScorer:
         """See :func:`bild.decoding.scorer.prepare`: sources are encoded where a core is idle."""
         # A batch's sources take longer than its first drafts, and one by one they are not needed at once.
         is_one = len(self._lengths) == 1
-        if is_one and self.sources is not None and self._graphs.encodes_aside and ahead.has_idle_cores():
+        if is_one and self.sources is not None and self.graphs.encodes_aside and ahead.has_idle_cores():
             self.sources.begin()
 
     def _shapes(self, model: CompiledModel) -> Sequence[Shape]:
@@ -83,7 +83,7 @@ class CompiledScorer:
 
     def _look_up(self, sources: Sequence[Sequence[int]]) -> Sources | None:
         """The sources of the rows."""
-        return Sources(sources, self._graphs.encode_sources, self.model.device, self._graphs.is_recorded)
+        return Sources(sources, self.graphs.encode_sources, self.model.device, self.graphs.is_recorded)
 
     def _keep_sources(self, rows: Sequence[int]) -> None:
         if self.sources is not None:
@@ -106,7 +106,7 @@ class CompiledScorer:
     def _extend(self, tokens: Sequence[Sequence[int]], last: int) -> Sequence[Tensor]:
         """Logits, and the fields of their summary unless ids were cut off; hidden states where nothing is scored."""
         model, counts = self.model, [len(row) for row in tokens]
-        if self._graphs.has_places and _is_ragged(counts):
+        if self.graphs.has_places and _is_ragged(counts):
             scores = self._read_ragged(tokens, last)
         else:
             rows = self._numbers(tokens)
@@ -127,10 +127,10 @@ class CompiledScorer:
     @inferring
     def roll(self, tokens: Sequence[Sequence[int]], most: int, take: Take, halts: Sequence[Halt | None]) -> list[int]:
         """Write several tokens in one call; see :class:`~bild.decoding.scorer.Rolling`."""
-        passes, new, at_once = [0] * len(tokens), list(tokens), self._graphs.at_once
+        passes, new, at_once = [0] * len(tokens), list(tokens), self.graphs.at_once
         while any(new):
             room = most - min(passes[b] for b in _reading(new))
-            if at_once == 1 and max(map(len, new)) == 1 and self._has_encoded(new):
+            if at_once == 1 and max(map(len, new)) == 1 and self.has_encoded(_reading(new)):
                 left = self._left(new, halts, passes)
                 if left is None:
                     self._roll_on(new, room, take, passes)
@@ -147,11 +147,21 @@ class CompiledScorer:
                     new[b] = written[b][-1:] if goes_on and passes[b] < most else []
         return passes
 
+    def plays_with(self, small: Scorer) -> bool:
+        """Whether rounds can be played in one call; see :class:`~bild.decoding.scorer.Playing`."""
+        return type(small) is type(self) is CompiledScorer and rounds.can_play(self, small)
+
+    @inferring
+    def play(self, small: CompiledScorer, turns: Sequence[Turn], most: int, patience_s: float) -> list[Played]:
+        """See :class:`~bild.decoding.scorer.Playing`."""
+        played, small._lengths, self._lengths = rounds.play(self, small, turns, most, patience_s)
+        return played
+
     def _left(
         self, tokens: Sequence[Sequence[int]], halts: Sequence[Halt | None], passes: Sequence[int]
     ) -> list[Halt] | None:
         """Where the rows that read something halt; None if that is not known, or cannot be told the graph."""
-        if not self._graphs.rolls:
+        if not self.graphs.rolls:
             return None
         rows = _reading(tokens)
         left = [halt._replace(room=max(1, halt.room - passes[b])) for b in rows if (halt := halts[b]) is not None]
@@ -163,30 +173,30 @@ class CompiledScorer:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """What each row writes until it halts, in one call, and how probable each token is."""
         lengths, rows = self._lengths, _reading(tokens)
-        self._reserve(max(lengths) + max(halt.room for halt in halts))
-        _, inputs, numbers = self._part(rows)
+        self.reserve(max(lengths) + max(halt.room for halt in halts))
+        _, inputs, numbers = self.part(rows)
         for at, b in enumerate(rows):
             numbers[at, -3:] = lengths[b], 1, tokens[b][0]
-        found = self._graphs.roll_to(inputs, halts)
+        found = self.graphs.roll_to(inputs, halts)
         written: list[list[int]] = [[] for _ in tokens]
         probabilities: list[list[float]] = [[] for _ in tokens]
         for b, row, chances in zip(rows, *found, strict=True):
             written[b], probabilities[b] = row, chances
         return written, probabilities
 
-    def _has_encoded(self, tokens: Sequence[Sequence[int]]) -> bool:
-        """Whether the sources of the rows that read something are there."""
-        return self.sources is None or self.sources.are_there(_reading(tokens))
+    def has_encoded(self, rows: Sequence[int]) -> bool:
+        """Whether the sources of these rows are there."""
+        return self.sources is None or self.sources.are_there(rows)
 
     def _roll_on(self, new: Sequence[Sequence[int]], most: int, take: Take, passes: list[int]) -> None:
         """Write token after token behind rows that have read all but one: what comes before the pass is done once."""
         lengths, rows = self._lengths, _reading(new)
-        self._reserve(max(lengths) + most)
-        order, inputs, numbers = self._part(rows)
+        self.reserve(max(lengths) + most)
+        order, inputs, numbers = self.part(rows)
         for at, b in enumerate(order):
             numbers[at, -3:] = lengths[b], len(new[b]), new[b][0] if new[b] else 0
         for _ in range(most):
-            _, likeliest, probability, *_ = self._graphs.run_read(inputs)
+            _, likeliest, probability, *_ = self.graphs.run_read(inputs)
             tokens, probabilities, going = likeliest.tolist(), probability.tolist(), []
             for at, b in enumerate(order):
                 if numbers[at, -2]:
@@ -198,15 +208,15 @@ class CompiledScorer:
                         going.append(b)
             if not going:
                 return
-            if len(going) < len(order) and (self._graphs.has_places or going[-1] + 1 - going[0] <= FEWER * len(order)):
+            if len(going) < len(order) and (self.graphs.has_places or going[-1] + 1 - going[0] <= FEWER * len(order)):
                 known = dict(zip(order, numbers[:, -3:].tolist(), strict=True))
-                order, inputs, numbers = self._part(going)
+                order, inputs, numbers = self.part(going)
                 for at, b in enumerate(order):
                     numbers[at, -3:] = known[b]
 
-    def _part(self, rows: Sequence[int]) -> tuple[Sequence[int], list[Tensor], Any]:
+    def part(self, rows: Sequence[int]) -> tuple[Sequence[int], list[Tensor], Any]:
         """The rows of a pass over at least these, its arguments, and the numbers among them, still to be filled in."""
-        graphs, count = self._graphs, len(self._lengths)
+        graphs, count = self.graphs, len(self._lengths)
         source = [] if self.sources is None else self.sources.tensors((), count)
         tensors = [*self.placed(count), *source]
         # Rows that cannot be named are those from the first to the last.
@@ -222,12 +232,12 @@ class CompiledScorer:
     def _roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
         """What each row writes in so many steps, and how probable each token is."""
         new, storage, source = self._inputs(self._numbers(tokens, steps - 1))
-        written, probabilities = self._graphs.roll(new, steps, storage, source)
+        written, probabilities = self.graphs.roll(new, steps, storage, source)
         return written[: len(tokens)], probabilities[: len(tokens)]
 
     def _read_ragged(self, tokens: Sequence[Sequence[int]], last: int) -> Sequence[Tensor]:
         """One pass in which each token is a row of its own, so that nothing is padded."""
-        self._reserve(max(map(len, tokens)) + max(self._lengths))
+        self.reserve(max(map(len, tokens)) + max(self._lengths))
         flat = [
             [b, length + at, 1, token]
             for b, (length, row) in enumerate(zip(self._lengths, tokens, strict=True))
@@ -237,37 +247,38 @@ class CompiledScorer:
         # Before a row's first token there is no meaning, and any place will do.
         wanted = np.maximum(ends[:, None] - last + np.arange(last), 0)
         source = [] if self.sources is None else self.sources.tensors(_reading(tokens), len(tokens))
-        scores = self._graphs.read(torch.tensor(flat), 1, self.placed(len(tokens)), source)
+        scores = self.graphs.read(torch.tensor(flat), 1, self.placed(len(tokens)), source)
         return [each[:, 0][torch.from_numpy(wanted)] for each in scores]
 
     def _numbers(self, tokens: Sequence[Sequence[int]], more: int = 0) -> list[list[int]]:
         """See :func:`~bild.models.passes.numbers_of`; with room for what is read, and for more."""
-        width = self._graphs.rounded(max(len(row) for row in tokens))
-        self._reserve(max(self._lengths) + width + more)
+        width = self.graphs.rounded(max(len(row) for row in tokens))
+        self.reserve(max(self._lengths) + width + more)
         rows = numbers_of(tokens, self._lengths, width)
-        return [[b, *row] for b, row in enumerate(rows)] if self._graphs.has_places else rows
+        return [[b, *row] for b, row in enumerate(rows)] if self.graphs.has_places else rows
 
-    def _reserve(self, columns: int) -> None:
+    def reserve(self, columns: int) -> None:
+        """Make sure that each row has room for so many tokens, and take it for written."""
         self._cache.reserve(columns)
 
     def _read(self, rows: list[list[int]], last: int, row: int | None = None) -> Sequence[Tensor]:
         """One pass, of all rows or of one."""
         new, storage, source = self._inputs(rows, row)
-        wide = min(self._graphs.rounded(last), new.shape[1] - 2 - self._graphs.has_places) if last else last
-        scores = self._graphs.read(new, wide, storage, source)
+        wide = min(self.graphs.rounded(last), new.shape[1] - 2 - self.graphs.has_places) if last else last
+        scores = self.graphs.read(new, wide, storage, source)
         if wide == last and new.shape[0] == len(rows):
             return scores
         return [each[: len(rows), wide - last :] for each in scores]
 
     def _inputs(self, rows: list[list[int]], row: int | None = None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Numbers, storage and source of a pass, padded to as many rows as it has."""
-        count = self._graphs.rounded(len(rows))
-        counts = 1 + self._graphs.has_places
+        count = self.graphs.rounded(len(rows))
+        counts = 1 + self.graphs.has_places
         needed = [b for b, numbers in enumerate(rows) if numbers[counts]] if row is None else [row]
         padded = [*rows, *[[0] * len(rows[0])] * (count - len(rows))]
         # By way of numpy in half the time.
         new = torch.from_numpy(np.array(padded, dtype=np.int64))
-        if not self._graphs.is_recorded:
+        if not self.graphs.is_recorded:
             new = to_device(new, self.model.device)
         every = count if row is None else len(self._lengths)
         source = [] if self.sources is None else self.sources.tensors(needed, every)

@@ -223,8 +223,8 @@ class CompiledUpper(CompiledScorer):
     def _join_sources(self, other: CompiledScorer) -> None:
         """Likewise."""
 
-    def _reserve(self, columns: int) -> None:
-        super()._reserve(columns)
+    def reserve(self, columns: int) -> None:
+        super().reserve(columns)
         # The graph reads one storage, so both have its columns.
         self._lower.widen(self.columns)
         self.widen(self._lower.columns)

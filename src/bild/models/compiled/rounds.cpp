@@ -1,0 +1,318 @@
+// Rounds of two models without returning to Python: the small one writes until it is unsure, the large one reads what
+// was written, keeps what is near enough and writes the next token. bild/decoding/rounds.py has the same in the open.
+
+#include "runner.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
+
+namespace bild {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Numbers of a row as Python gives them; `limits` has three more.
+enum Given { COMMITTED, SMALL_READ, LARGE_READ, WINDOW, LEFT, KEEPS_DOUBTFUL, TAIL, GIVEN };
+enum Limit { FLOOR, NEAR, SURE_OF_END, LIMITS };
+// What became of a draft.
+enum Outcome { UNREAD, JUDGED, BROKEN };
+// Numbers of an event as Python gets them.
+enum Told { ROW, WRITTEN, DRAFTED, OUTCOME, ACCEPTED, NEXT, SMALL_TOKENS, LARGE_TOKENS, TOLD };
+
+// Share of a pass that is not padding, up to which its tokens are read one a row, and tokens of a row up to which that
+// is done; as in scorer.py.
+constexpr double RAGGED = 0.8;
+constexpr int64_t MOST_RAGGED = 64;
+
+struct Row {
+  int64_t place, committed, small_read, large_read, window, left;
+  bool keeps_doubtful;
+  double floor, sure_of_end;
+  float near;
+  // The last tokens: at least all that either model has not read.
+  std::vector<int64_t> tokens;
+  // What the small model has written in this round, and how probable it found it.
+  std::vector<int64_t> written;
+  std::vector<float> chances;
+  // How many of these are proposed, whether the text ends with them, and whether it does so by an end token.
+  int64_t drafted;
+  bool closes, ends;
+
+  // A token by its place in the text.
+  int64_t at(int64_t place) const { return tokens[tokens.size() - static_cast<size_t>(committed - place)]; }
+};
+
+at::Tensor integers(int64_t rows, int64_t columns) { return at::empty({rows, columns}, at::kLong); }
+
+// Calls a graph again and again with the same arguments but for its rows and which positions are scored.
+class Caller {
+ public:
+  Caller(int64_t graph, at::TensorList inputs) : graph_(graph_of(graph)), arguments_(inputs.vec()) {}
+
+  std::vector<at::Tensor> operator()(const at::Tensor& numbers, int64_t scored) {
+    arguments_[0] = numbers;
+    if (arguments_[1].numel() != scored) arguments_[1] = at::arange(scored, at::kLong);
+    return graph_->run(arguments_);
+  }
+
+ private:
+  std::shared_ptr<Graph> graph_;
+  std::vector<at::Tensor> arguments_;
+};
+
+class Game {
+ public:
+  Game(Caller small, Caller large, std::vector<Row> rows, std::vector<int64_t> ends)
+      : small_(std::move(small)), large_(std::move(large)), rows_(std::move(rows)), ends_(std::move(ends)) {
+    for (Row& row : rows_) going_.push_back(&row);
+  }
+
+  bool is_over() const { return going_.empty() || is_broken_; }
+
+  // Columns that the next round may need.
+  int64_t columns() const {
+    int64_t most = 0;
+    for (const Row* row : going_) most = std::max(most, row->committed + row->window + 1);
+    return most;
+  }
+
+  void round() {
+    draft();
+    std::vector<Row*> reading;
+    for (Row* row : going_) {
+      if (row->ends && *std::min_element(row->chances.begin(), row->chances.end()) >= row->sure_of_end) {
+        tell(*row, UNREAD, row->drafted, 0, 0);
+        row->small_read = row->committed + static_cast<int64_t>(row->written.size()) - 1;
+        row->committed += row->drafted;
+      } else {
+        reading.push_back(row);
+      }
+    }
+    going_ = std::move(reading);
+    if (!going_.empty()) verify();
+  }
+
+  auto told() const {
+    const auto whole = [](const auto& numbers, at::ScalarType type) { return at::tensor(numbers, type); };
+    at::Tensor lengths = integers(static_cast<int64_t>(rows_.size()), 2);
+    for (size_t n = 0; n < rows_.size(); ++n) {
+      lengths[n][0] = rows_[n].small_read;
+      lengths[n][1] = rows_[n].large_read;
+    }
+    return std::make_tuple(
+        whole(heads_, at::kLong).view({-1, TOLD}), whole(written_, at::kLong), whole(chances_, at::kFloat),
+        whole(likeliest_, at::kLong), whole(distances_, at::kFloat), lengths);
+  }
+
+ private:
+  bool is_end(int64_t token) const { return std::find(ends_.begin(), ends_.end(), token) != ends_.end(); }
+
+  // Every row writes until its token is improbable, ends the text, or fills its room.
+  void draft() {
+    std::vector<Row*> writing = going_;
+    int64_t width = 1;
+    for (Row* row : writing) {
+      row->written.clear();
+      row->chances.clear();
+      row->drafted = 0;
+      row->closes = row->ends = false;
+      width = std::max(width, row->committed - row->small_read);
+    }
+    while (!writing.empty()) {
+      at::Tensor numbers = integers(static_cast<int64_t>(writing.size()), 3 + width);
+      int64_t* number = numbers.data_ptr<int64_t>();
+      for (const Row* row : writing) {
+        const int64_t count = row->written.empty() ? row->committed - row->small_read : 1;
+        *number++ = row->place;
+        *number++ = row->written.empty() ? row->small_read
+                                         : row->committed + static_cast<int64_t>(row->written.size()) - 1;
+        *number++ = count;
+        for (int64_t at = 0; at < width; ++at) {
+          *number++ = at >= count             ? 0
+                      : row->written.empty() ? row->at(row->small_read + at)
+                                              : row->written.back();
+        }
+      }
+      const std::vector<at::Tensor> scores = small_(numbers, 1);
+      const int64_t* likeliest = scores[1].const_data_ptr<int64_t>();
+      const float* chance = scores[2].const_data_ptr<float>();
+      std::vector<Row*> still;
+      for (size_t from = 0; from < writing.size(); ++from) {
+        if (write(*writing[from], likeliest[from], chance[from])) still.push_back(writing[from]);
+      }
+      writing = std::move(still);
+      width = 1;
+    }
+  }
+
+  // Whether the row goes on behind this token.
+  bool write(Row& row, int64_t token, float chance) const {
+    row.written.push_back(token);
+    row.chances.push_back(chance);
+    // Said this way round, what is no number is doubted.
+    const bool unsure = !(static_cast<double>(chance) >= row.floor);
+    if (unsure && (!row.keeps_doubtful || std::isnan(chance))) return false;
+    ++row.drafted;
+    row.ends = is_end(token);
+    row.closes = row.ends || row.drafted >= row.left;
+    return !(unsure || row.closes || row.drafted >= row.window);
+  }
+
+  // One pass of the large model reads all drafts; each row keeps what is near enough, and gets the next token.
+  void verify() {
+    const int64_t count = static_cast<int64_t>(going_.size());
+    int64_t width = 0, all = 0, scored = 0;
+    for (const Row* row : going_) {
+      const int64_t own = row->committed - row->large_read + row->drafted;
+      width = std::max(width, own);
+      all += own;
+      scored = std::max(scored, row->drafted + 1);
+    }
+    const bool is_ragged = width <= MOST_RAGGED && static_cast<double>(all) <= RAGGED * static_cast<double>(count * width);
+    at::Tensor numbers = is_ragged ? integers(all, 4) : integers(count, 3 + width);
+    int64_t* number = numbers.data_ptr<int64_t>();
+    for (const Row* row : going_) {
+      const int64_t own = row->committed - row->large_read + row->drafted;
+      const auto token = [row](int64_t at) {
+        const int64_t place = row->large_read + at;
+        return place < row->committed ? row->at(place) : row->written[static_cast<size_t>(place - row->committed)];
+      };
+      if (is_ragged) {
+        for (int64_t at = 0; at < own; ++at) {
+          *number++ = row->place;
+          *number++ = row->large_read + at;
+          *number++ = 1;
+          *number++ = token(at);
+        }
+      } else {
+        *number++ = row->place;
+        *number++ = row->large_read;
+        *number++ = own;
+        for (int64_t at = 0; at < width; ++at) *number++ = at < own ? token(at) : 0;
+      }
+    }
+    const std::vector<at::Tensor> scores = large_(numbers, is_ragged ? 1 : scored);
+    const at::Tensor logits = scores[0].contiguous();
+    TORCH_CHECK(logits.scalar_type() == at::kFloat, "rounds are played on scores in float32, got ", logits.scalar_type());
+    const int64_t vocabulary = logits.size(-1);
+    const float *logit = logits.const_data_ptr<float>(), *total = scores[3].const_data_ptr<float>();
+    const int64_t* likeliest = scores[1].const_data_ptr<int64_t>();
+    std::vector<Row*> still;
+    // Behind the last position of each row, among all that are scored.
+    int64_t behind = 0;
+    for (Row* row : going_) {
+      behind += is_ragged ? row->committed - row->large_read + row->drafted : scored;
+      const int64_t first = behind - 1 - row->drafted;
+      if (judge(*row, likeliest + first, total + first, logit + first * vocabulary, vocabulary)) still.push_back(row);
+    }
+    going_ = std::move(still);
+  }
+
+  // Whether the row goes on.
+  bool judge(Row& row, const int64_t* likeliest, const float* total, const float* logits, int64_t vocabulary) {
+    int64_t accepted = 0;
+    bool keeps = true, is_sound = true;
+    for (int64_t at = 0; at <= row.drafted; ++at) {
+      const float highest = logits[at * vocabulary + likeliest[at]];
+      // Of what is looked at: up to the token to be written.
+      if (keeps && (std::isnan(highest) || highest == std::numeric_limits<float>::infinity())) is_sound = false;
+      likeliest_.push_back(likeliest[at]);
+      if (at == row.drafted) break;
+      const int64_t token = row.written[static_cast<size_t>(at)];
+      const float distance = total[at] - logits[at * vocabulary + token];
+      distances_.push_back(distance);
+      keeps = keeps && (distance <= row.near || likeliest[at] == token);
+      accepted += keeps;
+    }
+    const int64_t next = likeliest[accepted];
+    tell(row, is_sound ? JUDGED : BROKEN, accepted, next, row.committed - row.large_read + row.drafted);
+    is_broken_ = is_broken_ || !is_sound;
+    const bool closes = row.closes && accepted == row.drafted;
+    for (int64_t at = 0; at < accepted; ++at) row.tokens.push_back(row.written[static_cast<size_t>(at)]);
+    if (!closes) row.tokens.push_back(next);
+    const int64_t more = accepted + !closes;
+    const int64_t small_read = row.committed + static_cast<int64_t>(row.written.size()) - 1;
+    row.committed += more;
+    row.left -= more;
+    // Nobody has read the last token; what was rolled back is forgotten.
+    row.large_read = row.committed - 1;
+    row.small_read = std::min(small_read, row.committed - 1);
+    return !closes && row.left > 0 && !is_end(next);
+  }
+
+  void tell(const Row& row, Outcome outcome, int64_t accepted, int64_t next, int64_t large_tokens) {
+    const int64_t written = static_cast<int64_t>(row.written.size());
+    const int64_t event[TOLD] = {row.place, written, row.drafted, outcome, accepted, next,
+                                 row.committed - row.small_read + written - 1, large_tokens};
+    heads_.insert(heads_.end(), event, event + TOLD);
+    written_.insert(written_.end(), row.written.begin(), row.written.end());
+    chances_.insert(chances_.end(), row.chances.begin(), row.chances.end());
+  }
+
+  Caller small_, large_;
+  std::vector<Row> rows_;
+  std::vector<int64_t> ends_;
+  std::vector<Row*> going_;
+  bool is_broken_ = false;
+  std::vector<int64_t> heads_, written_, likeliest_;
+  std::vector<float> chances_, distances_;
+};
+
+}  // namespace
+
+// small_inputs, large_inputs: as the graphs take them; the first two of each are made here.
+// rows: [N, GIVEN], see Given; the last says how many of `tails` are the row's.
+// limits: [N, LIMITS], float64: a token that is less probable is doubted; a drafted one that is further is rolled back
+//   unless the large model would write it; an end token passes unread behind tokens at least this probable.
+// tails: the tokens that a model has not read, of one row behind the other.
+// ends: [E], end tokens.
+// columns: that both storages have; no round begins that may need more.
+// most: rounds.
+// patience_us: no round begins later than this after the call.
+//
+// Returns an event for each row and round [E, TOLD], see Told, first those of a round that pass unread; of all events
+// what the small model wrote and how probable it was; of the judged ones the large model's likeliest token in each place
+// and behind, and the distance of each drafted one; and what both models have read of each row [N, 2].
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> play_rounds(
+    int64_t small, at::TensorList small_inputs, int64_t large, at::TensorList large_inputs, const at::Tensor& rows,
+    const at::Tensor& limits, const at::Tensor& tails, const at::Tensor& ends, int64_t columns, int64_t most,
+    int64_t patience_us) {
+  const auto begun = Clock::now();
+  const int64_t count = rows.size(0);
+  TORCH_CHECK(rows.size(1) == GIVEN && limits.size(1) == LIMITS, "a row has ", GIVEN, " numbers and ", LIMITS, " limits");
+  const int64_t *given = rows.const_data_ptr<int64_t>(), *tail = tails.const_data_ptr<int64_t>();
+  const double* limit = limits.const_data_ptr<double>();
+  std::vector<Row> all(static_cast<size_t>(count));
+  for (int64_t n = 0; n < count; ++n, given += GIVEN, limit += LIMITS) {
+    Row& row = all[static_cast<size_t>(n)];
+    row.place = n;
+    row.committed = given[COMMITTED];
+    row.small_read = given[SMALL_READ];
+    row.large_read = given[LARGE_READ];
+    row.window = given[WINDOW];
+    row.left = given[LEFT];
+    row.keeps_doubtful = given[KEEPS_DOUBTFUL] != 0;
+    row.floor = limit[FLOOR];
+    row.near = static_cast<float>(limit[NEAR]);
+    row.sure_of_end = limit[SURE_OF_END];
+    row.tokens.assign(tail, tail + given[TAIL]);
+    tail += given[TAIL];
+  }
+  const int64_t* end = ends.const_data_ptr<int64_t>();
+  Game game(Caller(small, small_inputs), Caller(large, large_inputs), std::move(all), {end, end + ends.numel()});
+  const auto late = begun + std::chrono::microseconds(patience_us);
+  for (int64_t played = 0; played < most && !game.is_over() && game.columns() <= columns; ++played) {
+    if (played > 0 && Clock::now() > late) break;
+    game.round();
+  }
+  return game.told();
+}
+
+}  // namespace bild
