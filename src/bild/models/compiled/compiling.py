@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from bild.errors import one_line
 from bild.models import kernels
 from bild.models.compiled import graph_files, runner
+from bild.models.compiled.activations import replace_tanh
 from bild.models.compiled.graph_files import file_of
 from bild.models.instructions import has_instructions
 
@@ -43,6 +44,7 @@ TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP
 OURS = {**LIBRARY, "cpp.threads": 1}
 SOURCES = (
     *(
+        "compiled/activations.py",
         "compiled/cache.py",
         "compiled/graphs.py",
         "compiled/compiling.py",
@@ -191,6 +193,7 @@ def _compile(
             prefer_deferred_runtime_asserts_over_guards=True,
         )
         _drop_unread(program.graph)
+        replace_tanh(program.graph)
         kernels.replace_linears(program.graph)
         kernels.join_products(program.graph)
         kernels.replace_attention(program.graph)
