@@ -150,8 +150,8 @@ def test_a_method_may_say_who_drafts(bundled, text, drafter):
     (method,) = load_methods(parse_methods(text), Setup(), lambda **named: (seen.append(named), bundled)[1]).methods
     assert method.options.get("drafter") == drafter and "drafter" not in seen[0]
     # A text that repeats itself where the bandit leaves the draft to the small model.
-    source = "Ein kleiner Junge mit einem Giants-Trikot schwingt einen Baseballschläger in Richtung eines ankommenden Balls."
-    stats = method(source).stats
+    source = "Ein kleiner Junge mit einem Giants-Trikot schwingt einen Baseballschläger in Richtung eines ankommenden"
+    stats = method(f"{source} Balls.").stats
     looks_up = drafter is not None and not drafter.startswith("bandit")
     assert ("ngram" in stats.num_tokens_by_writer) == looks_up
     assert (stats.num_small_steps == 0) == (drafter == "ngram:window=8")
