@@ -13,7 +13,7 @@ from bild.decoding.acceptance import ExactMatch, WithinDistance
 from bild.decoding.commits import Commit, commit_judged, commit_unread
 from bild.decoding.draft import Draft, Work
 from bild.decoding.drafters.drafter import Drafter
-from bild.decoding.drafters.model import ModelDrafter, halt, may_roll, write
+from bild.decoding.drafters.model import ModelDrafter, halt, looks_at, may_roll, write
 from bild.decoding.rows import Row
 from bild.decoding.scorer import Played, Turn, playing
 from bild.decoding.verdict import Verdict, learner
@@ -55,7 +55,8 @@ def play(
     if not played:
         return None
     for each in played[: len(rows)]:
-        large.check(rows[each.row], [math.nan] if _is_broken(each) else [])
+        if _is_broken(each):
+            large.check(rows[each.row], [math.nan])
     return [
         _commit(rows[each.row], each, known[each.row].window, large, drafter) for each in played if not _is_broken(each)
     ]
@@ -91,9 +92,10 @@ def _turn(row: Row, window: int | None) -> Turn | None:
 def _commit(row: Row, played: Played, window: int, large: LocalVerifier, drafter: ModelDrafter) -> Commit:
     """What a round made final."""
     rule = row.rules.hand_over
+    measured = looks_at(rule) == "probability"
     draft = Draft(writer=drafter.name, work={drafter.name: Work(len(played.tokens), played.read)})
     for token, probability in zip(played.tokens, played.probabilities, strict=True):
-        write(row, draft, token, probability, rule, rule.looks_at != "nothing", None, window)
+        write(row, draft, token, probability, rule, measured, None, window)
     judged = played.judged
     if judged is None:
         commit = commit_unread(row, draft, "keep")

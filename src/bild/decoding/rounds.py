@@ -97,7 +97,10 @@ class Batch:
 
         # The same in one call, where the models can follow the rules by themselves.
         if (played := play(self.rows, self.large, self.drafter, window, most)) is not None:
-            yield from self._settled(played)
+            last = {commit.row: commit for commit in played}
+            self._drop_ended([last.get(row.index) for row in self.rows])
+            self._forget()
+            yield from played
             return
 
         # Draft: each row's drafter writes until it is unsure, its room is used, or the text ends.
@@ -175,15 +178,6 @@ class Batch:
         """
         done = self.large.read(self.rows, limit)
         return (self.drafter is None or self.drafter.read(self.rows, limit)) and done
-
-    def _settled(self, played: Sequence[Commit]) -> Iterator[Commit]:
-        """Commits of several rounds; rows that have ended leave the batch."""
-        ended = {commit.row for commit in played if commit.finish_reason is not None}
-        going = [b for b, row in enumerate(self.rows) if row.index not in ended]
-        if len(going) < len(self.rows):
-            self.keep(going)
-        self._forget()
-        yield from played
 
     def _draft(self, window: int | None) -> list[Draft]:
         if self.drafter is None:

@@ -25,6 +25,10 @@ tokens take 1.6, 1.3, 1.1 and 1.1 times as long (SmolLM2-135M, int8, one thread,
 AT_ONCE = 4
 """Tokens that a GPU writes before it is looked whether the model hands over: those behind the hand-over are lost, but
 looking makes it wait for longer than a step of a small model takes."""
+RAGGED = 0.8
+"""Share of a pass that is not padding, up to which its tokens are read one a row, where rows are named."""
+MOST_RAGGED = 64
+"""Tokens of a row up to which that is done: queries of one row share what is read of its keys."""
 Graph = Callable[[list[Tensor]], list[Tensor]]
 
 

@@ -9,8 +9,6 @@
 #include <limits>
 #include <vector>
 
-#include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 
 namespace bild {
@@ -26,22 +24,22 @@ enum Outcome { UNREAD, JUDGED, BROKEN };
 // Numbers of an event as Python gets them.
 enum Told { ROW, WRITTEN, DRAFTED, OUTCOME, ACCEPTED, NEXT, SMALL_TOKENS, LARGE_TOKENS, TOLD };
 
-// Share of a pass that is not padding, up to which its tokens are read one a row, and tokens of a row up to which that
-// is done; as in scorer.py.
-constexpr double RAGGED = 0.8;
-constexpr int64_t MOST_RAGGED = 64;
+// When the tokens of a pass are read one a row: share that is not padding, and tokens of a row, up to which it is done.
+struct Ragged {
+  double share;
+  int64_t most;
+};
 
-struct Row {
-  int64_t place, committed, small_read, large_read, window, left;
+struct Row : Writer {
+  int64_t committed, large_read, window, left;
+  // How many tokens the small model has read in this round.
+  int64_t small_tokens;
   bool keeps_doubtful;
-  double floor, sure_of_end;
+  double sure_of_end;
   float near;
   // The last tokens: at least all that either model has not read.
   std::vector<int64_t> tokens;
-  // What the small model has written in this round, and how probable it found it.
-  std::vector<int64_t> written;
-  std::vector<float> chances;
-  // How many of these are proposed, whether the text ends with them, and whether it does so by an end token.
+  // How many of those written are proposed, whether the text ends with them, and whether it does so by an end token.
   int64_t drafted;
   bool closes, ends;
 
@@ -49,28 +47,14 @@ struct Row {
   int64_t at(int64_t place) const { return tokens[tokens.size() - static_cast<size_t>(committed - place)]; }
 };
 
-at::Tensor integers(int64_t rows, int64_t columns) { return at::empty({rows, columns}, at::kLong); }
-
-// Calls a graph again and again with the same arguments but for its rows and which positions are scored.
-class Caller {
- public:
-  Caller(int64_t graph, at::TensorList inputs) : graph_(graph_of(graph)), arguments_(inputs.vec()) {}
-
-  std::vector<at::Tensor> operator()(const at::Tensor& numbers, int64_t scored) {
-    arguments_[0] = numbers;
-    if (arguments_[1].numel() != scored) arguments_[1] = at::arange(scored, at::kLong);
-    return graph_->run(arguments_);
-  }
-
- private:
-  std::shared_ptr<Graph> graph_;
-  std::vector<at::Tensor> arguments_;
-};
-
 class Game {
  public:
-  Game(Caller small, Caller large, std::vector<Row> rows, std::vector<int64_t> ends)
-      : small_(std::move(small)), large_(std::move(large)), rows_(std::move(rows)), ends_(std::move(ends)) {
+  Game(Caller small, Caller large, std::vector<Row> rows, std::vector<int64_t> ends, Ragged ragged)
+      : small_(std::move(small)),
+        large_(std::move(large)),
+        rows_(std::move(rows)),
+        ends_(std::move(ends)),
+        ragged_(ragged) {
     for (Row& row : rows_) going_.push_back(&row);
   }
 
@@ -89,7 +73,6 @@ class Game {
     for (Row* row : going_) {
       if (row->ends && *std::min_element(row->chances.begin(), row->chances.end()) >= row->sure_of_end) {
         tell(*row, UNREAD, row->drafted, 0, 0);
-        row->small_read = row->committed + static_cast<int64_t>(row->written.size()) - 1;
         row->committed += row->drafted;
       } else {
         reading.push_back(row);
@@ -102,9 +85,10 @@ class Game {
   auto told() const {
     const auto whole = [](const auto& numbers, at::ScalarType type) { return at::tensor(numbers, type); };
     at::Tensor lengths = integers(static_cast<int64_t>(rows_.size()), 2);
-    for (size_t n = 0; n < rows_.size(); ++n) {
-      lengths[n][0] = rows_[n].small_read;
-      lengths[n][1] = rows_[n].large_read;
+    int64_t* length = lengths.data_ptr<int64_t>();
+    for (const Row& row : rows_) {
+      *length++ = row.read;
+      *length++ = row.large_read;
     }
     return std::make_tuple(
         whole(heads_, at::kLong).view({-1, TOLD}), whole(written_, at::kLong), whole(chances_, at::kFloat),
@@ -114,55 +98,24 @@ class Game {
  private:
   bool is_end(int64_t token) const { return std::find(ends_.begin(), ends_.end(), token) != ends_.end(); }
 
-  // Every row writes until its token is improbable, ends the text, or fills its room.
+  // Every row writes, and proposes what it has written, but for a token that it doubts and does not keep.
   void draft() {
-    std::vector<Row*> writing = going_;
-    int64_t width = 1;
-    for (Row* row : writing) {
-      row->written.clear();
-      row->chances.clear();
-      row->drafted = 0;
-      row->closes = row->ends = false;
-      width = std::max(width, row->committed - row->small_read);
+    std::vector<Writer*> writing;
+    for (Row* row : going_) {
+      row->small_tokens = -row->read;
+      row->unread.assign(row->tokens.end() - (row->committed - row->read), row->tokens.end());
+      row->room = std::min(row->window, row->left);
+      writing.push_back(row);
     }
-    while (!writing.empty()) {
-      at::Tensor numbers = integers(static_cast<int64_t>(writing.size()), 3 + width);
-      int64_t* number = numbers.data_ptr<int64_t>();
-      for (const Row* row : writing) {
-        const int64_t count = row->written.empty() ? row->committed - row->small_read : 1;
-        *number++ = row->place;
-        *number++ = row->written.empty() ? row->small_read
-                                         : row->committed + static_cast<int64_t>(row->written.size()) - 1;
-        *number++ = count;
-        for (int64_t at = 0; at < width; ++at) {
-          *number++ = at >= count             ? 0
-                      : row->written.empty() ? row->at(row->small_read + at)
-                                              : row->written.back();
-        }
-      }
-      const std::vector<at::Tensor> scores = small_(numbers, 1);
-      const int64_t* likeliest = scores[1].const_data_ptr<int64_t>();
-      const float* chance = scores[2].const_data_ptr<float>();
-      std::vector<Row*> still;
-      for (size_t from = 0; from < writing.size(); ++from) {
-        if (write(*writing[from], likeliest[from], chance[from])) still.push_back(writing[from]);
-      }
-      writing = std::move(still);
-      width = 1;
+    roll(small_, std::move(writing), ends_);
+    for (Row* row : going_) {
+      row->small_tokens += row->read;
+      const float chance = row->chances.back();
+      const bool is_dropped = row->doubts(chance) && (!row->keeps_doubtful || std::isnan(chance));
+      row->drafted = static_cast<int64_t>(row->written.size()) - is_dropped;
+      row->ends = !is_dropped && is_end(row->written.back());
+      row->closes = row->ends || (!is_dropped && row->drafted >= row->left);
     }
-  }
-
-  // Whether the row goes on behind this token.
-  bool write(Row& row, int64_t token, float chance) const {
-    row.written.push_back(token);
-    row.chances.push_back(chance);
-    // Said this way round, what is no number is doubted.
-    const bool unsure = !(static_cast<double>(chance) >= row.floor);
-    if (unsure && (!row.keeps_doubtful || std::isnan(chance))) return false;
-    ++row.drafted;
-    row.ends = is_end(token);
-    row.closes = row.ends || row.drafted >= row.left;
-    return !(unsure || row.closes || row.drafted >= row.window);
   }
 
   // One pass of the large model reads all drafts; each row keeps what is near enough, and gets the next token.
@@ -175,7 +128,8 @@ class Game {
       all += own;
       scored = std::max(scored, row->drafted + 1);
     }
-    const bool is_ragged = width <= MOST_RAGGED && static_cast<double>(all) <= RAGGED * static_cast<double>(count * width);
+    const bool is_ragged =
+        width <= ragged_.most && static_cast<double>(all) <= ragged_.share * static_cast<double>(count * width);
     at::Tensor numbers = is_ragged ? integers(all, 4) : integers(count, 3 + width);
     int64_t* number = numbers.data_ptr<int64_t>();
     for (const Row* row : going_) {
@@ -238,19 +192,18 @@ class Game {
     for (int64_t at = 0; at < accepted; ++at) row.tokens.push_back(row.written[static_cast<size_t>(at)]);
     if (!closes) row.tokens.push_back(next);
     const int64_t more = accepted + !closes;
-    const int64_t small_read = row.committed + static_cast<int64_t>(row.written.size()) - 1;
     row.committed += more;
     row.left -= more;
     // Nobody has read the last token; what was rolled back is forgotten.
     row.large_read = row.committed - 1;
-    row.small_read = std::min(small_read, row.committed - 1);
+    row.read = std::min(row.read, row.committed - 1);
     return !closes && row.left > 0 && !is_end(next);
   }
 
   void tell(const Row& row, Outcome outcome, int64_t accepted, int64_t next, int64_t large_tokens) {
     const int64_t written = static_cast<int64_t>(row.written.size());
-    const int64_t event[TOLD] = {row.place, written, row.drafted, outcome, accepted, next,
-                                 row.committed - row.small_read + written - 1, large_tokens};
+    const int64_t event[TOLD] = {row.place, written,          row.drafted, outcome, accepted,
+                                 next,      row.small_tokens, large_tokens};
     heads_.insert(heads_.end(), event, event + TOLD);
     written_.insert(written_.end(), row.written.begin(), row.written.end());
     chances_.insert(chances_.end(), row.chances.begin(), row.chances.end());
@@ -259,6 +212,7 @@ class Game {
   Caller small_, large_;
   std::vector<Row> rows_;
   std::vector<int64_t> ends_;
+  Ragged ragged_;
   std::vector<Row*> going_;
   bool is_broken_ = false;
   std::vector<int64_t> heads_, written_, likeliest_;
@@ -276,6 +230,7 @@ class Game {
 // columns: that both storages have; no round begins that may need more.
 // most: rounds.
 // patience_us: no round begins later than this after the call.
+// ragged, most_ragged: see Ragged.
 //
 // Returns an event for each row and round [E, TOLD], see Told, first those of a round that pass unread; of all events
 // what the small model wrote and how probable it was; of the judged ones the large model's likeliest token in each place
@@ -283,7 +238,7 @@ class Game {
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> play_rounds(
     int64_t small, at::TensorList small_inputs, int64_t large, at::TensorList large_inputs, const at::Tensor& rows,
     const at::Tensor& limits, const at::Tensor& tails, const at::Tensor& ends, int64_t columns, int64_t most,
-    int64_t patience_us) {
+    int64_t patience_us, double ragged, int64_t most_ragged) {
   const auto begun = Clock::now();
   const int64_t count = rows.size(0);
   TORCH_CHECK(rows.size(1) == GIVEN && limits.size(1) == LIMITS, "a row has ", GIVEN, " numbers and ", LIMITS, " limits");
@@ -294,7 +249,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     Row& row = all[static_cast<size_t>(n)];
     row.place = n;
     row.committed = given[COMMITTED];
-    row.small_read = given[SMALL_READ];
+    row.read = given[SMALL_READ];
     row.large_read = given[LARGE_READ];
     row.window = given[WINDOW];
     row.left = given[LEFT];
@@ -306,7 +261,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     tail += given[TAIL];
   }
   const int64_t* end = ends.const_data_ptr<int64_t>();
-  Game game(Caller(small, small_inputs), Caller(large, large_inputs), std::move(all), {end, end + ends.numel()});
+  Game game(Caller(small, small_inputs), Caller(large, large_inputs), std::move(all), {end, end + ends.numel()},
+            {ragged, most_ragged});
   const auto late = begun + std::chrono::microseconds(patience_us);
   for (int64_t played = 0; played < most && !game.is_over() && game.columns() <= columns; ++played) {
     if (played > 0 && Clock::now() > late) break;

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bild.decoding.scorer import Judged, Played, Turn
-from bild.models.compiled import runner
+from bild.models.compiled import calling, runner
 
 if TYPE_CHECKING:
     from bild.models.compiled.scorer import CompiledScorer
@@ -50,7 +50,9 @@ def play(
         scorer.reserve(columns)
     every = range(len(turns))
     columns = min(small.columns, large.columns)
-    game = runner.Game(rows, limits, tails, turns[0].halt.ends, columns, most, patience_s)
+    game = runner.Game(
+        rows, limits, tails, turns[0].halt.ends, columns, most, patience_s, calling.RAGGED, calling.MOST_RAGGED
+    )
     small_graph, large_graph = small.graphs.run_read, large.graphs.run_read
     assert isinstance(small_graph, runner.Graph) and isinstance(large_graph, runner.Graph)
     heads, *told, lengths = large_graph.play(large.part(every)[1], small_graph, small.part(every)[1], game)

@@ -11,6 +11,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -28,6 +30,53 @@ std::shared_ptr<Graph> graph_of(int64_t number) {
   const auto found = graphs.find(number);
   TORCH_CHECK(found != graphs.end(), "there is no graph ", number);
   return found->second;
+}
+
+at::Tensor integers(int64_t rows, int64_t columns) { return at::empty({rows, columns}, at::kLong); }
+
+Caller::Caller(int64_t graph, at::TensorList inputs) : graph_(graph_of(graph)), arguments_(inputs.vec()) {}
+
+std::vector<at::Tensor> Caller::operator()(const at::Tensor& numbers, int64_t scored) {
+  arguments_[0] = numbers;
+  if (arguments_[1].numel() != scored) arguments_[1] = at::arange(scored, at::kLong);
+  return graph_->run(arguments_);
+}
+
+void roll(Caller& call, std::vector<Writer*> writing, const std::vector<int64_t>& ends) {
+  size_t width = 1;
+  for (Writer* each : writing) {
+    each->written.clear();
+    each->chances.clear();
+    width = std::max(width, each->unread.size());
+  }
+  while (!writing.empty()) {
+    at::Tensor numbers = integers(static_cast<int64_t>(writing.size()), static_cast<int64_t>(3 + width));
+    int64_t* number = numbers.data_ptr<int64_t>();
+    for (const Writer* each : writing) {
+      *number++ = each->place;
+      *number++ = each->read;
+      *number++ = static_cast<int64_t>(each->unread.size());
+      number = std::copy(each->unread.begin(), each->unread.end(), number);
+      number = std::fill_n(number, width - each->unread.size(), 0);
+    }
+    const std::vector<at::Tensor> scores = call(numbers, 1);
+    const int64_t* likeliest = scores[1].const_data_ptr<int64_t>();
+    const float* chance = scores[2].const_data_ptr<float>();
+    std::vector<Writer*> still;
+    for (size_t from = 0; from < writing.size(); ++from) {
+      Writer& each = *writing[from];
+      const int64_t token = likeliest[from];
+      each.read += static_cast<int64_t>(each.unread.size());
+      each.unread.assign(1, token);
+      each.written.push_back(token);
+      each.chances.push_back(chance[from]);
+      const bool is_last = each.doubts(chance[from]) || static_cast<int64_t>(each.written.size()) >= each.room ||
+                           std::find(ends.begin(), ends.end(), token) != ends.end();
+      if (!is_last) still.push_back(&each);
+    }
+    writing = std::move(still);
+    width = 1;
+  }
 }
 
 namespace {
@@ -63,42 +112,27 @@ std::vector<at::Tensor> run_graph(int64_t number, at::TensorList inputs) {
 // Returns what each row wrote [N, most], how probable each token is, and how many they are.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> roll_graph(
     int64_t number, at::TensorList inputs, const at::Tensor& floors, const at::Tensor& ends, const at::Tensor& rooms) {
-  const auto graph = graph_of(number);
-  std::vector<at::Tensor> arguments = inputs.vec();
-  const int64_t count = arguments[0].size(0), width = arguments[0].size(1);
+  const int64_t count = inputs[0].size(0), width = inputs[0].size(1);
   TORCH_CHECK(width == 4, "rows of a roll have a place, a length, a count and a token; got ", width, " numbers");
-  at::Tensor numbers = arguments[0].clone();
-  int64_t* row = numbers.data_ptr<int64_t>();
+  const int64_t *row = inputs[0].const_data_ptr<int64_t>(), *room = rooms.const_data_ptr<int64_t>();
   const double* floor = floors.const_data_ptr<double>();
-  const int64_t *end = ends.const_data_ptr<int64_t>(), *room = rooms.const_data_ptr<int64_t>();
-  const int64_t last = ends.numel(), most = rooms.max().item<int64_t>();
+  std::vector<Writer> writers;
+  for (int64_t n = 0; n < count; ++n, row += width) {
+    writers.push_back({row[0], row[1], {row[3]}, floor[n], room[n], {}, {}});
+  }
+  std::vector<Writer*> writing;
+  for (Writer& each : writers) writing.push_back(&each);
+  Caller call(number, inputs);
+  const int64_t* end = ends.const_data_ptr<int64_t>();
+  roll(call, std::move(writing), {end, end + ends.numel()});
+  const int64_t most = *std::max_element(room, room + count);
   at::Tensor tokens = at::zeros({count, most}, at::kLong), probabilities = at::zeros({count, most}, at::kFloat);
   at::Tensor counts = at::zeros({count}, at::kLong);
-  int64_t *token = tokens.data_ptr<int64_t>(), *written = counts.data_ptr<int64_t>();
-  float* probability = probabilities.data_ptr<float>();
-  // Rows that still write, which move up in the numbers.
-  std::vector<int64_t> going(count);
-  for (int64_t n = 0; n < count; ++n) going[n] = n;
-  while (!going.empty()) {
-    arguments[0] = numbers.narrow(0, 0, static_cast<int64_t>(going.size()));
-    const std::vector<at::Tensor> scores = graph->run(arguments);
-    const int64_t* likeliest = scores[1].const_data_ptr<int64_t>();
-    const float* chance = scores[2].const_data_ptr<float>();
-    size_t kept = 0;
-    for (size_t from = 0; from < going.size(); ++from) {
-      const int64_t n = going[from], picked = likeliest[from], place = row[from * width], length = row[from * width + 1];
-      const int64_t step = written[n]++;
-      token[n * most + step] = picked;
-      probability[n * most + step] = chance[from];
-      const bool is_last = !(static_cast<double>(chance[from]) >= floor[n]) || step + 1 >= room[n] ||
-                           std::find(end, end + last, picked) != end + last;
-      if (is_last) continue;
-      row[kept * width] = place;
-      row[kept * width + 1] = length + 1;
-      row[kept * width + 3] = picked;
-      going[kept++] = n;
-    }
-    going.resize(kept);
+  for (int64_t n = 0; n < count; ++n) {
+    const Writer& each = writers[static_cast<size_t>(n)];
+    std::copy(each.written.begin(), each.written.end(), tokens.data_ptr<int64_t>() + n * most);
+    std::copy(each.chances.begin(), each.chances.end(), probabilities.data_ptr<float>() + n * most);
+    counts.data_ptr<int64_t>()[n] = static_cast<int64_t>(each.written.size());
   }
   return {tokens, probabilities, counts};
 }
@@ -163,7 +197,7 @@ TORCH_LIBRARY_FRAGMENT(bild, library) {
       roll_graph);
   library.def(
       "play_rounds(int small, Tensor[] small_inputs, int large, Tensor[] large_inputs, Tensor rows, Tensor limits, "
-      "Tensor tails, Tensor ends, int columns, int most, int patience_us) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "Tensor tails, Tensor ends, int columns, int most, int patience_us, float ragged, int most_ragged) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       play_rounds);
   library.def("watch_tensors(Tensor[] tensors, Tensor[] sampled, int numbers) -> int", watch_tensors);
   library.def("unwatch_tensors(int watched) -> ()", unwatch_tensors);

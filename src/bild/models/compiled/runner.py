@@ -51,6 +51,10 @@ class Game(NamedTuple):
     """Rounds."""
     patience_s: float
     """No round begins later than this."""
+    ragged: float
+    """Share of a pass that is not padding, up to which its tokens are read one a row."""
+    most_ragged: int
+    """Tokens of a row up to which that is done."""
 
 
 class Graph:
@@ -116,6 +120,8 @@ class Graph:
             game.columns,
             game.most,
             int(game.patience_s * 1e6),
+            game.ragged,
+            game.most_ragged,
         )
         return [each.tolist() for each in found]
 

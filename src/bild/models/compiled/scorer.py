@@ -15,16 +15,13 @@ from bild.decoding.scores import Summary
 from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled import ahead, rounds
+from bild.models.compiled.calling import MOST_RAGGED, RAGGED
 from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import Sources
 from bild.models.eager.scorer import inferring
 from bild.models.passes import check_last, numbers_of
 from bild.models.short_list import spread
 
-RAGGED = 0.8
-"""Share of a pass that is not padding, up to which its tokens are read one a row, where rows are named."""
-MOST_RAGGED = 64
-"""Tokens of a row up to which that is done: queries of one row share what is read of its keys."""
 FEWER = 0.75
 """Share of the rows of a pass, from the first to the last that still writes, at which passes are made narrower."""
 
