@@ -12,6 +12,7 @@ from bild import BigLittleDecoder, InputError, LoadError
 from bild.models import EagerModel, int8, to_int8
 from bild.models.compiled import compiling
 from bild.models.int8 import Int8Linear, multiply_int8, quantize_rows
+from bild.models.loading.hardware import resolve_dtype
 from tests.compiled import check_compiled
 from tests.networks import build
 
@@ -152,11 +153,12 @@ def bytes_of(pair: BigLittleDecoder) -> int:
     return sum({each.data_ptr(): each.nbytes for each in pair.large.network.state_dict().values()}.values())
 
 
-def test_a_pair_in_int8_holds_a_third_of_the_bytes_and_writes_nearly_the_same(int8_pair, bundled, sentences):
+def test_a_pair_in_int8_holds_about_a_third_of_the_bytes_and_writes_nearly_the_same(int8_pair, bundled, sentences):
     kinds = {type(module) for model in (int8_pair.large, int8_pair.small) for module in model.network.modules()}
     assert Int8Linear in kinds and nn.Linear not in kinds
-    # Of float32; what is no linear layer stays in bfloat16.
-    assert 1 / 4 < bytes_of(int8_pair) / bytes_of(bundled) < 1 / 3
+    # Of float32; what is no linear layer, the embeddings, is in the dtype that suits the machine.
+    most = 1 / 3 if resolve_dtype() == torch.bfloat16 else 2 / 5
+    assert 1 / 4 < bytes_of(int8_pair) / bytes_of(bundled) < most
     found = [result.token_ids for result in int8_pair.generate(sentences[:8], "large")]
     expected = [result.token_ids for result in bundled.generate(sentences[:8], "large")]
     first = sum(one[:3] == other[:3] for one, other in zip(found, expected, strict=True))

@@ -1,7 +1,7 @@
 """Linear layers in eight bits: half the bytes a step must read, where reading them is what takes the time.
 
 Weights have one scale an output channel, symmetric, rounded to nearest; embeddings, norms and everything
-between layers stay as they are. Where the CPU multiplies int8 by vectors (VNNI) and our own kernel is the faster one,
+between layers stay as they are. Where the CPU multiplies int8 by vectors (VNNI, AVX2) and our own kernel is the faster,
 each token that enters a layer is rounded to int8 as well, 256 of its numbers on a scale of their own, so that rows and
 tokens stay independent of each other and no weight is ever widened. Where it multiplies by tiles (AMX) a token has one
 scale. Elsewhere only the weights are int8.

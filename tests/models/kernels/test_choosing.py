@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bild.models.int8 import quantize_rows
-from bild.models.kernels import building, choosing, is_faster_here, linear, plain_int8_linear
+from bild.models.kernels import building, choosing, int8, is_faster_here, plain_int8_linear
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
 
@@ -78,7 +78,7 @@ def test_a_kernel_with_wrong_numbers_is_out_before_it_is_timed(wrong, layer, cho
     assert is_faster_here(*layer, lambda states, *rest: right(states, *rest) * wrong)
     assert "torch's" in caplog.text
     choices.unlink()
-    monkeypatch.setattr(linear, "int8_linear", lambda states, *rest: right(states, *layer) * wrong)
+    monkeypatch.setattr(int8, "int8_linear", lambda states, *rest: right(states, *layer) * wrong)
     assert not is_faster_here(*layer, right)
     assert "bild's" in caplog.text
 

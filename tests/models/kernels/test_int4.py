@@ -15,7 +15,7 @@ from bild.models.kernels import (
     unpack_int4,
     widen_int4,
 )
-from bild.models.kernels.linear import PIECE
+from bild.models.kernels.int8 import PIECE
 from bild.models.kernels.operators import INT4_LINEAR, INT4_PACK, operator
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")

@@ -1,15 +1,15 @@
 """Kernels of our own, where torch has none that comes near what the processor can do.
 
-:mod:`.linear` is a linear layer on int8 weights and int8 tokens, :mod:`.int4` one on 4-bit weights, :mod:`.bf16` one on
-bfloat16, :mod:`.attention` that over stored keys and values: packing, references, and their places in compiled graphs.
-:mod:`.building` compiles the C++ at first use and keeps it, :mod:`.operators` makes torch operators of it;
-:mod:`.choosing` measures where a kernel is the faster one, :mod:`.joining` makes products of the same states one. Where
-there is no compiler, or the processor lacks the instructions, what torch offers stays; for 4 bits it has nothing.
+:mod:`.int8` is a linear layer on int8 weights and int8 tokens, :mod:`.int4` one on 4-bit weights, :mod:`.floats` one on
+bfloat16 or float32, :mod:`.attention` that over stored keys and values: packing, references, and their places in
+compiled graphs. :mod:`.building` compiles the C++ at first use and keeps it, :mod:`.operators` makes torch operators of
+it; :mod:`.choosing` measures where a kernel is the faster one, :mod:`.joining` makes products of the same states one.
+Where there is no compiler, or the processor lacks the instructions, what torch offers stays; for 4 bits it has nothing.
 """
 
 from bild.models.kernels.attention import are_supported, replace_attention
-from bild.models.kernels.bf16 import replace_linears
 from bild.models.kernels.building import digest, is_loaded
+from bild.models.kernels.floats import replace_linears
 from bild.models.kernels.int4 import (
     has_int4,
     int4_linear,
@@ -20,8 +20,8 @@ from bild.models.kernels.int4 import (
     unpack_int4,
     widen_int4,
 )
+from bild.models.kernels.int8 import fits, int8_linear, is_faster_here, pack, pad_scale, plain_int8_linear, unpack
 from bild.models.kernels.joining import has_all_products, join_products
-from bild.models.kernels.linear import fits, int8_linear, is_faster_here, pack, pad_scale, plain_int8_linear, unpack
 from bild.models.kernels.operators import graph_calls
 
 __all__ = [

@@ -1,4 +1,4 @@
-// Attention of queries over keys and values that lie row by row, by AVX512.
+// Attention of queries over keys and values that lie row by row, by AVX512 or AVX2.
 //
 // bild::attention(queries, keys, values, places?, mask?, scale) is softmax(queries · keysᵀ · scale + mask) · values, computed in
 // float32. Several heads of queries may share one of keys and values; row b reads those of row places[b]. A column that the mask forbids is not read; a
@@ -34,16 +34,16 @@ struct Attention {
 };
 
 // e^x of numbers not above 0.
-inline __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-  const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
-  rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
-  __m512 sum = _mm512_set1_ps(1.9875691500e-4f);
+inline Floats exponential(Floats x) {
+  x = most(x, same(-87.0f));
+  const Floats whole = nearest(x * same(1.44269504f));
+  Floats rest = minus_product(whole, same(0.693359375f), x);
+  rest = minus_product(whole, same(-2.12194440e-4f), rest);
+  Floats total = same(1.9875691500e-4f);
   for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(next));
-  sum = _mm512_fmadd_ps(sum, _mm512_mul_ps(rest, rest), _mm512_add_ps(rest, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(sum, whole);
+    total = multiply_add(total, rest, same(next));
+  total = multiply_add(total, rest * rest, rest + same(1.0f));
+  return times_power(total, whole);
 }
 
 inline float mask_at(const Attention& a, const char* place, int64_t column) {
@@ -65,15 +65,14 @@ inline float mask_at(const Attention& a, const char* place, int64_t column) {
 constexpr float LOWEST = -1e30f;
 inline bool forbidden(float mask) { return mask < LOWEST; }
 
-// Of 16 columns, which are not forbidden, and what is added to their scores.
-inline __mmask16 masks_at(const Attention& a, const char* place, int64_t column, __mmask16 which, __m512* added) {
+// Of 16 columns, or as many as are left, which are not forbidden, and what is added to their scores.
+inline Lanes masks_at(const Attention& a, const char* place, int64_t column, int64_t left, Floats* added) {
   if (a.mask_bytes == 1) {
-    const __m128i bools = _mm_maskz_loadu_epi8(which, place + column);
-    *added = _mm512_setzero_ps();
-    return _mm_test_epi8_mask(bools, bools) & which;
+    *added = same(0.0f);
+    return true_bytes(place + column, left);
   }
-  *added = a.mask_bytes == 0 ? _mm512_setzero_ps() : read(place, column, a.mask_bytes == 2, which);
-  return _mm512_mask_cmp_ps_mask(which, *added, _mm512_set1_ps(LOWEST), _CMP_NLT_UQ);
+  *added = a.mask_bytes == 0 ? same(0.0f) : read(place, column, a.mask_bytes == 2, left);
+  return not_below(first(left), *added, same(LOWEST));
 }
 
 // Turns scores into probabilities, in place.
@@ -82,24 +81,21 @@ void softmax(float* scores, int64_t columns, float highest) {
     std::fill(scores, scores + columns, 0.0f);
     return;
   }
-  const __m512 top = _mm512_set1_ps(highest);
-  const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 total = _mm512_setzero_ps();
+  const Floats top = same(highest), none = same(0.0f);
+  const Floats never = same(-std::numeric_limits<float>::infinity());
+  Floats total = none;
   for (int64_t l = 0; l < columns; l += 16) {
-    const __mmask16 which = first(columns - l);
-    const __m512 score = _mm512_mask_loadu_ps(never, which, scores + l);
+    const int64_t left = columns - l;
+    const Floats score = choose(first(left), load_some(scores + l, left), never);
     // Not "greater": a NaN stays one.
-    const __mmask16 seen = _mm512_cmp_ps_mask(score, never, _CMP_NEQ_UQ);
-    const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(score, top)));
-    const __m512 kept = _mm512_mask_mov_ps(weight, _mm512_cmp_ps_mask(score, score, _CMP_UNORD_Q), score);
-    total = _mm512_add_ps(total, kept);
-    _mm512_mask_storeu_ps(scores + l, which, kept);
+    const Floats weight = choose(differ(score, never), exponential(score - top), none);
+    const Floats kept = choose(no_number(score), score, weight);
+    total = total + kept;
+    store_some(scores + l, kept, left);
   }
-  const __m512 factor = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-  for (int64_t l = 0; l < columns; l += 16) {
-    const __mmask16 which = first(columns - l);
-    _mm512_mask_storeu_ps(scores + l, which, _mm512_mul_ps(_mm512_maskz_loadu_ps(which, scores + l), factor));
-  }
+  const Floats factor = same(1.0f / sum(total));
+  for (int64_t l = 0; l < columns; l += 16)
+    store_some(scores + l, load_some(scores + l, columns - l) * factor, columns - l);
 }
 
 // The keys, or the values, that a head of a row reads.
@@ -120,11 +116,11 @@ template <int QUERIES, int PARTS>
 inline void weigh(const Attention& a, int64_t row, int64_t head, int64_t token, const float* scores, int64_t stride,
                   const char* values, int64_t end) {
   const int64_t bytes = a.half ? 2 : 4;
-  __m512 sums[QUERIES][PARTS];
+  Floats sums[QUERIES][PARTS];
 #pragma GCC unroll 6
   for (int m = 0; m < QUERIES; m++)
 #pragma GCC unroll 16
-    for (int p = 0; p < PARTS; p++) sums[m][p] = _mm512_setzero_ps();
+    for (int p = 0; p < PARTS; p++) sums[m][p] = same(0.0f);
   for (int64_t l = 0; l < end; l++) {
     // What no query sees may be anything, and 0 times a NaN is one.
     bool seen = false;
@@ -134,17 +130,17 @@ inline void weigh(const Attention& a, int64_t row, int64_t head, int64_t token, 
     const char* value = values + l * a.values.token;
 #pragma GCC unroll 16
     for (int p = 0; p < PARTS; p++) {
-      const __m512 part = read(value, 16 * p, a.half, 0xffff);
+      const Floats part = read(value, 16 * p, a.half);
 #pragma GCC unroll 6
       for (int m = 0; m < QUERIES; m++)
-        sums[m][p] = _mm512_fmadd_ps(_mm512_set1_ps(scores[m * stride + l]), part, sums[m][p]);
+        sums[m][p] = multiply_add(same(scores[m * stride + l]), part, sums[m][p]);
     }
   }
 #pragma GCC unroll 6
   for (int m = 0; m < QUERIES; m++) {
     const int64_t at = ((row * a.tokens + token + m) * a.heads + head) * a.width;
 #pragma GCC unroll 16
-    for (int p = 0; p < PARTS; p++) write(a.result + at * bytes, 16 * p, a.half, sums[m][p], 0xffff);
+    for (int p = 0; p < PARTS; p++) write(a.result + at * bytes, 16 * p, a.half, sums[m][p]);
   }
 }
 
@@ -155,14 +151,14 @@ void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
   float* scores = room_for(QUERIES * stride);
   const char *keys = of_head(a, a.keys, row, head), *values = of_head(a, a.values, row, head);
   const char* masks[QUERIES];
-  __m512 query[QUERIES][PARTS];
+  Floats query[QUERIES][PARTS];
 #pragma GCC unroll 4
   for (int m = 0; m < QUERIES; m++) {
     const char* from = a.queries.data + row * a.queries.row + head * a.queries.head + (token + m) * a.queries.token;
     masks[m] = a.mask.data + row * a.mask.row + head * a.mask.head + (token + m) * a.mask.token;
 #pragma GCC unroll 16
     for (int p = 0; p < PARTS; p++)
-      query[m][p] = _mm512_mul_ps(read(from, 16 * p, a.half, 0xffff), _mm512_set1_ps(a.scale));
+      query[m][p] = read(from, 16 * p, a.half) * same(a.scale);
   }
   float highest[QUERIES];
   std::fill(highest, highest + QUERIES, -std::numeric_limits<float>::infinity());
@@ -182,19 +178,19 @@ void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
     }
     end = l + 1;
     const char* key = keys + l * a.keys.token;
-    __m512 sums[QUERIES];
+    Floats sums[QUERIES];
 #pragma GCC unroll 4
-    for (int m = 0; m < QUERIES; m++) sums[m] = _mm512_setzero_ps();
+    for (int m = 0; m < QUERIES; m++) sums[m] = same(0.0f);
 #pragma GCC unroll 16
     for (int p = 0; p < PARTS; p++) {
-      const __m512 part = read(key, 16 * p, a.half, 0xffff);
+      const Floats part = read(key, 16 * p, a.half);
 #pragma GCC unroll 4
-      for (int m = 0; m < QUERIES; m++) sums[m] = _mm512_fmadd_ps(query[m][p], part, sums[m]);
+      for (int m = 0; m < QUERIES; m++) sums[m] = multiply_add(query[m][p], part, sums[m]);
     }
 #pragma GCC unroll 4
     for (int m = 0; m < QUERIES; m++) {
       const float score = forbidden(added[m]) ? -std::numeric_limits<float>::infinity()
-                                              : _mm512_reduce_add_ps(sums[m]) + added[m];
+                                              : sum(sums[m]) + added[m];
       scores[m * stride + l] = score;
       // A NaN is not greater, and nothing is greater than one: where all scores are, it is the highest.
       if (score > highest[m] || score != score) highest[m] = score;
@@ -219,7 +215,7 @@ struct Laid {
       // Behind the last column there is nothing to read, and what stands there is masked.
       const bool there = columns < a.columns;
       for (int64_t d = 0; d < a.width; d += 16)
-        _mm512_store_ps(one + d, there ? read(keys + columns * a.keys.token, d, a.half, 0xffff) : _mm512_setzero_ps());
+        store(one + d, there ? read(keys + columns * a.keys.token, d, a.half) : same(0.0f));
       for (int64_t d = 0; d < a.width; d++) to[d * 16] = one[d];
     }
   }
@@ -237,49 +233,49 @@ void attend_many(const Attention& a, int64_t row, int64_t head, int64_t token, L
     const char* from = a.queries.data + row * a.queries.row + head * a.queries.head + (token + m) * a.queries.token;
     masks[m] = a.mask.data + row * a.mask.row + head * a.mask.head + (token + m) * a.mask.token;
     for (int p = 0; p < PARTS; p++)
-      _mm512_store_ps(query[m] + 16 * p, _mm512_mul_ps(read(from, 16 * p, a.half, 0xffff), _mm512_set1_ps(a.scale)));
+      store(query[m] + 16 * p, read(from, 16 * p, a.half) * same(a.scale));
   }
   // Behind the last column that one of them sees nothing is read.
   int64_t end = stride;
-  __m512 added[QUERIES];
-  __mmask16 seen[QUERIES];
+  Floats added[QUERIES];
+  Lanes seen[QUERIES];
   const auto look = [&](int64_t l) {
-    __mmask16 any = 0;
-    for (int m = 0; m < QUERIES; m++) any |= seen[m] = masks_at(a, masks[m], l, first(a.columns - l), added + m);
-    return any;
+    Lanes all{};
+    for (int m = 0; m < QUERIES; m++) all = either(all, seen[m] = masks_at(a, masks[m], l, a.columns - l, added + m));
+    return any(all);
   };
   while (end > 0 && !look(end - 16)) end -= 16;
   laid.reach(a, keys, end);
-  const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 best[QUERIES];
-  __mmask16 broken[QUERIES];
+  const Floats never = same(-std::numeric_limits<float>::infinity());
+  Floats best[QUERIES];
+  Lanes broken[QUERIES];
   std::fill(best, best + QUERIES, never);
-  std::fill(broken, broken + QUERIES, static_cast<__mmask16>(0));
+  std::fill(broken, broken + QUERIES, Lanes{});
   for (int64_t l = 0; l < end; l += 16) {
     if (!look(l)) {
-      for (int m = 0; m < QUERIES; m++) _mm512_storeu_ps(scores + m * stride + l, never);
+      for (int m = 0; m < QUERIES; m++) store(scores + m * stride + l, never);
       continue;
     }
     const float* key = laid.numbers.data() + l * a.width;
-    __m512 sums[QUERIES];
+    Floats sums[QUERIES];
 #pragma GCC unroll 6
-    for (int m = 0; m < QUERIES; m++) sums[m] = _mm512_setzero_ps();
+    for (int m = 0; m < QUERIES; m++) sums[m] = same(0.0f);
     for (int d = 0; d < 16 * PARTS; d++) {
-      const __m512 part = _mm512_loadu_ps(key + 16 * d);
+      const Floats part = load(key + 16 * d);
 #pragma GCC unroll 6
-      for (int m = 0; m < QUERIES; m++) sums[m] = _mm512_fmadd_ps(_mm512_set1_ps(query[m][d]), part, sums[m]);
+      for (int m = 0; m < QUERIES; m++) sums[m] = multiply_add(same(query[m][d]), part, sums[m]);
     }
 #pragma GCC unroll 6
     for (int m = 0; m < QUERIES; m++) {
-      const __m512 score = _mm512_mask_add_ps(never, seen[m], sums[m], added[m]);
-      _mm512_storeu_ps(scores + m * stride + l, score);
+      const Floats score = choose(seen[m], sums[m] + added[m], never);
+      store(scores + m * stride + l, score);
       // The second one where the first is a NaN.
-      best[m] = _mm512_max_ps(score, best[m]);
-      broken[m] |= _mm512_cmp_ps_mask(score, score, _CMP_UNORD_Q);
+      best[m] = most(score, best[m]);
+      broken[m] = either(broken[m], no_number(score));
     }
   }
   for (int m = 0; m < QUERIES; m++)
-    softmax(scores + m * stride, end, broken[m] ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(best[m]));
+    softmax(scores + m * stride, end, any(broken[m]) ? std::numeric_limits<float>::quiet_NaN() : highest(best[m]));
   weigh<QUERIES, PARTS>(a, row, head, token, scores, stride, values, std::min(end, a.columns));
 }
 

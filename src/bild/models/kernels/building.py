@@ -1,4 +1,4 @@
-"""The kernels as a library: whether this processor can run them, and whether they could be compiled."""
+"""The kernels as a library: what this processor can run of them, and whether they could be compiled."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ from pathlib import Path
 from bild.models.instructions import has_instructions
 from bild.models.native import Library
 
-KERNELS = Library(
-    "kernels",
-    [
-        Path(__file__).with_name(f"{name}.cpp")
-        for name in ("attention", "bf16_linear", "int4_linear", "int4_pack", "int8_linear", "threads")
-    ],
-    [Path(__file__).with_name(f"{name}.h") for name in ("common", "int4", "rounding", "tiles")],
-    ("-O3", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
-    operator="bild_int8_linear",
-)
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma")
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+"""What the compiler may use: vectors.h is written in both."""
+
+
+def has_wide_vectors() -> bool:
+    """Whether the kernels are those of AVX512-VNNI, and not of AVX2."""
+    return has_instructions("avx512", "vnni")
 
 
 def is_supported() -> bool:
     """Whether this processor has the instructions of the kernels."""
-    return sys.platform == "linux" and platform.machine() == "x86_64" and has_instructions("avx512", "vnni")
+    return sys.platform == "linux" and platform.machine() == "x86_64" and has_instructions("avx2")
+
+
+KERNELS = Library(
+    "kernels",
+    [
+        Path(__file__).with_name(f"{name}.cpp")
+        for name in ("attention", "float_linear", "int4_linear", "int4_pack", "int8_linear", "threads")
+    ],
+    [Path(__file__).with_name(f"{name}.h") for name in ("common", "int4", "rounding", "tiles", "vectors")],
+    ("-O3", *(AVX512 if has_wide_vectors() else AVX2)),
+    operator="bild_int8_linear",
+)
 
 
 @cache

@@ -1,13 +1,8 @@
-// What the kernels share: vectors of 16 numbers in bfloat16 or float32, threads, and torch's tensors.
+// What the kernels share: threads and torch's tensors.
 
 #pragma once
 
-#include <immintrin.h>
-
-#include <algorithm>
 #include <atomic>
-#include <cstdint>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -22,40 +17,13 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "vectors.h"
+
 namespace bild {
 
 constexpr int64_t VECTOR = 64;          // bytes
 constexpr int64_t ALONE = 24000;        // cycles of work up to which one thread is faster than two that meet
 constexpr int64_t SHARE = 6000;         // cycles of work taken at a time
-
-inline __m512 widen(const uint16_t* from, __mmask16 which) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(which, from)), 16));
-}
-
-inline __m512 read(const void* from, int64_t index, bool half, __mmask16 which) {
-  return half ? widen(static_cast<const uint16_t*>(from) + index, which)
-              : _mm512_maskz_loadu_ps(which, static_cast<const float*>(from) + index);
-}
-
-// To the nearest bfloat16, ties to even; NaN stays NaN.
-inline __m256i narrow(__m512 value) {
-  const __m512i bits = _mm512_castps_si512(value);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 none = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), none, _mm512_set1_epi32(0x7fc0));
-  return _mm512_cvtepi32_epi16(kept);
-}
-
-inline void write(void* to, int64_t index, bool half, __m512 value, __mmask16 which) {
-  if (half)
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + index, which, narrow(value));
-  else
-    _mm512_mask_storeu_ps(static_cast<float*>(to) + index, which, value);
-}
-
-// Of 16 numbers those that are there, where so many are left.
-inline __mmask16 first(int64_t left) { return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1); }
 
 // Work of so many units, some from one to below another, by as many threads as it is worth.
 //   cycles: of one unit.

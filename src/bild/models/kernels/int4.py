@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bild.models.kernels.linear import UNIT, pieces, round_piece
+from bild.models.kernels.int8 import UNIT, pieces, round_piece
 from bild.models.kernels.operators import INT4_LINEAR, INT4_PACK, operator
 
 GROUP = 32

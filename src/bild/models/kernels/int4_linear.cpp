@@ -1,4 +1,4 @@
-// A linear layer on 4-bit weights and int8 tokens, for a few rows, by AVX512-VNNI.
+// A linear layer on 4-bit weights and int8 tokens, for a few rows, by AVX512-VNNI or AVX2.
 //
 // bild::int4_linear(states, weight, bias?) rounds the pieces of every row to int8 (rounding.h), multiplies within a group
 // of weights (int4.h) exactly, in int32, and adds d times that and m times the sum of the group's tokens in float32.
@@ -12,64 +12,58 @@ namespace {
 
 static_assert(PIECE % GROUP == 0);
 
-inline __m512 halves(const uint8_t* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
 struct Tile {
   // Each sum is there twice: of the group, in int32, and of those before it.
-  static constexpr int MOST_ROWS = 6, FOUR_VECTORS = 3;
+  static constexpr int MOST_ROWS = REGISTERS == 32 ? 6 : 2, FOUR_VECTORS = REGISTERS == 32 ? 3 : 1;
 
   template <int ROWS, int UNITS>
   static void block(const Rounded& p, int64_t row, int64_t unit) {
     const int64_t next = p.inputs / GROUP * BYTES;
     const uint8_t* weight = p.weight + unit * next;
     const float* token_sums = p.sums + row;
-    const __m512i lower = _mm512_set1_epi8(0x0f);
     alignas(64) float values[ROWS][2 * UNITS][16] = {};
     for (int64_t piece = 0, left = p.inputs; left > 0; piece++, left -= PIECE) {
-      const int64_t first = piece * p.count + row;
-      const int8_t* rows = p.rows + first * PIECE;
-      __m512 parts[ROWS][2 * UNITS];
+      const int64_t at = piece * p.count + row;
+      const int8_t* rows = p.rows + at * PIECE;
+      Floats parts[ROWS][2 * UNITS];
 #pragma GCC unroll 6
       for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-        for (int n = 0; n < 2 * UNITS; n++) parts[m][n] = _mm512_setzero_ps();
+        for (int n = 0; n < 2 * UNITS; n++) parts[m][n] = same(0.0f);
       for (const int8_t* end = rows + std::min(PIECE, left); rows < end; rows += GROUP) {
-        __m512i sums[ROWS][2 * UNITS];
+        Sums4 sums[ROWS][2 * UNITS];
 #pragma GCC unroll 6
         for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-          for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_setzero_si512();
+          for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = first_sums4();
 #pragma GCC unroll 2
         for (int64_t k = 0; k < STEPS; k++) {
-          __m512i four[2 * UNITS];
+          Bytes four[2 * UNITS];
 #pragma GCC unroll 2
           for (int u = 0; u < UNITS; u++) {
             const uint8_t* at = weight + u * next + ENDS + k * VECTOR;
-            const __m512i both = _mm512_loadu_si512(at);
-            four[2 * u] = _mm512_and_si512(both, lower);
-            four[2 * u + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), lower);
+            const Bytes both = load_bytes(at);
+            four[2 * u] = lower_fours(both);
+            four[2 * u + 1] = upper_fours(both);
             _mm_prefetch(reinterpret_cast<const char*>(at + AHEAD), _MM_HINT_T0);
           }
 #pragma GCC unroll 6
           for (int m = 0; m < ROWS; m++) {
             int32_t tokens;
             std::memcpy(&tokens, rows + m * PIECE + 4 * k, sizeof tokens);
-            const __m512i same = _mm512_set1_epi32(tokens);
 #pragma GCC unroll 4
-            for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], four[n], same);
+            for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = add_products4(sums[m][n], four[n], tokens);
           }
         }
 #pragma GCC unroll 4
         for (int n = 0; n < 2 * UNITS; n++) {
           const uint8_t* at = weight + (n / 2) * next + (n % 2) * (VECTOR / 2);
-          const __m512 scale = halves(at), minimum = halves(at + VECTOR);
+          const Floats scale = of_float16(load_halves(at)), minimum = of_float16(load_halves(at + VECTOR));
           _mm_prefetch(reinterpret_cast<const char*>(at + (n % 2) * (VECTOR / 2) + AHEAD), _MM_HINT_T0);
 #pragma GCC unroll 6
           for (int m = 0; m < ROWS; m++) {
-            const __m512 part = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[m][n]), parts[m][n]);
-            parts[m][n] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(token_sums[m]), part);
+            const Floats part = multiply_add(scale, to_floats4(sums[m][n]), parts[m][n]);
+            parts[m][n] = multiply_add(minimum, same(token_sums[m]), part);
           }
         }
         weight += BYTES;
@@ -80,12 +74,11 @@ struct Tile {
 #pragma GCC unroll 4
         for (int n = 0; n < 2 * UNITS; n++) {
           float* value = values[m][n];
-          const __m512 step = _mm512_set1_ps(p.steps[first + m]);
-          _mm512_store_ps(value, _mm512_fmadd_ps(parts[m][n], step, _mm512_load_ps(value)));
+          store(value, multiply_add(parts[m][n], same(p.steps[at + m]), load(value)));
         }
     }
     for (int m = 0; m < ROWS; m++)
-      for (int n = 0; n < 2 * UNITS; n++) put(p, row + m, unit * UNIT + n * 16, _mm512_load_ps(values[m][n]));
+      for (int n = 0; n < 2 * UNITS; n++) put(p, row + m, unit * UNIT + n * 16, load(values[m][n]));
   }
 };
 

@@ -16,64 +16,62 @@ constexpr float CUTS[] = {13.0f, 14.0f, 15.0f, 15.7f, 16.4f};
 
 // 32 weights.
 struct Group {
-  __m512 numbers[2];
+  Floats numbers[2];
 };
 
-inline float sum(const __m512 (&of)[2]) { return _mm512_reduce_add_ps(_mm512_add_ps(of[0], of[1])); }
+inline float total(const Floats (&of)[2]) { return sum(of[0] + of[1]); }
 
 // A way to write a group, and its square error.
 struct Fit {
-  __m256i scale, minimum;  // float16, the same 16 times
-  __m512i whole[2];
+  Halves scale, minimum;  // float16, the same 16 times
+  Whole whole[2];
   float error;
 };
 
-inline __m512i rounded(__m512 value) {
-  const __m512i whole = _mm512_cvtps_epi32(value);
-  return _mm512_max_epi32(_mm512_min_epi32(whole, _mm512_set1_epi32(LEVELS)), _mm512_setzero_si512());
-}
+inline Whole rounded(Floats value) { return most(least(to_whole(value), whole(LEVELS)), whole(0)); }
 
-inline __m256i as_half(float value) {
-  const float most = 65504.0f;
-  return _mm512_cvtps_ph(_mm512_set1_ps(value > most ? most : value < -most ? -most : value), _MM_FROUND_TO_NEAREST_INT);
+inline Halves as_half(float value) {
+  const float largest = 65504.0f;
+  return to_float16(same(value > largest ? largest : value < -largest ? -largest : value));
 }
 
 Fit fit(const Group& group, float scale, float minimum) {
   Fit found;
   found.scale = as_half(scale);
   found.minimum = as_half(minimum);
-  const __m512 d = _mm512_cvtph_ps(found.scale), m = _mm512_cvtph_ps(found.minimum);
-  const __mmask16 moves = _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-  __m512 squares[2];
+  const Floats d = of_float16(found.scale), m = of_float16(found.minimum);
+  const Floats none = same(0.0f);
+  const Lanes moves = differ(d, none);
+  Floats squares[2];
   for (int n = 0; n < 2; n++) {
-    const __m512 above = _mm512_sub_ps(group.numbers[n], m);
-    found.whole[n] = rounded(_mm512_maskz_div_ps(moves, above, d));
-    const __m512 off = _mm512_fnmadd_ps(d, _mm512_cvtepi32_ps(found.whole[n]), above);
-    squares[n] = _mm512_mul_ps(off, off);
+    const Floats above = group.numbers[n] - m;
+    found.whole[n] = rounded(choose(moves, above / d, none));
+    const Floats off = minus_product(d, to_floats(found.whole[n]), above);
+    squares[n] = off * off;
   }
-  found.error = sum(squares);
+  found.error = total(squares);
   return found;
 }
 
 // Least squares through what numbers from low + start on are rounded to in steps of 1 / inverse.
 Fit fit_line(const Group& group, float low, float start, float inverse) {
-  __m512 above[2], whole[2], squares[2], products[2];
+  Floats above[2], whole[2], squares[2], products[2];
   for (int n = 0; n < 2; n++) {
-    above[n] = _mm512_sub_ps(group.numbers[n], _mm512_set1_ps(low));
-    const __m512 moved = _mm512_sub_ps(above[n], _mm512_set1_ps(start));
-    whole[n] = _mm512_cvtepi32_ps(rounded(_mm512_mul_ps(moved, _mm512_set1_ps(inverse))));
-    squares[n] = _mm512_mul_ps(whole[n], whole[n]);
-    products[n] = _mm512_mul_ps(whole[n], above[n]);
+    above[n] = group.numbers[n] - same(low);
+    const Floats moved = above[n] - same(start);
+    whole[n] = to_floats(rounded(moved * same(inverse)));
+    squares[n] = whole[n] * whole[n];
+    products[n] = whole[n] * above[n];
   }
-  const float x = sum(whole), y = sum(above);
-  const float spread = GROUP * sum(squares) - x * x;
-  const float scale = spread == 0 ? 0 : (GROUP * sum(products) - x * y) / spread;
+  const float x = total(whole), y = total(above);
+  const float spread = GROUP * total(squares) - x * x;
+  const float scale = spread == 0 ? 0 : (GROUP * total(products) - x * y) / spread;
   return fit(group, scale, low + (y - scale * x) / GROUP);
 }
 
 Fit best(const Group& group) {
-  const float low = _mm512_reduce_min_ps(_mm512_min_ps(group.numbers[0], group.numbers[1]));
-  const float high = _mm512_reduce_max_ps(_mm512_max_ps(group.numbers[0], group.numbers[1]));
+  const float low = lowest(least(group.numbers[0], group.numbers[1]));
+  const float high = highest(most(group.numbers[0], group.numbers[1]));
   const float range = high - low;
   Fit found = fit(group, range / LEVELS, low);
   const auto compare = [&found](const Fit& other) {
@@ -91,13 +89,12 @@ Fit best(const Group& group) {
 // One output of a unit, its number there `place`; `to` is where the unit begins.
 void pack_row(const void* row, bool half, int64_t groups, int64_t place, uint8_t* to) {
   for (int64_t g = 0; g < groups; g++, to += BYTES) {
-    const Fit found = best({{read(row, g * GROUP, half, 0xffff), read(row, g * GROUP + 16, half, 0xffff)}});
+    const Fit found = best({{read(row, g * GROUP, half), read(row, g * GROUP + 16, half)}});
     const int16_t ends[] = {static_cast<int16_t>(_mm256_extract_epi16(found.scale, 0)),
                             static_cast<int16_t>(_mm256_extract_epi16(found.minimum, 0))};
     for (int n = 0; n < 2; n++) std::memcpy(to + n * VECTOR + 2 * place, &ends[n], 2);
     uint8_t numbers[GROUP];
-    for (int n = 0; n < 2; n++)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(numbers + 16 * n), _mm512_cvtepi32_epi8(found.whole[n]));
+    for (int n = 0; n < 2; n++) store_bytes(numbers + 16 * n, found.whole[n]);
     for (int64_t k = 0; k < GROUP; k++)
       to[ENDS + k / 4 * VECTOR + place % 16 * 4 + k % 4] |= static_cast<uint8_t>(numbers[k] << (place < 16 ? 0 : 4));
   }

@@ -1,8 +1,8 @@
-// A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI.
+// A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI or AVX2.
 //
 // bild::int8_linear(states, weight, scale, bias?) rounds the pieces of every row of the states to int8 (rounding.h),
-// multiplies, exactly in int32 within a piece, and scales back. Weights are packed by linear.py: [outputs / 32][inputs / 4]
-// [32][4], unsigned (128 added), which sums of the rounded rows take out again. Outputs are shared out among threads in
+// multiplies, exactly in int32 within a piece, and scales back. Weights are packed by int8.py: [outputs / 32][inputs / 4]
+// [32][4]; for AVX512 unsigned (128 added), which sums of the rounded rows take out again. Outputs are shared out among threads in
 // units of 32.
 
 #include "rounding.h"
@@ -15,7 +15,7 @@ struct Product : Rounded {
 };
 
 struct Tile {
-  static constexpr int MOST_ROWS = 12, FOUR_VECTORS = 6;
+  static constexpr int MOST_ROWS = REGISTERS == 32 ? 12 : 2, FOUR_VECTORS = REGISTERS == 32 ? 6 : 1;
 
   template <int ROWS, int UNITS>
   static void block(const Product& p, int64_t row, int64_t unit) {
@@ -28,7 +28,7 @@ struct Tile {
     for (int m = 0; m < ROWS; m++)
       for (int n = 0; n < 2 * UNITS; n++) {
         const int64_t output = unit * UNIT + n * 16;
-        put(p, row + m, output, _mm512_mul_ps(_mm512_load_ps(values[m][n]), _mm512_loadu_ps(p.scale + output)));
+        put(p, row + m, output, load(values[m][n]) * load(p.scale + output));
       }
   }
 
@@ -40,40 +40,38 @@ struct Tile {
                                                   float (&values)[ROWS][VECTORS][16]) {
     const float *steps = p.steps + at, *token_sums = p.sums + at;
     const int64_t next = p.inputs * UNIT;
-    __m512i sums[ROWS][VECTORS];
+    Whole sums[ROWS][VECTORS];
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
       for (int n = 0; n < VECTORS; n++) {
-        sums[m][n] = _mm512_set1_epi32(-128 * static_cast<int32_t>(token_sums[m]));
-        asm volatile("" : "+v"(sums[m][n]));
+        sums[m][n] = first_sums(static_cast<int32_t>(token_sums[m]));
+        in_register(sums[m][n]);
       }
     const int8_t* rows = p.rows + at * PIECE;
     for (const int8_t* end = rows + inputs; rows < end; rows += 4, weight += 2 * VECTOR) {
-      __m512i four[VECTORS];
+      Bytes four[VECTORS];
 #pragma GCC unroll 4
       for (int n = 0; n < VECTORS; n++) {
         const uint8_t* from = weight + (n / 2) * next + (n % 2) * VECTOR;
-        four[n] = _mm512_loadu_si512(from);
+        four[n] = load_bytes(from);
         _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD), _MM_HINT_T0);
       }
 #pragma GCC unroll 12
       for (int m = 0; m < ROWS; m++) {
         int32_t tokens;
         std::memcpy(&tokens, rows + m * PIECE, sizeof tokens);
-        const __m512i same = _mm512_set1_epi32(tokens);
 #pragma GCC unroll 4
-        for (int n = 0; n < VECTORS; n++) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], four[n], same);
+        for (int n = 0; n < VECTORS; n++) sums[m][n] = add_products(sums[m][n], four[n], tokens);
       }
     }
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
       for (int n = 0; n < VECTORS; n++) {
-        asm volatile("" : "+v"(sums[m][n]));
-        const __m512 exact = _mm512_cvtepi32_ps(sums[m][n]);
+        in_register(sums[m][n]);
         float* value = values[m][n];
-        _mm512_store_ps(value, _mm512_fmadd_ps(exact, _mm512_set1_ps(steps[m]), _mm512_load_ps(value)));
+        store(value, multiply_add(to_floats(sums[m][n]), same(steps[m]), load(value)));
       }
   }
 };

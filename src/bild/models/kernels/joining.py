@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from bild.models.kernels.linear import UNIT
-from bild.models.kernels.operators import ATTENTION, BF16_LINEAR, INT4_LINEAR, LINEAR, call, operator
+from bild.models.kernels.int8 import UNIT
+from bild.models.kernels.operators import ATTENTION, FLOAT_LINEAR, INT4_LINEAR, LINEAR, call, operator
 
 _THEIRS = {
     getattr(torch.ops.aten, name)
@@ -23,7 +23,7 @@ MOST = 3
 
 def has_all_products(graph: Graph) -> bool:
     """Whether our kernels make all products of an exported graph that has some."""
-    ours = {operator(name) for name in (LINEAR, INT4_LINEAR, BF16_LINEAR, ATTENTION)} - {None}
+    ours = {operator(name) for name in (LINEAR, INT4_LINEAR, FLOAT_LINEAR, ATTENTION)} - {None}
     made = {node.target for node in graph.nodes}
     return bool(made & ours) and not any(getattr(target, "overloadpacket", None) in _THEIRS for target in made)
 
@@ -35,7 +35,7 @@ def join_products(graph: Graph) -> int:
         How many products there are less.
     """
     groups: dict[Any, list[Any]] = {}
-    ours = [operator(name) for name in (LINEAR, INT4_LINEAR, BF16_LINEAR) if operator(name) is not None]
+    ours = [operator(name) for name in (LINEAR, INT4_LINEAR, FLOAT_LINEAR) if operator(name) is not None]
     for node in graph.nodes:
         if node.target in ours and _can_be_joined(node):
             # States, whether there is a bias, threads.

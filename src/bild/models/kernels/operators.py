@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from bild.models.kernels import building
 
-LINEAR, INT4_LINEAR, BF16_LINEAR = "bild_int8_linear", "bild_int4_linear", "bild_bf16_linear"
+LINEAR, INT4_LINEAR, FLOAT_LINEAR = "bild_int8_linear", "bild_int4_linear", "bild_float_linear"
 INT4_PACK, ATTENTION = "bild_int4_pack", "bild_attention"
 
 
@@ -48,7 +48,7 @@ _SHAPES: dict[str, Callable[..., Tensor]] = {
     LINEAR: _linear_shape,
     INT4_LINEAR: _packed_shape,
     INT4_PACK: _int4_pack_shape,
-    BF16_LINEAR: _packed_shape,
+    FLOAT_LINEAR: _packed_shape,
     ATTENTION: _attention_shape,
 }
 _PACKED = "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, int64_t threads"
@@ -56,7 +56,7 @@ _CALLS = {
     LINEAR: "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias, "
     "int64_t outputs, int64_t threads",
     INT4_LINEAR: _PACKED,
-    BF16_LINEAR: _PACKED,
+    FLOAT_LINEAR: _PACKED,
     ATTENTION: "AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* places, "
     "AtenTensorHandle* mask, double scale, int64_t threads",
 }

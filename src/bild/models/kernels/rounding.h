@@ -34,11 +34,9 @@ struct Rounded {
 template <int64_t SPAN>
 void round_piece(const char* row, bool half, int64_t inputs, int8_t* rounded, float* step, float* sums, int64_t places) {
   // As integers the largest magnitude is found for infinities and NaN as well.
-  const __m512i sign = _mm512_set1_epi32(0x7fffffff);
-  __m512i most = _mm512_setzero_si512();
-  for (int64_t k = 0; k < inputs; k += 16)
-    most = _mm512_max_epi32(most, _mm512_and_si512(sign, _mm512_castps_si512(read(row, k, half, 0xffff))));
-  const int32_t bits = _mm512_reduce_max_epi32(most);
+  Whole most_bits = whole(0);
+  for (int64_t k = 0; k < inputs; k += 16) most_bits = most(most_bits, magnitude_bits(read(row, k, half)));
+  const int32_t bits = highest(most_bits);
   float largest;
   std::memcpy(&largest, &bits, sizeof largest);
   if (!std::isfinite(largest)) {
@@ -48,17 +46,16 @@ void round_piece(const char* row, bool half, int64_t inputs, int8_t* rounded, fl
     return;
   }
   *step = std::max(largest / 127.0f, std::numeric_limits<float>::min());
-  const __m512 divisor = _mm512_set1_ps(*step);
-  const __m512i top = _mm512_set1_epi32(127), bottom = _mm512_set1_epi32(-127);
+  const Floats divisor = same(*step);
+  const Whole top = whole(127), bottom = whole(-127);
   for (int64_t begin = 0; begin < inputs; begin += SPAN) {
-    __m512i sum = _mm512_setzero_si512();
+    Whole total = whole(0);
     for (int64_t k = begin; k < std::min(begin + SPAN, inputs); k += 16) {
-      const __m512i whole = _mm512_cvtps_epi32(_mm512_div_ps(read(row, k, half, 0xffff), divisor));
-      const __m512i kept = _mm512_max_epi32(_mm512_min_epi32(whole, top), bottom);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(rounded + k), _mm512_cvtepi32_epi8(kept));
-      sum = _mm512_add_epi32(sum, kept);
+      const Whole kept = most(least(to_whole(read(row, k, half) / divisor), top), bottom);
+      store_bytes(rounded + k, kept);
+      total = add(total, kept);
     }
-    sums[begin / SPAN * places] = static_cast<float>(_mm512_reduce_add_epi32(sum));
+    sums[begin / SPAN * places] = static_cast<float>(sum(total));
   }
 }
 
@@ -87,16 +84,15 @@ void round_rows(AtenTensorHandle states, const Sizes& sizes, Rounded& p) {
 
 // 16 outputs of a row, scaled already: the bias is added, and they are written where they are. Always inline: vectors do not
 // outlive a call, and sums that had to would be in memory in the loop that adds them up.
-inline __attribute__((always_inline)) void put(const Rounded& p, int64_t row, int64_t output, __m512 value) {
+inline __attribute__((always_inline)) void put(const Rounded& p, int64_t row, int64_t output, Floats value) {
   const int64_t left = p.outputs - output;
   if (left <= 0) return;
-  const __mmask16 which = first(left);
   if (p.bias) {
     // Rounded before the bias is added, as a product and an addition of their own are.
-    if (p.half) value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(value)), 16));
-    value = _mm512_add_ps(value, read(p.bias, output, p.half, which));
+    if (p.half) value = widen(narrow(value));
+    value = value + read(p.bias, output, p.half, left);
   }
-  write(p.result, row * p.outputs + output, p.half, value, which);
+  write(p.result, row * p.outputs + output, p.half, value, left);
 }
 
 // Checks what was given and describes it; the result is made, its rows are not yet rounded.

@@ -50,7 +50,7 @@ void multiply(const Product& p, int64_t unit, int64_t end) {
 //   bytes: of one unit's weights. A unit is bound by reading them or by multiplying them.
 template <class Tile, class Product>
 void multiply_all(const Product& p, int64_t bytes, int64_t threads) {
-  const int64_t cycles = bytes * std::max<int64_t>(2, p.count) / VECTOR;
+  const int64_t cycles = bytes * std::max<int64_t>(2, p.count) / MULTIPLIED;
   share_out(units_of(p.outputs), cycles, threads,
             [&p](int64_t begin, int64_t end) { multiply<Tile>(p, begin, end); });
 }

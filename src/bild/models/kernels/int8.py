@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bild.models.kernels import building
 from bild.models.kernels.choosing import LARGEST, is_faster
 from bild.models.kernels.operators import LINEAR, operator
 
@@ -17,8 +18,8 @@ MULTIPLE = 32
 """Input widths it takes."""
 PIECE = 256
 """Inputs of a token that are rounded on one scale: SmolLM2's perplexity rises by 1.5 %, with one scale a token by 6."""
-SHIFT = 128
-"""What is added to weights: the instruction multiplies unsigned by signed numbers."""
+SHIFT = 128 if building.has_wide_vectors() else 0
+"""What is added to weights: AVX512-VNNI multiplies unsigned by signed numbers."""
 DTYPES = (torch.float32, torch.bfloat16)
 Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -98,7 +99,7 @@ def is_faster_here(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """An int8 weight ``[out, in]`` in the kernel's order, ``[⌈out / 32⌉, in / 4, 32, 4]`` bytes without a sign.
+    """An int8 weight ``[out, in]`` in the kernel's order, ``[⌈out / 32⌉, in / 4, 32, 4]``, :data:`SHIFT` larger.
 
     What is returned is called int8 ``[out, in]`` all the same, padded to whole units: transformers asks the weight of a
     layer for its dtype, and of a head for its shape.

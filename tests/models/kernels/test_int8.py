@@ -9,7 +9,7 @@ import torch
 
 from bild.models.int8 import Int8Linear, quantize_rows
 from bild.models.kernels import building, fits, int8_linear, pack, pad_scale, plain_int8_linear, unpack
-from bild.models.kernels.linear import PIECE
+from bild.models.kernels.int8 import PIECE, SHIFT
 from bild.models.kernels.operators import LINEAR, operator
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
@@ -29,7 +29,8 @@ def test_packing_loses_nothing_and_puts_four_inputs_of_32_outputs_together(outpu
     weight = torch.randint(-127, 128, (outputs, 64), dtype=torch.int8)
     packed = pack(weight)
     assert packed.shape == (-(-outputs // 32) * 32, 64) and packed.dtype == torch.int8
-    assert packed.view(torch.uint8).view(-1, 16, 32, 4)[0, 3, 0].tolist() == (weight[0, 12:16].int() + 128).tolist()
+    stored = (weight[0, 12:16].int() + SHIFT) % 256
+    assert packed.view(torch.uint8).view(-1, 16, 32, 4)[0, 3, 0].tolist() == stored.tolist()
     assert torch.equal(unpack(packed, outputs), weight)
 
 

@@ -1,0 +1,172 @@
+// A linear layer on weights and tokens in bfloat16 or float32, for a few rows, by AVX512 or AVX2.
+//
+// bild::float_linear(states, weight, bias?) multiplies and sums in float32. Weights are packed by floats.py:
+// [outputs / 32][inputs / 2][32][2] in bfloat16, whose pairs AVX512_BF16 multiplies in one, [outputs / 32][inputs][32] in
+// float32: 128 bytes a step either way. Outputs are shared out among threads in units of 32.
+
+#include "tiles.h"
+
+#ifdef __AVX512F__
+#define WITH_BF16 __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#else
+#define WITH_BF16
+#endif
+
+namespace bild {
+namespace {
+
+// 16 outputs, of each two weights in bfloat16 times the same two tokens.
+#ifdef __AVX512F__
+WITH_BF16 inline Floats add_pairs(Floats sums, Bytes weights, int32_t tokens) {
+  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(weights), reinterpret_cast<__m512bh>(_mm512_set1_epi32(tokens)));
+}
+#else
+inline Floats add_pairs(Floats sums, Bytes weights, int32_t tokens) {
+  const auto one = [](uint32_t bits) { return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(bits))); };
+  const __m256 even = one(static_cast<uint32_t>(tokens) << 16), odd = one(tokens & 0xffff0000u);
+  const auto eight = [&](__m256 sum, __m256i pairs) {
+    const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff0000u)));
+    return _mm256_fmadd_ps(second, odd, _mm256_fmadd_ps(first, even, sum));
+  };
+  return {eight(sums.low, weights.low), eight(sums.high, weights.high)};
+}
+#endif
+
+constexpr int64_t STEP = 4;  // bytes of a token that are multiplied at once
+
+inline Floats as_floats(Bytes bytes) {
+#ifdef __AVX512F__
+  return _mm512_castsi512_ps(bytes);
+#else
+  return {_mm256_castsi256_ps(bytes.low), _mm256_castsi256_ps(bytes.high)};
+#endif
+}
+
+struct Product {
+  const char* weight;
+  const void* bias;  // or null
+  const char* rows;
+  void* result;
+  int64_t count, steps, outputs;
+  bool half;  // bfloat16, else float32
+};
+
+inline void finish(const Product& p, int64_t row, int64_t output, Floats value) {
+  const int64_t left = p.outputs - output;
+  if (left <= 0) return;
+  if (p.bias) value = value + read(p.bias, output, p.half, left);
+  write(p.result, row * p.outputs + output, p.half, value, left);
+}
+
+template <bool HALF>
+struct Tile {
+  static constexpr int MOST_ROWS = REGISTERS == 32 ? 12 : 3, FOUR_VECTORS = REGISTERS == 32 ? 6 : 1;
+
+  template <int ROWS, int UNITS>
+  WITH_BF16 static void block(const Product& p, int64_t row, int64_t unit) {
+    const int64_t next = p.steps * 2 * VECTOR;
+    const char* weight = p.weight + unit * next;
+    const char* rows = p.rows + row * p.steps * STEP;
+    Floats sums[ROWS][2 * UNITS];
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+      for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = same(0.0f);
+    for (int64_t k = 0; k < p.steps; k++) {
+      Bytes weights[2 * UNITS];
+#pragma GCC unroll 4
+      for (int n = 0; n < 2 * UNITS; n++) {
+        const char* at = weight + (n / 2) * next + k * 2 * VECTOR + (n % 2) * VECTOR;
+        weights[n] = load_bytes(at);
+        _mm_prefetch(at + AHEAD, _MM_HINT_T0);
+      }
+#pragma GCC unroll 12
+      for (int m = 0; m < ROWS; m++) {
+        const char* token = rows + (m * p.steps + k) * STEP;
+        if constexpr (HALF) {
+          int32_t pair;
+          std::memcpy(&pair, token, sizeof pair);
+#pragma GCC unroll 4
+          for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = add_pairs(sums[m][n], weights[n], pair);
+        } else {
+          float number;
+          std::memcpy(&number, token, sizeof number);
+#pragma GCC unroll 4
+          for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = multiply_add(as_floats(weights[n]), same(number), sums[m][n]);
+        }
+      }
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+      for (int n = 0; n < 2 * UNITS; n++) finish(p, row + m, unit * UNIT + n * 16, sums[m][n]);
+  }
+};
+
+// The rows one behind the other, copied where they do not lie so.
+const char* dense_rows(AtenTensorHandle states, const Sizes& sizes, const Product& p) {
+  const char* from = data<const char>(states);
+  const int64_t bytes = p.steps * STEP, width = p.half ? 2 : 4;
+  bool even = true;
+  for (int64_t m = 0; m < p.count && even; m++) even = sizes.offset(m) * width == m * bytes;
+  if (even) return from;
+  static thread_local std::vector<char> copied;
+  copied.resize(p.count * bytes);
+  for (int64_t m = 0; m < p.count; m++) std::memcpy(&copied[m * bytes], from + sizes.offset(m) * width, bytes);
+  return copied.data();
+}
+
+AtenTensorHandle float_linear(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle bias, int64_t outputs,
+                              int64_t threads) {
+  const Sizes sizes(states);
+  Product p{};
+  p.half = is(states, aoti_torch_dtype_bfloat16());
+  const int32_t dtype = p.half ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
+  require(is(states, dtype) && is(weight, dtype) && sizes.dims >= 1,
+          "float_linear takes states [..., inputs] and a weight in bfloat16 or float32, both alike");
+  const int64_t inputs = sizes.sizes[sizes.dims - 1];
+  p.steps = inputs * (p.half ? 2 : 4) / STEP;
+  p.outputs = outputs;
+  require((!p.half || inputs % 2 == 0) && dense(weight) && count(weight) == units_of(outputs) * UNIT * inputs,
+          "float_linear: states and outputs do not fit the weight");
+  require(!bias || (is(bias, dtype) && dense(bias) && count(bias) == outputs),
+          "float_linear takes a bias of the states' type, one number an output");
+  require(inputs == 0 || sizes.strides[sizes.dims - 1] == 1, "float_linear: the last dimension must be dense");
+  p.count = rows_of(sizes);
+  AtenTensorHandle result = empty(sizes, outputs, dtype);
+  if (p.count == 0) return result;
+  p.weight = data<const char>(weight);
+  p.bias = bias ? data<const void>(bias) : nullptr;
+  p.result = data<void>(result);
+  p.rows = dense_rows(states, sizes, p);
+  const int64_t bytes = p.steps * 2 * VECTOR;
+  if (p.half)
+    multiply_all<Tile<true>>(p, bytes, threads);
+  else
+    multiply_all<Tile<false>>(p, bytes, threads);
+  return result;
+}
+
+using torch::stable::Tensor;
+
+Tensor boxed(const Tensor& states, const Tensor& weight, std::optional<Tensor> bias, int64_t outputs, int64_t threads) {
+  return Tensor(float_linear(states.get(), weight.get(), handle(bias), outputs, threads));
+}
+
+}  // namespace
+}  // namespace bild
+
+// What a compiled graph calls, without the dispatcher.
+extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_float_linear(
+    AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, int64_t threads,
+    AtenTensorHandle* result) {
+  return bild::hand_over(
+      result, [&] { return bild::float_linear(states, weight, bias ? *bias : nullptr, outputs, threads); });
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {
+  m.def("bild_float_linear(Tensor states, Tensor weight, Tensor? bias, int outputs, int threads) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bild, CPU, m) { m.impl("bild_float_linear", TORCH_BOX(&bild::boxed)); }
