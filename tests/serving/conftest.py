@@ -65,7 +65,7 @@ class Running:
 
     def stop(self) -> None:
         self.server.leave()
-        self.thread.join(20)
+        self.thread.join(130)
         assert not self.thread.is_alive()
 
 

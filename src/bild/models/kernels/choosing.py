@@ -84,7 +84,7 @@ def _is_right(kernel: Kernel, plain: Kernel, states: Tensor) -> bool:
 def _times(kernels: list[Kernel], states: Tensor) -> list[float]:
     """The median time of each, in seconds; one after the other, ours first.
 
-    OpenMP's threads spin for milliseconds after a product of torch's, on the cores of ours, which in a graph that has all
+    OpenMP's threads spin for milliseconds after a product of torch's, on the cores of ours. In a graph that has all
     products from us they never do.
     """
     found = []
