@@ -80,7 +80,7 @@ def test_layers_of_other_widths_stay_as_they_are():
 
 def test_without_the_kernel_int4_is_refused_before_a_weight_is_read(monkeypatch):
     monkeypatch.setattr(int4, "operator", lambda _: None)
-    message = r"^dtype is int4, which needs .*AVX512-VNNI.* compiler; use dtype int8$"
+    message = r"^dtype is int4, which needs .*AVX2.* compiler; use dtype int8$"
     with pytest.raises(InputError, match=message):
         BigLittleDecoder.from_pretrained(dtype="int4")
     with pytest.raises(InputError, match=message):

@@ -79,6 +79,5 @@ def check_int4() -> None:
     """
     if not kernels.has_int4():
         raise InputError(
-            "dtype is int4, which needs a Linux machine whose processor has AVX512-VNNI, and a C++ compiler; "
-            "use dtype int8"
+            "dtype is int4, which needs a Linux machine whose processor has AVX2, and a C++ compiler; use dtype int8"
         )
