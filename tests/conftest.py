@@ -17,6 +17,7 @@ import torch
 from transformers.utils import logging
 
 from tests.marking import Graphs
+from tests.thoroughness import mark_rarely
 
 GRAPHS = pytest.StashKey[Graphs]()
 logging.disable_progress_bar()
@@ -40,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     kept = Path(os.environ.get("BILD_TEST_CACHE", ROOT / ".pytest_cache" / "graphs"))
     kept.mkdir(parents=True, exist_ok=True)
     none = tempfile.TemporaryDirectory(prefix="bild-tests-")
+    # Kernels are no graphs: compiled once for all.
+    (kept / "kernels").mkdir(exist_ok=True)
+    (Path(none.name) / "kernels").symlink_to(kept / "kernels", target_is_directory=True)
     config.stash[GRAPHS] = graphs = Graphs(kept, Path(none.name))
     # Processes of the collection find no graph either.
     os.environ["BILD_CACHE"] = none.name
@@ -47,6 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
     guard.__enter__()
     config.add_cleanup(lambda: guard.__exit__(None, None, None))
     config.add_cleanup(none.cleanup)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_rarely(items)
 
 
 @pytest.hookimpl(tryfirst=True)

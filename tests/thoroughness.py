@@ -1,7 +1,8 @@
-"""Which of many kinds every run of the tests has."""
+"""Which of many kinds every run of the tests has, and which only ``make test-thorough``."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -11,3 +12,51 @@ import pytest
 def few(kinds: Iterable[Any], keep: Collection[Any]) -> list[Any]:
     """Parameters of a test: some kinds as they are, the others for ``make test-thorough``."""
     return [kind if kind in keep else pytest.param(kind, marks=pytest.mark.thorough) for kind in kinds]
+
+
+RARELY = re.compile(
+    "|".join(
+        [
+            # Real weights through the compiled runtime: four large graphs.
+            r"generation/test_static_decoder\.py::test_the_bundled_pair",
+            r"cli/test_early_exit\.py::test_warmup_compiles_it",
+            # Kinds of networks that differ little from those that stay, where it is compiling them that takes long.
+            r"generation/test_static_decoder\.py::.*(mt5-t5|gpt2-llama)",
+            r"models/test_rounds_at_once\.py::.*decoder-only",
+            r"models/test_scorer_contract\.py::.*gpt2-static",
+            r"models/test_recording\.py::.*(bart|llama)",
+            r"models/test_compiling\.py::test_a_second_model_of_the_same_weights",
+            r"models/test_calm\.py::test_sixteen_and_eight_bits",
+            # Likewise where it is decoding.
+            r"models/test_generation_agrees\.py::.*(marian|mt5|mistral|qwen2)",
+            r"models/test_scorer_contract\.py::.*(marian|mistral|qwen2)",
+            r"generation/test_early_exit\.py::.*(mt5|mistral|qwen2)",
+            r"generation/test_middle\.py::.*\[llama\]",
+            r"generation/transformers/test_semantics\.py::.*bart",
+            r"tuning/test_simulation\.py::test_looking_up_equals_running\[(llama|bart)",
+            # More seeds, and more rules, of the same statistics.
+            r"generation/transformers/test_draws\.py::test_rejection_sampling_draws_from.*(-12-|gpt2)",
+            r"generation/transformers/test_draws\.py::test_first_tokens_of_thousands_of_draws\[llama",
+            r"decoding/test_sampling\.py::test_lossless_policies_have.*-1[23]",
+            r"decoding/drafters/test_cascade\.py::test_three_levels_keep_rejection_sampling_lossless\[(js|same|exact)",
+            r"decoding/drafters/test_cascade\.py::test_four_levels_too",
+            r"tuning/test_agreement\.py::test_prompts_alone.*(same_tokens|same_prefix|perplexity)",
+            r"tuning/test_tune\.py::test_dev_sets_too_small",
+            r"tuning/test_tune\.py::test_some_policy_keeps_any_budget\[None",
+            r"generation/test_lanes\.py::test_lanes_write_what_one_writes_in_order\[bild:",
+            r"generation/test_decoder\.py::test_batch_16_equals_batch_1\[(large|exact)",
+            # What is tested of another command that goes on in the same way.
+            r"reproduction/test_items\.py::test_(a_killed_run|other_inputs)",
+            r"reproduction/test_figure2\.py::test_lookups_equal_the_plain_loop\[unaligned",
+            r"training/test_train\.py::test_a_run_killed_in_its_last_dev_score",
+        ]
+    )
+)
+"""Tests whose kind others stand for: together nearly a third of the time."""
+
+
+def mark_rarely(items: Iterable[pytest.Item]) -> None:
+    """Leave them to ``make test-thorough``."""
+    for item in items:
+        if RARELY.search(item.nodeid):
+            item.add_marker(pytest.mark.thorough)
