@@ -12,6 +12,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -98,16 +99,26 @@ class Library:
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
         with tempfile.TemporaryDirectory(prefix="tmp", dir=file.parent) as folder:
             unfinished = Path(folder) / file.name
-            places = [f"-I{root / 'include'}", *map(str, self.sources), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
-            command = [get_cpp_compiler(), *self.flags, *places, "-o", str(unfinished)]
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=LONGEST_S, check=False
-            )
-            if done.returncode:
-                raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")
+            objects = [Path(folder) / f"{source.stem}.o" for source in self.sources]
+            compiler = [get_cpp_compiler(), *self.flags]
+            commands = [
+                [*compiler, f"-I{root / 'include'}", "-c", str(source), "-o", str(result)]
+                for source, result in zip(self.sources, objects, strict=True)
+            ]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(_run, commands))
+            libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+            _run([*compiler, *map(str, objects), *libraries, "-o", str(unfinished)])
             # A library may end in anything.
             unfinished.write_bytes((content := unfinished.read_bytes()) + hashlib.sha256(content).digest())
             os.replace(unfinished, file)
+
+
+def _run(command: list[str]) -> None:
+    """A compiler's command, which must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST_S, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")
 
 
 def _is_whole(file: Path) -> bool:
