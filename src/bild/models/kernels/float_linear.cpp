@@ -35,14 +35,6 @@ inline Floats add_pairs(Floats sums, Bytes weights, int32_t tokens) {
 
 constexpr int64_t STEP = 4;  // bytes of a token that are multiplied at once
 
-inline Floats as_floats(Bytes bytes) {
-#ifdef __AVX512F__
-  return _mm512_castsi512_ps(bytes);
-#else
-  return {_mm256_castsi256_ps(bytes.low), _mm256_castsi256_ps(bytes.high)};
-#endif
-}
-
 struct Product {
   const char* weight;
   const void* bias;  // or null
@@ -148,25 +140,7 @@ AtenTensorHandle float_linear(AtenTensorHandle states, AtenTensorHandle weight, 
   return result;
 }
 
-using torch::stable::Tensor;
-
-Tensor boxed(const Tensor& states, const Tensor& weight, std::optional<Tensor> bias, int64_t outputs, int64_t threads) {
-  return Tensor(float_linear(states.get(), weight.get(), handle(bias), outputs, threads));
-}
-
 }  // namespace
 }  // namespace bild
 
-// What a compiled graph calls, without the dispatcher.
-extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_float_linear(
-    AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, int64_t threads,
-    AtenTensorHandle* result) {
-  return bild::hand_over(
-      result, [&] { return bild::float_linear(states, weight, bias ? *bias : nullptr, outputs, threads); });
-}
-
-STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {
-  m.def("bild_float_linear(Tensor states, Tensor weight, Tensor? bias, int outputs, int threads) -> Tensor");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(bild, CPU, m) { m.impl("bild_float_linear", TORCH_BOX(&bild::boxed)); }
+BILD_LINEAR_OPERATOR(float_linear)

@@ -95,25 +95,7 @@ AtenTensorHandle int4_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   return result;
 }
 
-using torch::stable::Tensor;
-
-Tensor boxed(const Tensor& states, const Tensor& weight, std::optional<Tensor> bias, int64_t outputs, int64_t threads) {
-  return Tensor(int4_linear(states.get(), weight.get(), handle(bias), outputs, threads));
-}
-
 }  // namespace
 }  // namespace bild
 
-// What a compiled graph calls, without the dispatcher.
-extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_int4_linear(
-    AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, int64_t threads,
-    AtenTensorHandle* result) {
-  return bild::hand_over(
-      result, [&] { return bild::int4_linear(states, weight, bias ? *bias : nullptr, outputs, threads); });
-}
-
-STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {
-  m.def("bild_int4_linear(Tensor states, Tensor weight, Tensor? bias, int outputs, int threads) -> Tensor");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(bild, CPU, m) { m.impl("bild_int4_linear", TORCH_BOX(&bild::boxed)); }
+BILD_LINEAR_OPERATOR(int4_linear)

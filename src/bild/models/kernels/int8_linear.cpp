@@ -1,9 +1,9 @@
 // A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI or AVX2.
 //
 // bild::int8_linear(states, weight, scale, bias?) rounds the pieces of every row of the states to int8 (rounding.h),
-// multiplies, exactly in int32 within a piece, and scales back. Weights are packed by int8.py: [outputs / 32][inputs / 4]
-// [32][4]; for AVX512 unsigned (128 added), which sums of the rounded rows take out again. Outputs are shared out among threads in
-// units of 32.
+// multiplies, exactly in int32 within a piece, and scales back. Weights are packed by int8.py:
+// [outputs / 32][inputs / 4][32][4]; for AVX512 unsigned (128 added), which sums of the rounded rows take out again.
+// Outputs are shared out among threads in units of 32.
 
 #include "rounding.h"
 

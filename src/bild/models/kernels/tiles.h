@@ -56,3 +56,24 @@ void multiply_all(const Product& p, int64_t bytes, int64_t threads) {
 }
 
 }  // namespace bild
+
+// A product of states and one packed tensor as a torch operator bild::bild_NAME, and as what a compiled graph calls without
+// the dispatcher. Stands outside of all namespaces, behind a function bild::NAME(states, weight, bias, outputs, threads).
+#define BILD_LINEAR_OPERATOR(NAME)                                                                                      \
+  namespace bild {                                                                                                      \
+  namespace {                                                                                                           \
+  torch::stable::Tensor boxed(const torch::stable::Tensor& states, const torch::stable::Tensor& weight,                 \
+                              std::optional<torch::stable::Tensor> bias, int64_t outputs, int64_t threads) {            \
+    return torch::stable::Tensor(NAME(states.get(), weight.get(), handle(bias), outputs, threads));                     \
+  }                                                                                                                     \
+  }                                                                                                                     \
+  }                                                                                                                     \
+  extern "C" __attribute__((visibility("default"))) AOTITorchError aoti_torch_cpu_bild_##NAME(                          \
+      AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, int64_t threads,       \
+      AtenTensorHandle* result) {                                                                                       \
+    return bild::hand_over(result, [&] { return bild::NAME(states, weight, bias ? *bias : nullptr, outputs, threads); }); \
+  }                                                                                                                     \
+  STABLE_TORCH_LIBRARY_FRAGMENT(bild, m) {                                                                              \
+    m.def("bild_" #NAME "(Tensor states, Tensor weight, Tensor? bias, int outputs, int threads) -> Tensor");            \
+  }                                                                                                                     \
+  STABLE_TORCH_LIBRARY_IMPL(bild, CPU, m) { m.impl("bild_" #NAME, TORCH_BOX(&bild::boxed)); }

@@ -94,6 +94,7 @@ inline void store_some_halves(uint16_t* to, Halves value, int64_t left) {
 }
 
 inline Bytes load_bytes(const void* from) { return _mm512_loadu_si512(from); }
+inline Floats as_floats(Bytes value) { return _mm512_castsi512_ps(value); }
 inline Bytes lower_fours(Bytes value) { return _mm512_and_si512(value, _mm512_set1_epi8(0x0f)); }
 inline Bytes upper_fours(Bytes value) { return lower_fours(_mm512_srli_epi16(value, 4)); }
 
@@ -286,6 +287,7 @@ inline Bytes load_bytes(const void* from) {
   const auto* at = static_cast<const __m256i*>(from);
   return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
 }
+inline Floats as_floats(Bytes value) { return {_mm256_castsi256_ps(value.low), _mm256_castsi256_ps(value.high)}; }
 inline Bytes lower_fours(Bytes value) {
   const __m256i lower = _mm256_set1_epi8(0x0f);
   return {_mm256_and_si256(value.low, lower), _mm256_and_si256(value.high, lower)};
