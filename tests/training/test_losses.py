@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from bild.errors import InputError, LoadError
+from bild.models.cutting import with_layers
 from bild.training.batches import IGNORED
 from bild.training.losses import Objective, cross_entropy, disagreement, divergence, layer_weights
-from tests.networks import ARCHITECTURES, build
+from bild.training.recipe import TRAINED
+from tests.networks import ARCHITECTURES, ENCODER_DECODERS, build
 from tests.training.tiny import recipe
 
 
@@ -75,6 +79,40 @@ def test_the_last_loss_is_the_networks_own():
     network = build("t5")
     batch = batch_of(network)
     assert Objective(network, recipe())(**batch).item() == pytest.approx(network(**batch).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+@pytest.mark.parametrize("distill", [0.0, 0.5, 1.0])
+def test_an_encoder_that_does_not_learn_is_run_once_and_changes_no_loss(name, distill, monkeypatch):
+    teacher = build(name)
+    small = copy.deepcopy(with_layers(teacher, [1]))
+    batch = batch_of(teacher)
+    whole, decoder = (
+        Objective(small, recipe(distill=distill, trains=trains), torch.float32, teacher) for trains in TRAINED
+    )
+    assert decoder.shares_encoder and not whole.shares_encoder
+    expected = whole(**batch).item()
+    runs: list[object] = []
+    for network in (teacher, small):
+        network.get_encoder().register_forward_pre_hook(lambda module, _: runs.append(module))
+    loss = decoder(**batch)
+    assert len(runs) == 1
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    loss.backward()
+    learning = [weight.grad is not None for weight in small.get_decoder().parameters() if weight.requires_grad]
+    assert learning and all(learning)
+    assert all(weight.grad is None for weight in small.get_encoder().parameters())
+    # Another teacher's encoder is its own.
+    assert not Objective(
+        small, recipe(distill=1.0, trains="decoder"), torch.float32, build(name, seed=4)
+    ).shares_encoder
+
+
+def test_what_has_no_encoder_trains_whole():
+    with pytest.raises(InputError, match="trains is decoder, but LlamaForCausalLM has no encoder that could stay"):
+        Objective(build("llama"), recipe(trains="decoder"))
+    with pytest.raises(InputError, match="trains is decoder and the loss calm"):
+        recipe(trains="decoder", loss="calm")
 
 
 def test_label_smoothing_spreads_a_share_over_all_tokens():

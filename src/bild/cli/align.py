@@ -56,6 +56,7 @@ def align(
             rich_help_panel=training.RECIPE,
         ),
     ] = None,
+    trains: training.Trains = None,
     seed: training.Seed = 0,
     device: options.Device = "auto",
     dtype: training.Dtype = "auto",

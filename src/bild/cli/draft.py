@@ -38,7 +38,12 @@ def draft(
         ),
     ] = "auto",
     encoder_layers: Annotated[
-        str | None, typer.Option(help="Likewise of an encoder. Default: all.", rich_help_panel=DRAFTER)
+        str | None,
+        typer.Option(
+            help="Likewise of an encoder, which is trained too. Default: it stays the large model's, which then "
+            "encodes for both.",
+            rich_help_panel=DRAFTER,
+        ),
     ] = None,
     head_vocabulary: Annotated[
         int | None,

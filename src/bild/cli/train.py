@@ -78,6 +78,7 @@ def train(
     exit_layer: Annotated[
         int | None, typer.Option(help="Decoder layer of the early exit, 1…", rich_help_panel=training.RECIPE)
     ] = None,
+    trains: training.Trains = None,
     seed: training.Seed = 0,
     device: options.Device = "auto",
     dtype: training.Dtype = "auto",

@@ -83,6 +83,14 @@ RDrop = Annotated[
         rich_help_panel=RECIPE,
     ),
 ]
+Trains = Annotated[
+    str | None,
+    typer.Option(
+        help="What learns: all, the default, or decoder: an encoder that is the large model's stays so, which then "
+        "encodes for both.",
+        rich_help_panel=RECIPE,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of weights, order and dropout.", rich_help_panel=RECIPE)]
 Dtype = Annotated[str, typer.Option(help="Of matrix products: auto, float32 or bfloat16.", rich_help_panel=RUN)]
 SaveDtype = Annotated[

@@ -25,6 +25,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
+from bild.models.one_encoder.comparing import have_one_encoder
+from bild.models.parts import encoder_of
 from bild.models.short_list import scoring
 from bild.training.batches import IGNORED
 from bild.training.recipe import Recipe
@@ -45,7 +47,8 @@ class Objective(nn.Module):
             distribution is that over them, and labels outside count for nothing; None: all.
 
     Raises:
-        InputError: an exit layer the network does not have, or nobody to learn distributions from.
+        InputError: an exit layer the network does not have, nobody to learn distributions from, or an encoder that is
+            to stay as it is where there is none.
         LoadError: a loss of inner layers for an architecture whose layers cannot be told apart.
     """
 
@@ -66,6 +69,10 @@ class Objective(nn.Module):
         self.distill, self.r_drop = recipe.distill, recipe.r_drop
         # Not a module of this one: its weights are neither trained nor saved.
         self._teacher = (teacher,)
+        self.encodes_once = recipe.trains == "decoder"
+        if self.encodes_once:
+            freeze_encoder(network)
+        self.shares_encoder = self.encodes_once and teacher is not None and have_one_encoder(network, teacher)
         self.short_list = None if short_list is None else short_list.to(network.device)
         self.cross_entropy, self.divergence, self.disagreement = cross_entropy, divergence, disagreement
         self.inner, self.last = {}, 1.0
@@ -85,14 +92,16 @@ class Objective(nn.Module):
             labels = torch.cat([labels, labels])
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            own = self.encoded(inputs) if self.encodes_once else inputs
             with scoring(self.network, self.short_list):
-                output = self.network(**inputs, use_cache=False, output_hidden_states=bool(self.inner))
+                output = self.network(**own, use_cache=False, output_hidden_states=bool(self.inner))
             loss = torch.zeros((), device=labels.device)
             if self.distill < 1:
                 share = self.last * (1 - self.distill)
                 loss = share * self.cross_entropy(output.logits, self.listed(labels), self.smoothing)
             if self.distill > 0:
-                loss = loss + self.distill * self.divergence(self.taught(inputs), output.logits, labels)
+                taught = self.taught(own if self.shares_encoder else inputs)
+                loss = loss + self.distill * self.divergence(taught, output.logits, labels)
             if self.r_drop:
                 loss = loss + self.r_drop / 2 * self.disagreement(output.logits, labels)
             for layer, weight in self.inner.items():
@@ -100,7 +109,14 @@ class Objective(nn.Module):
         return loss
 
     @torch.no_grad()
-    def taught(self, inputs: dict[str, Tensor]) -> Tensor:
+    def encoded(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """The inputs with what the encoder, which does not learn, makes of the source in its place."""
+        rest = {name: value for name, value in inputs.items() if name != "input_ids"}
+        encode = encoder_of(self.network)
+        return rest | {"encoder_outputs": encode(inputs["input_ids"], attention_mask=inputs["attention_mask"])}
+
+    @torch.no_grad()
+    def taught(self, inputs: dict[str, Any]) -> Tensor:
         """The teacher's logits ``[B, T, V]``."""
         (teacher,) = self._teacher
         assert teacher is not None
@@ -140,6 +156,18 @@ class Objective(nn.Module):
         self.cross_entropy = torch.compile(cross_entropy, dynamic=True)
         self.divergence = torch.compile(divergence, dynamic=True)
         self.disagreement = torch.compile(disagreement, dynamic=True)
+
+
+def freeze_encoder(network: PreTrainedModel) -> None:
+    """Let only that learn which the encoder does not hold.
+
+    Raises:
+        InputError: there is no encoder.
+    """
+    if not network.config.is_encoder_decoder:
+        raise InputError(f"trains is decoder, but {type(network).__name__} has no encoder that could stay; use all")
+    for weight in encoder_of(network).parameters():
+        weight.requires_grad_(False)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

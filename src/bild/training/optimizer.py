@@ -31,7 +31,8 @@ def make_optimizer(network: PreTrainedModel, recipe: Recipe) -> Optimizer:
     assert recipe.lr is not None
     if recipe.optimizer == "adafactor":
         constant = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-        return Adafactor(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, **constant)
+        learning = [weight for weight in network.parameters() if weight.requires_grad]
+        return Adafactor(learning, lr=recipe.lr, weight_decay=recipe.weight_decay, **constant)
     hidden, embeddings, rest = split_weights(network)
     groups: list[dict[str, Any]] = [
         {"params": [weight], "lr": recipe.lr * EMBEDDING_RATE * _size(weight)} for weight in embeddings

@@ -10,6 +10,7 @@ from typing import Any
 from bild.errors import InputError
 
 LOSSES = ("last", "early-exit", "calm")
+TRAINED = ("all", "decoder")
 LR_NEW, LR_CONTINUED = 1e-3, 3e-4
 """Learning rates of the fast recipe: random weights, and weights that have been trained."""
 
@@ -42,6 +43,8 @@ class Recipe:
         exit_layer: decoder layer of the early exit, counted from 1.
         distill: share of the loss that compares whole distributions with the large model's instead of tokens
             with its labels, 0…1; above 0 in :func:`bild.training.align` alone.
+        trains: ``"all"``; ``"decoder"``: all but what the encoder holds, with it the embeddings and a head tied to
+            them, so that the large model whose encoder it is can encode for both.
         seed: of random weights, of the order of examples and of dropout.
 
     Raises:
@@ -65,6 +68,7 @@ class Recipe:
     loss: str = "last"
     exit_layer: int | None = None
     distill: float = 0.0
+    trains: str = "all"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +86,8 @@ class Recipe:
             raise InputError(
                 f"r_drop is {self.r_drop}, the loss {self.loss}, distill {self.distill}; r_drop goes with labels alone"
             )
+        if self.trains != "all" and self.loss != "last":
+            raise InputError(f"trains is {self.trains} and the loss {self.loss}; inner layers are trained with all")
         if self.r_drop and self.dropout == 0:
             raise InputError(f"r_drop is {self.r_drop} and dropout 0; without dropout two passes are alike")
         if (self.batch_tokens is None) == (self.batch_size is None):
@@ -161,5 +167,6 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("loss", ", ".join(LOSSES), lambda v: v in LOSSES),
     ("exit_layer", "1 or more", lambda v: v >= 1),
     ("distill", "0 to 1", lambda v: 0 <= v <= 1),
+    ("trains", ", ".join(TRAINED), lambda v: v in TRAINED),
     ("seed", "0 or more", lambda v: v >= 0),
 ]

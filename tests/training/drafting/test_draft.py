@@ -16,15 +16,28 @@ import bild
 from bild.data import Data, Example
 from bild.errors import InputError, LoadError
 from bild.models import read_short_list
+from bild.models.one_encoder import EagerBorrower
 from bild.training import Shape, draft
 from bild.training.alignment import Teacher
 from bild.training.drafting import making, prompts
 from bild.training.drafting.prompts import opening_of, own_prompts
 from bild.training.labels import Labels
 from tests.networks import PAD, build, word_tokenizer
-from tests.training.tiny import SHAPES, checkpoint, kill_in, killing, recipe, same_weights, save_tokenizer, settings
+from tests.training.tiny import (
+    SHAPES,
+    checkpoint,
+    kill_in,
+    killing,
+    recipe,
+    same_weights,
+    save_tokenizer,
+    settings,
+    weights,
+)
 
 LAYERS, LISTED = 4, 16
+LEARNT = "decoder.block.0.layer.2.DenseReluDense.wi.weight"
+ENCODED = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 TEMPLATE = (
     "{% for turn in messages %}{{ 'w2 ' + turn['content'] + ' w3 ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'w4 ' }}{% endif %}"
@@ -272,20 +285,26 @@ def test_layers_that_read_others_keys_are_not_dropped(tmp_path):
         make(tmp_path / "large", tmp_path / "out")
 
 
-def test_an_encoder_decoder_needs_prompts_and_keeps_its_encoder(tmp_path):
+@pytest.mark.parametrize(("encoder_layers", "has_own"), [("1", True), (None, False)])
+def test_an_encoder_decoder_needs_prompts_and_keeps_its_encoder(encoder_layers, has_own, tmp_path):
     SHAPES["wide"] = "t5:d_model=32,d_kv=8,d_ff=64,num_layers=2,num_decoder_layers=4,num_heads=4"
     folder = checkpoint(tmp_path / "large", "wide")
     with pytest.raises(InputError, match="encoder-decoder, which reads texts that others wrote; give some with --data"):
         make(folder, tmp_path / "out")
     texts = [f"w{2 + at} w{3 + at} w7" for at in range(30)]
     data = {"asked": Data("asked", [Example(str(at), text) for at, text in enumerate(texts)])}
-    shape = Shape(layers="3,4", encoder_layers="1", head_vocabulary=LISTED)
+    shape = Shape(layers="3,4", encoder_layers=encoder_layers, head_vocabulary=LISTED)
     # Random weights write no end; a text that was cut is no text to learn.
     end_always(folder)
     draft(folder, tmp_path / "out", recipe(max_steps=2, distill=1.0), shape, data=data, settings=short())
     pair = bild.BigLittleDecoder.from_pretrained(large=folder, small=tmp_path / "out", dtype="float32", device="cpu")
     config = pair.small.config
-    assert (config.num_layers, config.num_decoder_layers) == (1, 2)
+    assert (config.num_layers, config.num_decoder_layers) == (1 if has_own else 2, 2)
+    # What it drafts with learns, and the encoder only where it is its own.
+    assert isinstance(pair.small, EagerBorrower) != has_own
+    before, after = weights(Path(folder)), weights(tmp_path / "out")
+    assert not torch.equal(before["decoder.block.2.layer.2.DenseReluDense.wi.weight"], after[LEARNT])
+    assert torch.equal(before[ENCODED], after[ENCODED]) != has_own
     texts = [pair.generate("w5 w6 w9", policy, max_new_tokens=6)[0].token_ids for policy in ("exact", "large")]
     assert texts[0] == texts[1]
 

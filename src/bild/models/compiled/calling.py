@@ -13,7 +13,7 @@ from bild.decoding.rows import Halt
 from bild.decoding.transfer import to_device
 from bild.models.cache import next_power
 from bild.models.compiled import runner
-from bild.models.compiled.graphs import Read
+from bild.models.compiled.graphs import Read, halves
 from bild.models.compiled.recording import Function, Recorded
 from bild.models.passes import pad
 
@@ -180,9 +180,3 @@ def nested(rows: Tensor, last: Tensor, storage: list[Tensor], source: list[Tenso
     """Flat arguments as :class:`~bild.models.compiled.graphs.Read` takes them."""
     mask = source[-1] if source else None
     return (rows, last, *halves(storage), *halves(source[:-1]), mask)
-
-
-def halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of as many layers."""
-    middle = len(tensors) // 2
-    return tensors[:middle], tensors[middle:]

@@ -116,12 +116,19 @@ class Encode(nn.Module):
             sources: encoder input ids ``[B, S]``, padded on the right.
             mask: ``[B, 1, 1, S]``, False where padded.
         """
-        attended = as_attended(mask, self.network)
-        states = encoder_of(self.network)(input_ids=sources, attention_mask=self._seen(mask))
+        return self.crossed(self.encoded(sources, mask), mask)
+
+    def encoded(self, sources: Tensor, mask: Tensor) -> Any:
+        """What the encoder makes of them."""
+        return encoder_of(self.network)(input_ids=sources, attention_mask=self._seen(mask))
+
+    def crossed(self, states: Any, mask: Tensor) -> list[Tensor]:
+        """Keys and values of what an encoder has made of sources."""
         past = EncoderDecoderCache(DynamicCache(), DynamicCache())
         # The cross attention of any token leaves them in the cache; all else it computes is not asked for.
-        start = torch.zeros_like(sources[:, :1])
+        start = torch.zeros_like(mask[:, 0, 0, :1], dtype=torch.long)
         cache = {cache_argument(self.network): past}
+        attended = as_attended(mask, self.network)
         self.network(decoder_input_ids=start, encoder_outputs=states, attention_mask=attended, **cache)
         return states_in(past.cross_attention_cache)
 
@@ -137,6 +144,35 @@ class Encode(nn.Module):
         # Padding far from all tokens sees itself, for what sees nothing at all is NaN, and a masked NaN is still a NaN.
         seen = mask & near | (column[:, None] == column)
         return {"full_attention": full, "sliding_attention": as_attended(seen, self.network)}
+
+
+class EncodeForBoth(nn.Module):
+    """Keys and values of the source in every decoder layer of two networks: all keys, those of the first before those
+    of the second, then all values.
+
+    Args:
+        large: as for :class:`Encode`.
+        small: likewise.
+        is_shared: whether the encoder of the first serves the second, too.
+    """
+
+    def __init__(self, large: PreTrainedModel, small: PreTrainedModel, is_shared: bool) -> None:
+        super().__init__()
+        self.large, self.small, self.is_shared = Encode(large), Encode(small), is_shared
+
+    def forward(self, sources: Tensor, mask: Tensor) -> list[Tensor]:
+        """As :meth:`Encode.forward`."""
+        states = self.large.encoded(sources, mask)
+        others = states if self.is_shared else self.small.encoded(sources, mask)
+        sides = self.large.crossed(states, mask), self.small.crossed(others, mask)
+        keys, values = ([each for side in sides for each in halves(side)[half]] for half in (0, 1))
+        return [*keys, *values]
+
+
+def halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of as many layers."""
+    middle = len(tensors) // 2
+    return tensors[:middle], tensors[middle:]
 
 
 def within_window(column: Tensor, window: int) -> Tensor:

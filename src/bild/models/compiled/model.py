@@ -24,7 +24,7 @@ from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled import compiling, runner
 from bild.models.compiled.calling import Graph, Graphs, arguments, nested
 from bild.models.compiled.graph_files import file_of
-from bild.models.compiled.graphs import Encode, Read
+from bild.models.compiled.graphs import Encode, EncodeForBoth, Read
 from bild.models.compiled.scorer import CompiledScorer
 from bild.models.eager.model import EagerModel
 from bild.models.eager.scorer import EagerScorer
@@ -108,7 +108,7 @@ class CompiledModel(EagerModel):
     def start(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> Scorer:
         """Begin a batch; see :meth:`~bild.models.protocol.Model.start`."""
         self.refresh()
-        return self._switching(self.scorer(sources) if self._compiled else EagerScorer(self, sources, encoded))
+        return self._switching(self.scorer(sources) if self.is_compiled else EagerScorer(self, sources, encoded))
 
     def scorer(self, sources: Sequence[Sequence[int]]) -> CompiledScorer:
         """A scorer that runs compiled."""
@@ -116,13 +116,17 @@ class CompiledModel(EagerModel):
 
     def refresh(self) -> None:
         """Compile anew if the network's weights or modules have changed."""
-        if not self._watch.sees_change():
+        if not self._sees_change():
             return
         with self._changing:
-            if self._watch.sees_change():
+            if self._sees_change():
                 super().refresh()
                 self._copy()
                 self._prepare()
+
+    def _sees_change(self) -> bool:
+        """Whether what was compiled is no longer what is there."""
+        return self._watch.sees_change()
 
     def _prepare(self) -> None:
         """Make the graphs of the weights as they are now."""
@@ -140,7 +144,7 @@ class CompiledModel(EagerModel):
     def _compile(self, progress: Callable[[str], None]) -> Graphs:
         """Both graphs, from disk where they are there; a decoder-only model has nothing to encode."""
         name = graph_name(self.network)
-        encode = self._compile_encode(self.modules, f"{name}-encode", progress)
+        encode = self._compile_encode(Encode(self.modules), f"{name}-encode", progress)
         return self._compile_read(f"{name}-read", self._example_source(encode), encode, progress)
 
     def _reader(self) -> Read:
@@ -154,15 +158,15 @@ class CompiledModel(EagerModel):
         return kernels.are_supported(self.network, self.shapes)
 
     @torch.no_grad()
-    def _compile_encode(self, modules: PreTrainedModel, name: str, progress: Callable[[str], None]) -> Graph:
+    def _compile_encode(self, module: Encode | EncodeForBoth, name: str, progress: Callable[[str], None]) -> Graph:
         if not self.is_encoder_decoder:
             return _nothing
         if is_recorded(self.device):
             # Once a text; some encoders make the host wait, which cannot be recorded.
-            return torch.no_grad()(lambda inputs: Encode(modules)(*inputs))
+            return torch.no_grad()(lambda inputs: module(*inputs))
         varying = (self._varying({1: "S"}), self._varying({3: "S"}))
         ids = self._example_ids()
-        return compiling.compiled(Encode(modules), ids, varying, name=name, progress=progress, many_rows=True)
+        return compiling.compiled(module, ids, varying, name=name, progress=progress, many_rows=True)
 
     @torch.no_grad()
     def _compile_read(self, name: str, source: list[Tensor], encode: Graph, progress: Callable[[str], None]) -> Graphs:

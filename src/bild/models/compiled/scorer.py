@@ -17,7 +17,7 @@ from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled import ahead, rounds
 from bild.models.compiled.calling import MOST_RAGGED, RAGGED
 from bild.models.compiled.graphs import summary
-from bild.models.compiled.sources import Sources
+from bild.models.compiled.sources import PartOfSources, Sources
 from bild.models.eager.scorer import inferring
 from bild.models.passes import check_last, numbers_of
 from bild.models.short_list import spread
@@ -30,13 +30,23 @@ if TYPE_CHECKING:
 
 
 class CompiledScorer:
-    """One batch being read by a :class:`~bild.models.CompiledModel`; see :class:`bild.decoding.Scorer`."""
+    """One batch being read by a :class:`~bild.models.CompiledModel`; see :class:`bild.decoding.Scorer`.
 
-    def __init__(self, model: CompiledModel, sources: Sequence[Sequence[int]]) -> None:
+    Args:
+        model: what reads it.
+        sources: encoder input ids, one list a row; empty lists for a decoder-only model.
+        looked_up: the same as the decoder looks them up; None: as its model alone encodes them.
+    """
+
+    def __init__(
+        self, model: CompiledModel, sources: Sequence[Sequence[int]], looked_up: PartOfSources | None = None
+    ) -> None:
         self.model, self.graphs = model, model.graphs
         self._lengths = [0] * len(sources)
         self._cache = RowCache(self._shapes(model), len(sources), COLUMNS, self.graphs.rounded(len(sources)))
-        self.sources = self._look_up(sources) if model.is_encoder_decoder else None
+        self.sources: Sources | PartOfSources | None = looked_up
+        if looked_up is None and model.is_encoder_decoder:
+            self.sources = self._look_up(sources)
 
     @property
     def lengths(self) -> list[int]:
@@ -78,7 +88,7 @@ class CompiledScorer:
         """Of what it stores."""
         return model.storage
 
-    def _look_up(self, sources: Sequence[Sequence[int]]) -> Sources | None:
+    def _look_up(self, sources: Sequence[Sequence[int]]) -> Sources | PartOfSources | None:
         """The sources of the rows."""
         return Sources(sources, self.graphs.encode_sources, self.model.device, self.graphs.is_recorded)
 
@@ -88,7 +98,7 @@ class CompiledScorer:
 
     def _join_sources(self, other: CompiledScorer) -> None:
         if self.sources is not None and other.sources is not None:
-            self.sources.join(other.sources)
+            self.sources.join(other.sources)  # type: ignore[arg-type]
 
     def widen(self, columns: int) -> None:
         """Make sure that each row has room for so many tokens."""

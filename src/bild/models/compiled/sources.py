@@ -12,6 +12,7 @@ from torch import Tensor
 from bild.decoding.transfer import to_device
 from bild.models.cache import RowCache, Shape, next_power, room_for
 from bild.models.compiled import ahead
+from bild.models.compiled.graphs import halves
 
 Encoder = Callable[[Sequence[Sequence[int]]], list[Tensor]]
 """Keys, then values, of some sources in every decoder layer, each ``[N, H, S, D]``."""
@@ -123,3 +124,44 @@ class Sources:
         for b in rows:
             self._encoded[b] = True
         self._ready = None
+
+
+class PartOfSources:
+    """The sources of a batch as one of two models looks them up whose keys and values are made together.
+
+    Args:
+        whole: those of both models.
+        own: which of the layers are this model's.
+        is_borrowed: whether the other model keeps and joins them.
+    """
+
+    def __init__(self, whole: Sources, own: slice, is_borrowed: bool = False) -> None:
+        self.whole, self.own, self.is_borrowed = whole, own, is_borrowed
+        self.are_there = whole.are_there
+
+    def of_another(self, own: slice) -> PartOfSources:
+        """The same sources as the other model looks them up."""
+        return PartOfSources(self.whole, own, is_borrowed=True)
+
+    def begin(self) -> None:
+        """Nothing: the small model needs them for its first token."""
+
+    def tensors(self, needed: Sequence[int], rows: int) -> list[Tensor]:
+        """As :meth:`Sources.tensors`."""
+        return part_of(self.whole.tensors(needed, rows), self.own)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """As :meth:`Sources.keep`."""
+        if not self.is_borrowed:
+            self.whole.keep(rows)
+
+    def join(self, other: PartOfSources) -> None:
+        """As :meth:`Sources.join`."""
+        if not self.is_borrowed:
+            self.whole.join(other.whole)
+
+
+def part_of(source: list[Tensor], own: slice) -> list[Tensor]:
+    """Keys, values and mask of the source, of some of the layers."""
+    keys, values = halves(source[:-1])
+    return [*keys[own], *values[own], *source[-1:]]

@@ -46,11 +46,12 @@ class EagerScorer:
     Args:
         model: what reads it.
         sources: encoder input ids, one list a row; empty lists for a decoder-only model.
-        encoded: what the encoder has made of each source ``[S, D]`` before.
+        encoded: what the encoder has made of each source ``[S, D]`` before; or of what another scorer reads too,
+            which keeps and joins it.
     """
 
     def __init__(
-        self, model: EagerModel, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None
+        self, model: EagerModel, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | Encoded | None = None
     ) -> None:
         self.model, self.network = model, self._modules(model)
         self._lengths = [0] * len(sources)
@@ -100,8 +101,10 @@ class EagerScorer:
         """Of what it stores."""
         return model.shapes
 
-    def _look_up(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None) -> Sources:
+    def _look_up(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | Encoded | None) -> Sources:
         """The sources of the rows."""
+        if isinstance(encoded, Encoded):
+            return Sources(self.network, encoded, borrowed=True)
         return Sources(self.network, Encoded(self.network, sources, encoded, self.model.encoder_output))
 
     @inferring

@@ -15,11 +15,11 @@ from torch import Tensor
 from bild.decoding import Scorer
 from bild.models.cache import Shape
 from bild.models.compiled import compiling
-from bild.models.compiled.calling import Graph, Graphs, halves
-from bild.models.compiled.graphs import Read
+from bild.models.compiled.calling import Graph, Graphs
+from bild.models.compiled.graphs import Encode, Read
 from bild.models.compiled.model import EXAMPLE, CompiledModel, graph_name, is_recorded
 from bild.models.compiled.scorer import CompiledScorer
-from bild.models.compiled.sources import Sources
+from bild.models.compiled.sources import PartOfSources, Sources, part_of
 from bild.models.early_exit.eager import ExitModel, SplitModel
 from bild.models.early_exit.graphs import ReadLower, ReadUpper, Score
 from bild.models.early_exit.shared import SplitScorer
@@ -49,14 +49,8 @@ class PartGraphs(Graphs):
             storage: as there.
             source: of all decoder layers.
         """
-        states = super().read(rows, max(last, 1), storage, share(source, self.own))[:1]
+        states = super().read(rows, max(last, 1), storage, part_of(source, self.own))[:1]
         return self.score(list(states)) if last else states
-
-
-def share(source: list[Tensor], own: slice) -> list[Tensor]:
-    """Keys, values and mask of the source, of some of the decoder layers."""
-    keys, values = halves(source[:-1])
-    return [*keys[own], *values[own], *source[-1:]]
 
 
 class CompiledPart(CompiledModel):
@@ -138,9 +132,9 @@ class CompiledExitModel(CompiledPart):
     def _compile(self, progress: Callable[[str], None]) -> PartGraphs:
         whole = self.eager.whole
         name = graph_name(whole)
-        encode = self._compile_encode(own_modules(whole), f"{name}-encode", progress)
+        encode = self._compile_encode(Encode(own_modules(whole)), f"{name}-encode", progress)
         score = self._compile_score(f"{name}-score", progress)
-        source = share(self._example_source(encode), self.own) if self.is_encoder_decoder else []
+        source = part_of(self._example_source(encode), self.own) if self.is_encoder_decoder else []
         graphs = self._compile_read(f"{name}-exit{self.eager.count}-lower", source, encode, progress)
         return PartGraphs(graphs, self.own, score)
 
@@ -184,7 +178,7 @@ class CompiledSplitModel(CompiledPart):
     def _compile(self, progress: Callable[[str], None]) -> PartGraphs:
         below = self.small.graphs
         assert isinstance(below, PartGraphs)
-        source = share(self._example_source(below.run_encode), self.own) if self.is_encoder_decoder else []
+        source = part_of(self._example_source(below.run_encode), self.own) if self.is_encoder_decoder else []
         name = f"{graph_name(self.network)}-{last_graph(self.eager.parts.count)}"
         return PartGraphs(self._compile_read(name, source, below.run_encode, progress), self.own, below.score)
 
@@ -214,7 +208,7 @@ class CompiledUpper(CompiledScorer):
         middle = len(model.storage) // 2
         return [*model.storage[: middle - 1], *model.storage[middle:-1]]
 
-    def _look_up(self, sources: Sequence[Sequence[int]]) -> Sources | None:
+    def _look_up(self, sources: Sequence[Sequence[int]]) -> Sources | PartOfSources | None:
         return self._lower.sources
 
     def _keep_sources(self, rows: Sequence[int]) -> None:

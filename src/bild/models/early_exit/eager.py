@@ -18,7 +18,7 @@ from bild.errors import LoadError, one_line
 from bild.models.cache import Shape
 from bild.models.eager.model import EagerModel
 from bild.models.eager.scorer import EagerScorer
-from bild.models.eager.sources import Sources
+from bild.models.eager.sources import Encoded, Sources
 from bild.models.early_exit.shared import SplitScorer
 from bild.models.early_exit.split import split
 from bild.models.passes import Placed, Source
@@ -198,7 +198,7 @@ class EagerUpper(EagerScorer):
         middle, below = len(model.shapes) // 2, self._split.parts.count
         return [*model.shapes[below:middle], *model.shapes[middle + below :]]
 
-    def _look_up(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None) -> Sources:
+    def _look_up(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | Encoded | None) -> Sources:
         below = self._lower.sources
         assert below is not None
         width = self.model.config.get_text_config(decoder=True).hidden_size

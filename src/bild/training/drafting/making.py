@@ -89,6 +89,8 @@ def draft(
     name, folder = os.fspath(large), Path(out)
     teacher = Teacher(name, settings, trust_remote_code, write_dtype, temperature, recipe.seed)
     config, tokenizer = _checked(teacher, shape)
+    if config.is_encoder_decoder and shape.encoder_layers is None:
+        recipe = replace(recipe, trains="decoder")
     opening = None if data is not None else _opening(teacher, config, tokenizer)
     told = {
         "large": {"name": name, "weights": weights_digest(name)},

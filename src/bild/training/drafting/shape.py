@@ -27,7 +27,8 @@ class Shape:
         choose: how so many are chosen: ``"even"``: at equal distances, the first and the last among them;
             ``"measured"``: those without which the large model's output changes most; ``"auto"``: whichever of the two
             comes nearer to the large model before anything is trained.
-        encoder_layers: likewise of an encoder, always at equal distances; None: all.
+        encoder_layers: likewise of an encoder, always at equal distances; None: it is the large model's and stays so,
+            which then encodes for both.
         head_vocabulary: tokens that are ever drafted, the most frequent ones of what the large model writes, 1…;
             0: all. None: 8192 where the vocabulary has more than twice as many, else all.
 
