@@ -33,13 +33,16 @@ def describe() -> dict[str, Any]:
 
 
 def slug(facts: dict[str, Any]) -> str:
-    """A machine's name in a file name, like ``amd-epyc-9555p-2-threads``.
+    """A machine's name in a file name, like ``amd-epyc-9555p-2-threads``; hosts that hide their model tell apart by
+    their widest vectors.
 
     Args:
         facts: from :func:`describe`.
     """
     words = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", " ", facts["cpu"], flags=re.IGNORECASE)
     name = "-".join(re.findall(r"[a-z0-9]+", words.lower()))
+    if "avx2" in (flags := facts.get("flags", [])) and "avx512f" not in flags:
+        name += "-avx2"
     return f"{name}-{facts['threads']}-threads"
 
 
