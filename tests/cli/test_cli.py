@@ -403,6 +403,7 @@ def test_info(run, bundled):
     assert facts["shared_vocabulary"] == 8000
     assert facts["cost_ratio"] == pytest.approx(facts["small"]["step_ms"] / facts["large"]["step_ms"])
     assert 0.02 < facts["cost_ratio"] < 0.9
+    assert not facts["one_encoder"]
     code, out, _ = run("info")
     assert code == 0 and "17.8 M" in out and "a small step costs" in out
 

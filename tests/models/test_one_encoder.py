@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bild import BigLittleDecoder
+from bild.cli.info import _print_table, describe
 from bild.models import CompiledModel, run_pair
 from bild.models.compiled import compiling
 from bild.models.cutting import with_layers
@@ -191,6 +192,15 @@ def test_encoders_that_part_are_read_apart(name, runtime, side):
         expected = forward(network, [5, 6, 7], [0, 4])[-1:]
         found = scorer.extend([[0, 4]])[0]
         torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4 if runtime == "static" else 1e-9)
+
+
+def test_info_tells(capsys):
+    large, small = networks("t5")
+    pair = BigLittleDecoder(large, small, runtime="eager")
+    facts = describe(pair)
+    assert facts["one_encoder"]
+    _print_table(facts)
+    assert "one encoder: a source is read once, for both" in capsys.readouterr().out
 
 
 def test_a_copy_of_the_models_shares_too():

@@ -50,11 +50,14 @@ def info(
 
 def describe(decoder: BigLittleDecoder) -> dict[str, Any]:
     """The facts of a pair, steps timed side by side."""
+    from bild.models import borrows_encoder
+
     steps = _time_steps(decoder)
     models = dict(zip(SIDES, decoder.models, strict=False))
     return {
         **{side: _describe_model(model, steps[side]) for side, model in models.items()},
         "cost_ratio": steps["small"] / steps["large"] if "small" in steps else None,
+        "one_encoder": "small" in models and borrows_encoder(models["small"]),
         "shared_vocabulary": decoder.large.vocab_size,
         "batches": decoder.batches,
         "policy": decoder.policy.to_dict(),
@@ -119,6 +122,8 @@ def _print_table(facts: dict[str, Any]) -> None:
     how = ", ".join(facts[key] for key in ("dtype", "runtime", "device"))
     if facts["cost_ratio"] is not None:
         console.print(f"a small step costs {facts['cost_ratio']:.0%} of a large one here ({how})")
+    if facts["one_encoder"]:
+        console.print("one encoder: a source is read once, for both")
     console.print(f"shared vocabulary: {facts['shared_vocabulary']} ids agree")
     console.print(f"drafter: {facts['drafter']}")
     console.print(f"policy: {to_json(facts['policy'])}", markup=False)

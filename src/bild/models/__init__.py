@@ -1,8 +1,9 @@
 """What runs a network behind the Scorer contract; the only place that knows transformers' caches.
 
 :mod:`.protocol` says what a model is. :mod:`.eager` and :mod:`.compiled` run a whole network, :mod:`.early_exit` one
-that is cut in two, :mod:`.calm` one whose tokens leave early. All of them store what they have read as :mod:`.cache`
-says, and run transformers' modules as :mod:`.seams` and :mod:`.passes` say.
+that is cut in two, :mod:`.one_encoder` two that read a source once, :mod:`.calm` one whose tokens leave early. All of
+them store what they have read as :mod:`.cache` says, and run transformers' modules as :mod:`.seams` and :mod:`.passes`
+say.
 """
 
 from bild.models.calm import CalmModel, CalmScorer, ExitRule
@@ -31,6 +32,7 @@ from bild.models.loading import (
     resolve_dtype,
 )
 from bild.models.middle import run_three
+from bild.models.one_encoder import borrows_encoder
 from bild.models.pairing import check_runtime, run_pair
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
@@ -55,6 +57,7 @@ __all__ = [
     "Int8Linear",
     "Model",
     "OtherSource",
+    "borrows_encoder",
     "check_exit",
     "check_int4",
     "check_kinds",

@@ -18,6 +18,7 @@ __all__ = [
     "CompiledBorrower",
     "CompiledLender",
     "EagerBorrower",
+    "borrows_encoder",
     "have_one_encoder",
     "is_pair_prepared",
     "run_one_encoder",
@@ -41,3 +42,8 @@ def run_one_encoder(large: PreTrainedModel, small: PreTrainedModel, static: bool
         if borrower is not None and borrower.is_compiled:
             return lender, borrower
     return EagerModel(large), EagerBorrower(small, large)
+
+
+def borrows_encoder(model: Model) -> bool:
+    """Whether a small model looks up what the large model's encoder has made of sources."""
+    return isinstance(model, CompiledBorrower | EagerBorrower)
