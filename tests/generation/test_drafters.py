@@ -10,7 +10,6 @@ from bild import BigLittleDecoder, InputError, LoadError, Pair, Policy, custom_g
 from bild.decoding import NGram, Ngrams, parse_drafter
 from bild.generation.pair import bundled_pair, choose_pair
 from tests.networks import BATCHING, VOCAB_SIZE, build
-from tests.thoroughness import few
 
 DRAFTERS = ["small", "ngram:shortest=1", "first:ngram:shortest=1,small", "bandit:rule=exp3:ngram:shortest=1,small"]
 
@@ -48,7 +47,7 @@ def test_what_is_no_drafter_is_one_line(text, says):
         assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", few(BATCHING, keep=["t5", "llama"]))
+@pytest.mark.parametrize("name", BATCHING)
 def test_the_exact_rule_is_the_large_models_text_with_any_drafter(name, tmp_path):
     large = build(name)
     pair = BigLittleDecoder(large, build(name, seed=1, layers=1))
