@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import ExitStack
 from functools import cache
 from random import Random
 from unittest.mock import patch
@@ -28,14 +29,20 @@ SIZES = {"t5": {"layers": 1, "width": 32}, "bart": {"encoder_layers": 1, "width"
 """Of what is compiled: as small as can be, with heads that our attention takes."""
 BART = pytest.param("bart", "static", marks=[pytest.mark.compiles, pytest.mark.thorough])
 every_runtime = pytest.mark.parametrize(
-    ("name", "runtime"), [*with_runtime(ENCODER_DECODERS, "eager"), *with_runtime(["t5"], "static"), BART]
+    ("name", "runtime"),
+    [
+        *with_runtime(ENCODER_DECODERS, "eager"),
+        *with_runtime(["t5", "bart"], "recorded"),
+        *with_runtime(["t5"], "static"),
+        BART,
+    ],
 )
 
 
 @cache
 def networks(name: str, runtime: str = "eager") -> tuple[PreTrainedModel, PreTrainedModel]:
     """A network, and another one of its first decoder layer and its encoder; nobody may change them."""
-    large = build(name) if runtime == "eager" else build(name, dtype=torch.float32, **SIZES[name])
+    large = build(name) if runtime != "static" else build(name, dtype=torch.float32, **SIZES[name])
     return large, drafter_of(large)
 
 
@@ -53,9 +60,14 @@ def drafter_of(large: PreTrainedModel) -> PreTrainedModel:
 
 
 def models_of(large: PreTrainedModel, small: PreTrainedModel, runtime: str):
-    # As in tests.compiled: matrix products of Inductor's own cost ten seconds a graph.
-    with patch.object(compiling, "TEMPLATES", compiling.LIBRARY):
-        return run_pair(large, small, runtime)
+    with ExitStack() as stack:
+        # As in tests.compiled: matrix products of Inductor's own cost ten seconds a graph, and what a GPU runs is all
+        # but the recording.
+        stack.enter_context(patch.object(compiling, "TEMPLATES", compiling.LIBRARY))
+        if runtime == "recorded":
+            for place in ("compiled.model", "one_encoder.compiled"):
+                stack.enter_context(patch(f"bild.models.{place}.is_recorded", lambda _: True))
+        return run_pair(large, small, "eager" if runtime == "eager" else "static")
 
 
 @cache
@@ -89,7 +101,7 @@ def encoded_by(model, monkeypatch) -> list[int]:
 def test_both_score_as_without_each_other(name, runtime):
     rng, pair = Random(0), networks(name, runtime)
     large, small = shared_models(name, runtime)
-    assert isinstance(small, CompiledBorrower if runtime == "static" else EagerBorrower)
+    assert isinstance(small, EagerBorrower if runtime == "eager" else CompiledBorrower)
     close = {"rtol": 0.0, "atol": 1e-4 if runtime == "static" else 1e-9}
     for _ in range(4):
         rows = rng.randint(1, 4)
@@ -162,11 +174,10 @@ def test_texts_are_those_of_two_encoders(name, runtime, policy):
     sources = [random_source(rng, large) for _ in range(6)]
     texts = []
     for encodes_once in (True, False):
-        with (
-            patch("bild.models.pairing.have_one_encoder", lambda *_, answer=encodes_once: answer),
-            patch.object(compiling, "TEMPLATES", compiling.LIBRARY),
-        ):
-            pair = BigLittleDecoder(large, small, runtime=runtime if encodes_once else "eager")
+        with patch("bild.models.pairing.have_one_encoder", lambda *_, answer=encodes_once: answer):
+            models = models_of(large, small, runtime if encodes_once else "eager")
+        with patch("bild.generation.decoder.run_pair", lambda *_, made=models: made):
+            pair = BigLittleDecoder(large, small)
         texts.append([each.token_ids for each in pair.generate(sources, policy, max_new_tokens=12, batch_size=3)])
     assert texts[0] == texts[1]
 
