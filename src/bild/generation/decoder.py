@@ -8,13 +8,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.decoding import Choice, Commit, Maker, Policy, Recipe, Rules
+from bild.decoding import Choice, Commit, Maker, Policy, Rules
 from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.edge.connection import DEFAULT_TIMEOUT_S, Channel, Traffic
 from bild.engine import Engine, Job, Limits, Middle, Models, opener, small_of
@@ -27,14 +26,13 @@ from bild.generation.jobs import prepare
 from bild.generation.loading import load_sides
 from bild.generation.middle import SMALL, check_middle, check_qualifier
 from bild.generation.options import GenerationOptions
-from bild.generation.pair import Pair, choose_pair
+from bild.generation.pair import choose_pair
 from bild.generation.prompts import SOURCE_OPTIONS, Input, Prompter, as_list, of_input, task_prefix
 from bild.generation.result import Result
 from bild.generation.rewards import RewardLike, check_reward, reward_of, segments_of
+from bild.generation.saving import save_pair
 from bild.generation.stream import Stream
 from bild.models import (
-    ROUNDED,
-    EnsembleModel,
     Model,
     check_kinds,
     check_runtime,
@@ -44,7 +42,6 @@ from bild.models import (
     rounded_format,
     run_pair,
     run_three,
-    short_list_of,
 )
 
 logger = logging.getLogger("bild")
@@ -242,38 +239,7 @@ class BigLittleDecoder:
             InputError: the weights are int8 or int4, which is made when a pair is loaded, the drafter is a function, or
                 the large model an ensemble.
         """
-        if not isinstance(self.drafter, Recipe):
-            raise InputError("the drafter is a function, which a folder does not hold; give one by name to save it")
-        if isinstance(self.large, EnsembleModel):
-            raise InputError("the large model is an ensemble, which a folder does not hold; save and name its parts")
-        if self.dtype in ROUNDED:
-            raise InputError(
-                f"dtype is {self.dtype}, which checkpoints do not hold; load the pair in another dtype to save it"
-            )
-        large = self._save(self.large.network, Path(folder) / "large")
-        small = self.early_exit
-        if small is None and self._small is not None:
-            small = self._save(self._small.network, Path(folder) / "small")
-        pair = Pair(large, small, self.policy, drafter=str(self.drafter))
-        self._with_middle(pair, Path(folder) / "middle").save(folder)
-
-    def _with_middle(self, pair: Pair, place: Path) -> Pair:
-        if self._middle is None:
-            return pair
-        part = self._middle.part
-        name = self._save(self._middle.model.network, place) if part is None else part
-        return replace(pair, middle=name, middle_window=self._middle.window)
-
-    def _save(self, network: Any, place: Path) -> str:
-        if short_list_of(network) is not None:
-            raise InputError(
-                f"the small model's head was shortened when it was loaded ({network.name_or_path}), and its other rows "
-                "are not there to be saved; name that folder in a bild.json instead (bild tune --save does)"
-            )
-        network.save_pretrained(place)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(place)
-        return str(place)
+        save_pair(self, folder)
 
     @property
     def small(self) -> Model:
