@@ -36,7 +36,9 @@ def step(network, optimizer) -> None:
 
 
 @pytest.mark.parametrize(("scale", "smallest", "largest"), [(1.0, 0.9, 1.0), (0.02, 0.01, 0.1)])
-def test_steps_as_the_two_would_alone(scale, smallest, largest):
+def test_steps_as_the_two_would_alone(scale, smallest, largest, monkeypatch):
+    # As PyTorch's own, whatever is fast here.
+    monkeypatch.setattr(muon, "resolve_dtype", lambda *_: torch.bfloat16)
     together = build("t5", dtype=torch.float32)
     with torch.no_grad():
         for weight in split_weights(together)[1]:
@@ -72,6 +74,19 @@ def test_a_schedule_reaches_both_parts():
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [rate / 2 for rate in before]
     assert schedule.get_last_lr() == [rate / 2 for rate in before]
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 16), (2, 16, 40)])
+def test_singular_values_come_near_one_in_the_format_that_is_fast(shape, monkeypatch):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        monkeypatch.setattr(muon, "resolve_dtype", lambda *_, fast=dtype: fast)
+        found[dtype] = muon.orthogonal(matrices)
+    # Never in float16, whose range ends early.
+    assert [each.dtype for each in found.values()] == [torch.bfloat16, torch.float32, torch.float32]
+    assert ((torch.linalg.svdvals(found[torch.float32]) - 1).abs() < 0.35).all()
+    torch.testing.assert_close(found[torch.bfloat16].float(), found[torch.float32], rtol=0, atol=0.03)
 
 
 def test_muon_takes_weights_of_one_shape_together_and_steps_as_pytorchs(monkeypatch):
