@@ -60,6 +60,7 @@ OPTIONS = {
     "--label-smoothing": ("label_smoothing", "0.5"),
     "--dropout": ("dropout", "0.5"),
     "--distill": ("distill", "0.5"),
+    "--trains": ("trains", "decoder"),
     "--seed": ("seed", "5"),
     "--metric": ("metric", "chrf"),
     "--eval-every": ("eval_every", "6"),
