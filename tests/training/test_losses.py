@@ -10,10 +10,11 @@ from torch import nn
 
 from bild.errors import InputError, LoadError
 from bild.models.cutting import with_layers
+from bild.training import remembering
 from bild.training.batches import IGNORED
 from bild.training.losses import Objective, cross_entropy, disagreement, divergence, layer_weights
 from bild.training.recipe import TRAINED
-from tests.networks import ARCHITECTURES, ENCODER_DECODERS, build
+from tests.networks import ARCHITECTURES, ENCODER_DECODERS, build, build_other
 from tests.training.tiny import recipe
 
 
@@ -106,6 +107,56 @@ def test_an_encoder_that_does_not_learn_is_run_once_and_changes_no_loss(name, di
     assert not Objective(
         small, recipe(distill=1.0, trains="decoder"), torch.float32, build(name, seed=4)
     ).shares_encoder
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "gpt2", "llama"])
+@pytest.mark.parametrize("listed", [None, [1, 4, 7, 8, 20, 31]])
+def test_later_rounds_over_the_same_texts_do_not_ask_the_teacher(name, listed):
+    teacher, small = build(name, dtype=torch.float32), build(name, seed=1, layers=1, dtype=torch.float32)
+    trains = "all"
+    if teacher.config.is_encoder_decoder:
+        small, trains = copy.deepcopy(with_layers(teacher, [1])), "decoder"
+    short_list = None if listed is None else torch.tensor(listed)
+    objective = Objective(small, recipe(distill=1.0, trains=trains), torch.float32, teacher, short_list)
+    runs: list[object] = []
+    # What is asked of the encoder that serves both is asked of the small one's.
+    for network in (teacher, small.get_encoder() if trains == "decoder" else teacher):
+        network.register_forward_pre_hook(lambda module, _: runs.append(module))
+    batch, other = batch_of(teacher), batch_of(teacher, seed=1)
+    plain = objective(**batch).item()
+    runs.clear()
+    first = objective(**batch, rows=torch.tensor([4, 0, 2])).item()
+    assert first == plain and runs
+    objective(**other, rows=torch.tensor([1, 3, 7]))
+    runs.clear()
+    again = objective(**batch, rows=torch.tensor([4, 0, 2])).item()
+    assert not runs and again == pytest.approx(plain, rel=5e-3) and objective.reads_teachings
+    # In another company, padded otherwise.
+    mixed = {key: torch.cat([batch[key][:1], other[key][2:]]) for key in batch}
+    found = objective(**mixed, rows=torch.tensor([4, 7])).item()
+    assert not runs and found == pytest.approx(objective(**mixed).item(), rel=5e-3)
+
+
+def test_what_does_not_fit_is_computed_again():
+    teacher, small = build("gpt2", dtype=torch.float32), build("gpt2", seed=1, layers=1, dtype=torch.float32)
+    objective = Objective(small, recipe(distill=1.0), torch.float32, teacher)
+    batch, rows = batch_of(teacher), torch.tensor([0, 1, 2])
+    width = teacher.config.n_embd
+    # The first row has four labels, and the others seven, of two bytes a number.
+    objective.teachings = remembering.Memory((4 + 7) * width * 2 + 1)
+    plain = objective(**batch).item()
+    assert [objective(**batch, rows=rows).item() for _ in range(2)] == [plain, plain]
+    assert objective.teachings.left == 1 and objective.teachings.of([1, 0], 9).shape == (2, 9, width)
+
+
+def test_a_teacher_that_bends_what_its_head_says_is_asked_each_time():
+    teacher, small = build_other("gemma2"), build_other("gemma2")
+    teacher.config.final_logit_softcapping = 0.5
+    objective = Objective(small, recipe(distill=1.0), torch.float32, teacher)
+    batch, rows = batch_of(teacher), torch.tensor([0, 1, 2])
+    plain = objective(**batch).item()
+    assert [objective(**batch, rows=rows).item() for _ in range(2)] == [plain, plain]
+    assert objective.reads_teachings is False
 
 
 def test_what_has_no_encoder_trains_whole():

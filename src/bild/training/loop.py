@@ -138,7 +138,7 @@ class _Trainer(Trainer):
         self.progress.tokens += tokens
         loss = self._recorded(model, inputs)
         if loss is None:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs | {"rows": rows}, num_items_in_batch)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         # Both numbers in one transfer: a device is waited for once a step.
         value, norm = torch.stack([loss.float(), torch.nn.utils.get_total_norm(gradients).float()]).tolist()

@@ -17,12 +17,14 @@ and, with q and r of two passes of one batch whose dropout differs,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from bild.errors import InputError, LoadError
 from bild.models.one_encoder.comparing import have_one_encoder
@@ -30,6 +32,7 @@ from bild.models.parts import encoder_of
 from bild.models.short_list import scoring
 from bild.training.batches import IGNORED
 from bild.training.recipe import Recipe
+from bild.training.remembering import Memory, are_alike, free_bytes, head_inputs, read_by_head
 
 FINAL_NORMS = ("final_layer_norm", "final_layernorm", "norm", "ln_f", "layer_norm")
 """What architectures call the norm between the decoder's last layer and the head; BART and Marian have none."""
@@ -73,6 +76,11 @@ class Objective(nn.Module):
         if self.encodes_once:
             freeze_encoder(network)
         self.shares_encoder = self.encodes_once and teacher is not None and have_one_encoder(network, teacher)
+        # Where a GPU computes, memory is what is scarce.
+        room = free_bytes() // 2 if network.device.type == "cpu" else 0
+        self.sources, self.teachings = Memory(room), Memory(room)
+        self.reads_teachings: bool | None = None
+        """Whether the teacher's logits are what its head makes of states; None: nobody has looked yet."""
         self.short_list = None if short_list is None else short_list.to(network.device)
         self.cross_entropy, self.divergence, self.disagreement = cross_entropy, divergence, disagreement
         self.inner, self.last = {}, 1.0
@@ -81,18 +89,22 @@ class Objective(nn.Module):
             self.last = weights.pop(max(weights))
             self.inner = weights
 
-    def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
+    def forward(self, labels: Tensor, rows: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """The loss, a scalar in nats: mean over the labelled tokens.
 
         Args:
             labels: next tokens ``[B, T]``, :data:`~bild.training.batches.IGNORED` where none counts.
+            rows: numbers of the texts ``[B]``, by which is kept what does not change from one round to the next; None:
+                nothing is.
             inputs: of the network, ``[B, …]``.
         """
+        numbers: list[int] | None = None if rows is None or labels.device.type != "cpu" else rows.tolist()
         if self.r_drop:
             labels = torch.cat([labels, labels])
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+            numbers = None if numbers is None else numbers * 2
         with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            own = self.encoded(inputs) if self.encodes_once else inputs
+            own = self.encoded(inputs, numbers) if self.encodes_once else inputs
             with scoring(self.network, self.short_list):
                 output = self.network(**own, use_cache=False, output_hidden_states=bool(self.inner))
             loss = torch.zeros((), device=labels.device)
@@ -100,7 +112,7 @@ class Objective(nn.Module):
                 share = self.last * (1 - self.distill)
                 loss = share * self.cross_entropy(output.logits, self.listed(labels), self.smoothing)
             if self.distill > 0:
-                taught = self.taught(own if self.shares_encoder else inputs)
+                taught = self.taught(own if self.shares_encoder else inputs, counted(labels), numbers)
                 loss = loss + self.distill * self.divergence(taught, output.logits, labels)
             if self.r_drop:
                 loss = loss + self.r_drop / 2 * self.disagreement(output.logits, labels)
@@ -109,19 +121,49 @@ class Objective(nn.Module):
         return loss
 
     @torch.no_grad()
-    def encoded(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """The inputs with what the encoder, which does not learn, makes of the source in its place."""
+    def encoded(self, inputs: dict[str, Tensor], numbers: Sequence[int] | None = None) -> dict[str, Any]:
+        """The inputs with what the encoder, which does not learn, makes of the source in its place.
+
+        Args:
+            inputs: of the network.
+            numbers: of the texts, where what is made of them is kept.
+        """
+        mask = inputs["attention_mask"]
+        states = None if numbers is None else self.sources.of(numbers, mask.shape[1])
+        if states is None:
+            # As the large model will compute it: without dropout.
+            encoder = encoder_of(self.network).eval()
+            states = encoder(inputs["input_ids"], attention_mask=mask)[0]
+            if numbers is not None:
+                self.sources.keep(numbers, states, mask)
         rest = {name: value for name, value in inputs.items() if name != "input_ids"}
-        encode = encoder_of(self.network)
-        return rest | {"encoder_outputs": encode(inputs["input_ids"], attention_mask=inputs["attention_mask"])}
+        return rest | {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
 
     @torch.no_grad()
-    def taught(self, inputs: dict[str, Any]) -> Tensor:
-        """The teacher's logits ``[B, T, V]``."""
+    def taught(self, inputs: dict[str, Any], counted: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
+        """The teacher's logits ``[B, T, V]``.
+
+        Args:
+            inputs: of the network.
+            counted: where they count ``[B, T]``.
+            numbers: of the texts, where what the teacher's head reads of them is kept.
+        """
         (teacher,) = self._teacher
         assert teacher is not None
+        if self.reads_teachings is False:
+            numbers = None
         with scoring(teacher, self.short_list):
-            logits: Tensor = teacher(**inputs, use_cache=False).logits
+            states = None if numbers is None else self.teachings.of(numbers, counted.shape[1])
+            if states is not None:
+                return read_by_head(teacher, states)
+            with head_inputs(teacher) as read:
+                logits: Tensor = teacher(**inputs, use_cache=False).logits
+            if numbers is not None:
+                if self.reads_teachings is None:
+                    # Some networks do more with what their head says.
+                    again = read_by_head(teacher, read[-1].half().float())
+                    self.reads_teachings = are_alike(logits[counted], again[counted])
+                self.teachings.keep(numbers, read[-1], counted)
         return logits
 
     def listed(self, labels: Tensor) -> Tensor:
@@ -194,8 +236,13 @@ def divergence(taught: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """
     shared = min(taught.shape[-1], logits.shape[-1])
     p, q = (each[..., :shared].flatten(0, 1).float().log_softmax(-1) for each in (taught, logits))
-    counted = (labels != IGNORED).flip(1).cummax(1).values.flip(1).flatten()
-    return ((p.exp() * (p - q)).sum(-1) * counted).sum() / counted.sum()
+    places = counted(labels).flatten()
+    return ((p.exp() * (p - q)).sum(-1) * places).sum() / places.sum()
+
+
+def counted(labels: Tensor) -> Tensor:
+    """Positions up to each row's last label ``[B, T]``."""
+    return (labels != IGNORED).flip(1).cummax(1).values.flip(1)
 
 
 def disagreement(logits: Tensor, labels: Tensor) -> Tensor:
