@@ -111,7 +111,10 @@ def main() -> None:
     pair = choose_pair(asked.pair, None, None)
     cores, own = torch.get_num_threads(), [name for name in asked.policies.split(",") if name]
     with ExitStack() as stack:
-        children = [*bild_children(asked.pair, sources, cores), *ctranslate2_children(pair, sources, cores)]
+        children = [
+            *bild_children(asked.pair, asked.dtypes, sources, cores),
+            *ctranslate2_children(pair, sources, cores),
+        ]
         for child in children:
             stack.callback(child.process.kill)
         children = [child for child in children if child.loads()]
@@ -143,6 +146,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pair", default=None, help="default: the bundled pair")
     parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES["bild"]), help="of bild")
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--docs", action="store_true", help="rewrite the section of docs/performance.md")
     return parser.parse_args()
@@ -161,10 +165,10 @@ def layouts(cores: int) -> list[tuple[int, int]]:
     return [*one, (cores, 1)] if cores > 1 else one
 
 
-def bild_children(pair: str | None, texts: list[str], cores: int) -> Iterator[Child]:
+def bild_children(pair: str | None, dtypes: Sequence[str], texts: list[str], cores: int) -> Iterator[Child]:
     """A process for each dtype and layout."""
     own = str(resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
-    for dtype in [own if dtype == "auto" else dtype for dtype in DTYPES["bild"]]:
+    for dtype in [own if dtype == "auto" else dtype for dtype in dtypes]:
         for lanes, threads in layouts(cores):
             setting = {"dtype": dtype, "lanes": lanes, "threads": threads}
             yield start("bild", sys.executable, setting, {"pair": pair, "texts": texts})
