@@ -66,6 +66,9 @@ def load_ctranslate2(settings: Settings) -> Answer:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(settings["checkpoint"]) / "tokenizer.json"))
+    # What a checkpoint's file asks for would pad all texts to the longest, and CTranslate2 would read the padding.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     loaded: list[Any] = []
 
     def load() -> None:
