@@ -101,6 +101,7 @@ def _machine(values: dict[str, Any]) -> str:
     against = "; ".join(
         f"{task}: " + ", ".join(f"{ratio:.2f} × {peer}" for peer, ratio in line[task].items())
         for task in ("latency", "throughput")
+        if line[task]
     )
     alone = ", ".join(f"{task} {ratio:.2f} ×" for task, ratio in line["large_alone"].items())
     rows += [
