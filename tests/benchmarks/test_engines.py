@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
+import engines_child
 from engines_report import best, render, summary
+
+from tests.networks import word_tokenizer
 
 
 def result(engine: str, policy: str, task: str, value: float, bleu: float = 30.0, **more: object) -> dict[str, object]:
@@ -48,3 +53,24 @@ def test_every_machine_has_its_table(tmp_path):
     assert "| bild `large` | int8 | 5.00 (2 threads) | 180 (2 lanes of 1, batch 64) | 30.0 |" in page
     assert "| ctranslate2 `large`, 4 beams | int8 | | 999 (2 lanes of 1, batch 32) | 30.0 |" in page
     assert "throughput: 2.00 × ctranslate2-int8" in page
+
+
+def test_ctranslate2_reads_no_padding(tmp_path, monkeypatch):
+    tokenizer = word_tokenizer().backend_tokenizer
+    tokenizer.enable_padding(pad_token="<pad>")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    read = []
+
+    class Translator:
+        def __init__(self, *_, **__):
+            pass
+
+        def translate_batch(self, tokens, **_):
+            read.extend(tokens)
+            return [SimpleNamespace(hypotheses=[each]) for each in tokens]
+
+    monkeypatch.setitem(sys.modules, "ctranslate2", SimpleNamespace(Translator=Translator))
+    settings = {"checkpoint": str(tmp_path), "model": "", "dtype": "int8", "lanes": 1, "threads": 1}
+    decode = engines_child.load_ctranslate2(settings | {"max_new_tokens": 8})
+    assert decode(["w3 w4 w5", "w7"], {"batch": 2}) == ["w3 w4 w5", "w7"]
+    assert read == [["w3", "w4", "w5"], ["w7"]]
