@@ -149,6 +149,17 @@ def test_what_does_not_fit_is_computed_again():
     assert objective.teachings.left == 1 and objective.teachings.of([1, 0], 9).shape == (2, 9, width)
 
 
+def test_no_more_is_kept_than_a_container_has_left(tmp_path):
+    everywhere = remembering.free_bytes(tmp_path)
+    assert everywhere > 1 << 20
+    (tmp_path / "memory.current").write_text("1000\n")
+    for most, expected in (("5000\n", 1000), ("900\n", 0)):
+        (tmp_path / "memory.max").write_text(most)
+        assert remembering.free_bytes(tmp_path) == expected
+    (tmp_path / "memory.max").write_text("max\n")
+    assert remembering.free_bytes(tmp_path) > 1 << 20
+
+
 def test_a_teacher_that_bends_what_its_head_says_is_asked_each_time():
     teacher, small = build_other("gemma2"), build_other("gemma2")
     teacher.config.final_logit_softcapping = 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from bild.models.parts import head_of
 
 SHARE = 0.25
 """Of the memory that is free, for what is kept."""
+CONTAINER = Path("/sys/fs/cgroup")
 ROUNDING = 0.02
 """Nats that logits may be apart which are computed of kept states: those are kept in 16 bits."""
 
@@ -59,12 +61,23 @@ class Memory:
                 self.left -= size
 
 
-def free_bytes() -> int:
-    """Memory that may be used for what is kept."""
+def free_bytes(container: Path = CONTAINER) -> int:
+    """Memory that may be used for what is kept: a share of what is free here, or left to the container.
+
+    Args:
+        container: folder where its limits are (cgroup 2).
+    """
     try:
-        return int(SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 0
+    try:
+        most, used = ((container / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, int(most) - int(used)))
+    except (OSError, ValueError):
+        # No container, or one without a limit ("max").
+        pass
+    return int(SHARE * free)
 
 
 @contextmanager
