@@ -116,7 +116,8 @@ class CompiledBorrower(CompiledSide):
         """The small side of the batch that the large model has begun."""
         if not isinstance(large, CompiledScorer) or not isinstance(large.sources, PartOfSources):
             return self.start(sources)
-        self.refresh()
+        # The large model has looked at both networks when it began.
+        super().refresh()
         return CompiledScorer(self, sources, large.sources.of_another(self.own))
 
     def refresh(self) -> None:
