@@ -169,9 +169,20 @@ def started(command: Sequence[str]) -> Iterator[Served]:
             drain.wait()
 
 
-def overhead(args: argparse.Namespace, texts: Sequence[str], url: str) -> dict[str, float]:
-    """Milliseconds a text in this process and over HTTP, one text at a time, in turn, and the share HTTP adds."""
+def overhead(args: argparse.Namespace, texts: Sequence[str]) -> dict[str, float]:
+    """Milliseconds a text in this process and over HTTP, one text at a time, in turn, and the share HTTP adds.
+
+    The server decodes in one lane, whose products have as many threads as those of this process.
+    """
     decoder = bild.BigLittleDecoder.from_pretrained(args.pair, runtime=args.runtime, dtype=args.dtype)
+    with served([*options(args), "--lanes", "1"]) as server:
+        return compare(args, texts, decoder, f"{server.url}/v1/completions")
+
+
+def compare(
+    args: argparse.Namespace, texts: Sequence[str], decoder: bild.BigLittleDecoder, url: str
+) -> dict[str, float]:
+    """What :func:`overhead` returns, of a decoder and a server."""
     own, http = [], []
     for at in range(args.repeats + 1):
         start = time.perf_counter()
@@ -239,9 +250,9 @@ def main() -> None:
     examples = [each for data in read_sets(args.data, None, limit=args.texts).values() for each in data.examples]
     texts = [example.source for example in examples]
     table = Table(texts, [next(iter(example.references), "") for example in examples], args.clients)
+    cost = overhead(args, texts[: args.overhead_texts])
     with ExitStack() as stack:
         engines = [*own_engines(args, stack), *ctranslate2_engines(args, stack), *other_engines(args.other)]
-        cost = overhead(args, texts[: args.overhead_texts], engines[0].url)
         for number in range(args.repeats):
             # In turn, and beginning elsewhere each time: a machine is not as fast one minute as the next.
             for at in range(len(engines)):
@@ -256,11 +267,16 @@ def own_engines(args: argparse.Namespace, stack: ExitStack) -> Iterator[Engine]:
     for rows, lanes in product(args.max_rows, args.lanes):
         if rows < lanes:
             continue
-        options = ["--runtime", args.runtime, "--dtype", args.dtype, "--max-rows", str(rows), "--lanes", str(lanes)]
-        options += [] if args.pair is None else ["--pair", args.pair]
-        url = f"{stack.enter_context(served(options)).url}/v1/completions"
+        server = stack.enter_context(served([*options(args), "--max-rows", str(rows), "--lanes", str(lanes)]))
+        url = f"{server.url}/v1/completions"
         for policy in args.policies:
             yield Engine(policy, f"{rows} rows, {lanes} lanes", url, policy, rows)
+
+
+def options(args: argparse.Namespace) -> list[str]:
+    """What every server of ours is told."""
+    pair = [] if args.pair is None else ["--pair", args.pair]
+    return ["--runtime", args.runtime, "--dtype", args.dtype, *pair]
 
 
 def ctranslate2_engines(args: argparse.Namespace, stack: ExitStack) -> Iterator[Engine]:

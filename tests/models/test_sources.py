@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from bild.models.compiled import ahead
-from bild.models.compiled.sources import Sources
+from bild.models.compiled.sources import CALL, Sources, alike
 
 CPU = torch.device("cpu")
 
@@ -92,3 +93,43 @@ def test_a_forked_process_has_a_thread_of_its_own():
     if child == 0:
         os._exit(ahead.begin(lambda: 7).result(timeout=30))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_sources_of_like_length_are_encoded_together():
+    tokens = [[1] * 40, [4, 5, 6], [2, 3], [7] * 41]
+    encoder = Encoder()
+    sources = Sources(tokens, encoder, CPU)
+    keys, _ = values(sources, 4)
+    assert [count for count, _ in encoder.calls] == [2, 2]
+    assert [row[: len(own)] for row, own in zip(keys, tokens, strict=True)] == tokens
+    assert all(not any(row[len(own) :]) for row, own in zip(keys, tokens, strict=True))
+
+
+def test_rows_stay_in_their_places_where_all_are_encoded_together():
+    tokens = [[4, 5, 6], [2, 3], [7]]
+    encoder = Encoder()
+    keys, _ = values(Sources(tokens, encoder, CPU), 3)
+    assert len(encoder.calls) == 1
+    assert [row[: len(own)] for row, own in zip(keys, tokens, strict=True)] == tokens
+
+
+def partitions(order: Sequence[int]) -> Iterator[list[list[int]]]:
+    if not order:
+        yield []
+    for end in range(1, len(order) + 1):
+        for rest in partitions(order[end:]):
+            yield [list(order[:end]), *rest]
+
+
+def test_no_other_groups_cost_less():
+    draws = random.Random(0)
+    for _ in range(50):
+        lengths = [draws.randint(1, 60) for _ in range(draws.randint(1, 8))]
+
+        def cost(groups: list[list[int]], lengths: list[int] = lengths) -> int:
+            return sum(len(group) * max(lengths[b] for b in group) + CALL for group in groups)
+
+        found = alike(lengths)
+        assert sorted(b for group in found for b in group) == list(range(len(lengths)))
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        assert cost(found) == min(map(cost, partitions(order)))
