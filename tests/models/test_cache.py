@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 
-from bild.models.cache import RowCache, Shape
+from bild.models.cache import Places, RowCache, Shape
 
 SHAPES = [Shape((2,), 3, torch.float64, torch.device("cpu"))] * 2 + [Shape((1,), 5, torch.float32, torch.device("cpu"))]
 
@@ -50,6 +52,52 @@ def test_rows_before_the_first_that_goes_are_not_moved():
     assert [tensor.data_ptr() for tensor in cache.tensors] == before
     assert all((tensor[0, :, 20:] == 7).all() for tensor in cache.tensors)
     assert numbers(cache, [4, 9, 5]) == [1, 2, 4]
+
+
+def named(cache: RowCache, lengths: list[int]) -> list[int]:
+    """What each row holds, read in its place."""
+    held = [tensor[torch.tensor(cache.places.of_rows)] for tensor in cache.in_places()]
+    found = [{value for tensor in held for value in tensor[b, :, :n].flatten().tolist()} for b, n in enumerate(lengths)]
+    assert all(len(values) == 1 for values in found)
+    return [int(values.pop()) for values in found]
+
+
+def test_rows_that_are_read_in_their_places_are_not_moved():
+    cache = filled([4, 9, 2, 5])
+    before = [tensor.clone() for tensor in cache.tensors]
+    cache.keep([3, 1], [5, 9])
+    assert cache.places.of_rows == [3, 1] and named(cache, [5, 9]) == [4, 2]
+    for tensor, was in zip(cache.in_places(), before, strict=True):
+        torch.testing.assert_close(tensor, was, equal_nan=True)
+    cache.join(filled([3, 1, 2], first=7), [3, 1, 2])
+    assert cache.places.of_rows == [3, 1, 0, 2, 4] and named(cache, [5, 9, 3, 1, 2]) == [4, 2, 7, 8, 9]
+    assert all(tensor[torch.tensor([0, 2, 4]), :, 3:].eq(0).all() for tensor in cache.in_places())
+    # Whoever asks for them side by side gets them so.
+    assert numbers(cache, [5, 9, 3, 1, 2]) == [4, 2, 7, 8, 9] and cache.places.are_in_order
+
+
+def test_places_depend_on_what_was_told_and_on_nothing_else():
+    rng = Random(5)
+    for _ in range(20):
+        rows = rng.randint(1, 4)
+        places, lengths = Places(rows), [rng.randint(1, 9) for _ in range(rows)]
+        cache = filled(lengths)
+        holds = list(range(1, rows + 1))
+        for step in range(12):
+            if rng.random() < 0.5 and len(lengths) < 6:
+                new = [rng.randint(1, 40) for _ in range(rng.randint(1, 3))]
+                cache.join(filled(new, first=100 * step + 10), new)
+                places.join(len(new))
+                holds += [100 * step + 10 + b for b in range(len(new))]
+                lengths += new
+            else:
+                stay = [rng.randrange(len(lengths)) for _ in range(rng.randint(1, 4))]
+                lengths, holds = [lengths[b] for b in stay], [holds[b] for b in stay]
+                cache.keep(stay, lengths)
+                places.keep(stay)
+            assert cache.places.of_rows == places.of_rows
+            assert len(set(places.of_rows)) == len(lengths) and named(cache, lengths) == holds
+        assert numbers(cache, lengths) == holds
 
 
 def test_whoever_gets_a_place_sees_nothing_of_its_last_row():

@@ -29,7 +29,8 @@ every_batching = pytest.mark.parametrize("name", BATCHING)
 
 
 def columns(scorer: EagerScorer) -> int:
-    (count,) = {tensor.shape[2] for tensor in scorer._cache.tensors}
+    with torch.inference_mode():
+        (count,) = {tensor.shape[2] for tensor in scorer._cache.tensors}
     return count
 
 

@@ -95,6 +95,21 @@ def test_a_forked_process_has_a_thread_of_its_own():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
+def test_rows_are_looked_up_in_their_places_whenever_they_are_encoded():
+    sources = Sources([[5, 6, 7], [8, 9], [4]], Encoder(), CPU, in_places=True)
+    sources.keep([2, 1])
+    sources.join(Sources([[3, 2, 1]], Encoder(), CPU, in_places=True))
+    # The places of storage that was told the same.
+    places = [2, 1, 0]
+    for needed in ([1], [0, 1, 2]):
+        keys, _, mask = sources.tensors(needed, 3)
+        for b in needed:
+            own, seen = sources.tokens[b], mask[places[b], 0, 0].tolist()
+            assert keys[places[b], 0, : len(own), 0].tolist() == own and seen == [True] * len(own) + [False] * (
+                3 - len(own)
+            )
+
+
 def test_sources_of_like_length_are_encoded_together():
     tokens = [[1] * 40, [4, 5, 6], [2, 3], [7] * 41]
     encoder = Encoder()

@@ -1,14 +1,17 @@
 """The keys and values of a batch, row by row: what every runtime stores its text in.
 
-Layout: token ``t`` of row ``b`` stands in column ``t`` of place ``b``, whatever its neighbours have read. A row sees
+Layout: token ``t`` of a row stands in column ``t`` of the row's place, whatever its neighbours have read. A row sees
 the columns up to its own token, so whatever padding or a rollback left behind them is masked until it is overwritten.
 
 The contract:
 
 * **write**: a pass writes its new tokens behind what each row has read (:meth:`RowCache.reserve` first, then in place).
 * **truncate**: forgetting is lowering a number, which the scorer holds; nothing is moved.
-* **keep**: rows go, move up or are copied (:meth:`RowCache.keep`); only rows behind the first change are moved.
-* **join**: another cache's rows go on behind these (:meth:`RowCache.join`); only columns that were read are copied.
+* **keep**: rows go, change their order or are copied (:meth:`RowCache.keep`). Rows stay in their places: whoever reads
+  them by name (:meth:`RowCache.in_places`) moves nothing, whoever reads them side by side (:attr:`RowCache.tensors`)
+  moves those behind the first that changed, when he next does.
+* **join**: another cache's rows go on behind these (:meth:`RowCache.join`), in places that are free; only columns that
+  were read are copied.
 * Whether a network can be read this way at all is asked and tried when a model is made (see
   :class:`~bild.models.eager.EagerModel`), never in the middle of a text.
 
@@ -17,7 +20,9 @@ A place that is used again is zeroed behind what its new row has read: a masked 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -44,50 +49,113 @@ class Shape(NamedTuple):
         return cls(tuple(tensor.shape[1:-2]), tensor.shape[-1], tensor.dtype, tensor.device)
 
 
+class Places:
+    """Where the rows of a batch stand. That depends on which rows stayed and came, and on nothing else: two caches that
+    were told the same have their rows in the same places.
+
+    Args:
+        rows: of the batch, each in the place of its number.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.of_rows = list(range(rows))
+
+    @property
+    def end(self) -> int:
+        """Behind the last one in use."""
+        return max(self.of_rows, default=-1) + 1
+
+    @property
+    def are_in_order(self) -> bool:
+        """Whether each row stands in the place of its number."""
+        return self.of_rows == list(range(len(self.of_rows)))
+
+    def keep(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Go on with these rows, which may be repeated and come in any order.
+
+        Returns:
+            From where a row is to be copied, and to where: those that are there already.
+        """
+        before, taken, again = self.of_rows, set[int](), list[int]()
+        for at, row in enumerate(rows):
+            if before[row] in taken:
+                again.append(at)
+            taken.add(before[row])
+        self.of_rows = [before[row] for row in rows]
+        origins = [self.of_rows[at] for at in again]
+        for at, place in zip(again, self._free(len(again)), strict=True):
+            self.of_rows[at] = place
+        return origins, [self.of_rows[at] for at in again]
+
+    def join(self, count: int) -> list[int]:
+        """So many rows go on behind these; their places."""
+        new = self._free(count)
+        self.of_rows = [*self.of_rows, *new]
+        return new
+
+    def _free(self, count: int) -> list[int]:
+        taken = set(self.of_rows)
+        return list(islice((place for place in itertools.count() if place not in taken), count))
+
+
 class RowCache:
-    """Tensors ``[capacity, …, columns, D]``: keys of every layer, then values; live rows first.
+    """Tensors ``[capacity, …, columns, D]``: keys of every layer, then values.
 
     Args:
         shapes: of each tensor.
         rows: live rows.
         columns: room of each row.
         capacity: rows there is room for, at least ``rows``; None: no more.
+        places: of the rows; None: each stands in the place of its number.
     """
 
-    def __init__(self, shapes: Sequence[Shape], rows: int, columns: int, capacity: int | None = None) -> None:
-        self.shapes = list(shapes)
-        self.rows, self.columns = rows, columns
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        rows: int,
+        columns: int,
+        capacity: int | None = None,
+        places: Places | None = None,
+    ) -> None:
+        self.shapes, self.columns = list(shapes), columns
+        self.places = Places(rows) if places is None else places
         self._used = 0
-        self._placed: list[Tensor] | None = None
-        self._hold(_zeros(self.shapes, rows if capacity is None else capacity, columns))
+        self._hold(_zeros(self.shapes, max(self.places.end, capacity or 0), columns))
 
     @classmethod
     def holding(cls, tensors: Sequence[Tensor]) -> RowCache:
         """A cache of these tensors, every column of which is written."""
         cache = cls.__new__(cls)
         cache.shapes = [Shape.of(tensor) for tensor in tensors]
-        cache.rows, cache.columns = tensors[0].shape[0], tensors[0].shape[-2]
+        cache.places, cache.columns = Places(tensors[0].shape[0]), tensors[0].shape[-2]
         cache._used = cache.columns
         cache._hold(list(tensors))
         return cache
 
     @property
-    def tensors(self) -> list[Tensor]:
-        """Of the live rows ``[B, …, columns, D]``; nobody may change the list."""
-        return self._live
+    def rows(self) -> int:
+        """Live rows."""
+        return len(self.places.of_rows)
 
-    def places(self, rows: int) -> list[Tensor]:
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Of the live rows, side by side ``[B, …, columns, D]``; nobody may change the list."""
+        return self.side_by_side(self.rows)
+
+    def side_by_side(self, rows: int) -> list[Tensor]:
         """Of the live rows and free places behind them, ``rows`` in all and at most the capacity."""
-        if rows == self.rows:
-            return self._live
-        if self._placed is None or self._placed[0].shape[0] != rows:
-            self._placed = [tensor[:rows] for tensor in self._held]
-        return self._placed
+        if not self.places.are_in_order:
+            self._line_up()
+        return self._first(rows)
+
+    def in_places(self) -> list[Tensor]:
+        """Of the places up to the last one in use."""
+        return self._first(self.places.end)
 
     @property
     def capacity(self) -> int:
         """Rows there is room for."""
-        return self._held[0].shape[0] if self._held else self.rows
+        return self._held[0].shape[0] if self._held else self.places.end
 
     def reserve(self, used: int) -> None:
         """Make sure that the first ``used`` columns can be written, and take them for written."""
@@ -104,16 +172,15 @@ class RowCache:
         """Go on with these rows, which may be repeated and come in any order.
 
         Args:
-            rows: places of the rows that stay, in their new order.
+            rows: numbers of the rows that stay, in their new order.
             lengths: tokens each of them has read.
             columns: room of each row from now on, where it is to change.
         """
-        first = next((place for place, row in enumerate(rows) if row != place), len(rows))
-        if len(rows) > self.capacity:
-            self._resize(next_power(len(rows)), self.columns)
-        if first < len(rows):
-            self._fill(first, self._held, rows[first:], max(lengths[first:]))
-        self._live_rows(len(rows))
+        origins, copies = self.places.keep(rows)
+        if self.places.end > self.capacity:
+            self._resize(next_power(self.places.end), self.columns)
+        if copies:
+            self._fill(copies, self._held, origins, max(lengths))
         wanted = room_for(max([1, *lengths])) if columns is None else columns
         if wanted * SHRINKING <= self.columns:
             self._used = min(self._used, wanted)
@@ -127,53 +194,84 @@ class RowCache:
             lengths: tokens each of its rows has read.
             columns: room of each row, at least this.
         """
-        before, rows, needed = self.rows, self.rows + other.rows, max([0, *lengths])
+        needed = max([0, *lengths])
+        new = self.places.join(other.rows)
         wide = max(self.columns, room_for(needed) if columns is None else columns)
-        if rows > self.capacity or wide > self.columns:
-            self._resize(max(self.capacity, next_power(rows)), wide)
-        self.rows = rows
-        self._fill(before, other.tensors, range(other.rows), needed)
+        if self.places.end > self.capacity or wide > self.columns:
+            self._resize(max(self.capacity, next_power(self.places.end)), wide)
+        self._fill(new, other._held, other.places.of_rows, needed)
         self._used = max(self._used, needed)
-        self._live_rows(rows)
 
     def write(self, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
-        """Put whole rows ``[N, …, L, D]`` in these places; columns behind theirs become zero."""
+        """Make whole rows ``[N, …, L, D]`` those of these numbers; columns behind theirs become zero."""
         width = tensors[0].shape[-2]
         self.widen(width)
         self._used = max(self._used, width)
-        for held, tensor in zip(self._held, tensors, strict=True):
-            index = torch.tensor(rows, device=held.device)
-            held[index, ..., :width, :] = tensor.to(held.dtype)
-            held[index, ..., width:, :] = 0
+        self._fill([self.places.of_rows[row] for row in rows], tensors, range(len(rows)), width, self.columns)
 
-    def _fill(self, first: int, origin: Sequence[Tensor], rows: Sequence[int], length: int) -> None:
-        """Copy rows of ``origin`` into the places from ``first`` on, as far as they are read, and zero behind that."""
-        index: dict[torch.device, Tensor] = {}
+    def _line_up(self) -> None:
+        """Move each row to the place of its number."""
+        before, self.places = self.places.of_rows, Places(self.rows)
+        first = next(place for place, origin in enumerate(before) if place != origin)
+        self._fill(range(first, len(before)), self._held, before[first:], self._used)
+
+    def _fill(
+        self,
+        places: Sequence[int],
+        origin: Sequence[Tensor],
+        origins: Sequence[int],
+        length: int,
+        end: int | None = None,
+    ) -> None:
+        """Copy into these places what stands in others, and zero the columns behind that.
+
+        Args:
+            places: in these tensors.
+            origin: tensors that are copied from.
+            origins: places there.
+            length: columns that are copied.
+            end: columns behind it are free of anything already; None: those that nobody has used.
+        """
+        end = self._used if end is None else end
+        devices = {shape.device for shape in self.shapes}
+        to = {device: _selected(places, device) for device in devices}
+        # What an index selects is copied at once; places side by side are looked at where they are, and would change.
+        within = origin is self._held
+        chosen = {
+            device: torch.tensor(origins, device=device) if within else _selected(origins, device) for device in devices
+        }
         for held, tensor in zip(self._held, origin, strict=True):
-            chosen = index.setdefault(held.device, torch.tensor(rows, device=held.device))
-            places = slice(first, first + len(rows))
+            there = to[held.device]
             if length:
-                # Indexing copies before anything is overwritten.
-                held[places, ..., :length, :] = tensor[..., :length, :][chosen]
-            held[places, ..., length : self._used, :] = 0
+                held[there, ..., :length, :] = tensor[chosen[tensor.device], ..., :length, :].to(held.dtype)
+            if end > length:
+                held[there, ..., length:end, :] = 0
 
     def _resize(self, capacity: int, columns: int) -> None:
         larger = _zeros(self.shapes, capacity, columns)
-        used = min(self._used, columns)
+        rows, used = min(self._held[0].shape[0], capacity) if self._held else 0, min(self._used, columns)
         for old, new in zip(self._held, larger, strict=True):
-            new[: self.rows, ..., :used, :] = old[: self.rows, ..., :used, :]
+            new[:rows, ..., :used, :] = old[:rows, ..., :used, :]
         self.columns = columns
         self._hold(larger)
 
     def _hold(self, tensors: list[Tensor]) -> None:
         self._held: list[Tensor] = tensors
-        self._live_rows(self.rows)
+        self._seen: list[Tensor] = tensors
 
-    def _live_rows(self, rows: int) -> None:
-        self.rows = rows
-        self._placed = None
-        # Of the same strides as a tensor of so many rows, which is all that a compiled graph knows.
-        self._live: list[Tensor] = self._held if rows == self.capacity else [tensor[:rows] for tensor in self._held]
+    def _first(self, rows: int) -> list[Tensor]:
+        if self._seen and self._seen[0].shape[0] != rows:
+            # Of the same strides as a tensor of so many rows, which is all that a compiled graph knows.
+            self._seen = [tensor[:rows] for tensor in self._held]
+        return self._seen
+
+
+def _selected(places: Sequence[int], device: torch.device) -> slice | Tensor:
+    """What selects places of a tensor there; those side by side without an index."""
+    first = places[0] if len(places) else 0
+    if list(places) == list(range(first, first + len(places))):
+        return slice(first, first + len(places))
+    return torch.tensor(places, device=device)
 
 
 def room_for(columns: int) -> int:

@@ -31,6 +31,8 @@ struct Ragged {
 };
 
 struct Row : Writer {
+  // Among those of the game, and where the large model has it; a writer has its place with the small one.
+  int64_t number, large_place;
   int64_t committed, large_read, window, left;
   // How many tokens the small model has read in this round.
   int64_t small_tokens;
@@ -140,13 +142,13 @@ class Game {
       };
       if (is_ragged) {
         for (int64_t at = 0; at < own; ++at) {
-          *number++ = row->place;
+          *number++ = row->large_place;
           *number++ = row->large_read + at;
           *number++ = 1;
           *number++ = token(at);
         }
       } else {
-        *number++ = row->place;
+        *number++ = row->large_place;
         *number++ = row->large_read;
         *number++ = own;
         for (int64_t at = 0; at < width; ++at) *number++ = at < own ? token(at) : 0;
@@ -202,8 +204,8 @@ class Game {
 
   void tell(const Row& row, Outcome outcome, int64_t accepted, int64_t next, int64_t large_tokens) {
     const int64_t written = static_cast<int64_t>(row.written.size());
-    const int64_t event[TOLD] = {row.place, written,          row.drafted, outcome, accepted,
-                                 next,      row.small_tokens, large_tokens};
+    const int64_t event[TOLD] = {row.number, written,          row.drafted, outcome, accepted,
+                                 next,       row.small_tokens, large_tokens};
     heads_.insert(heads_.end(), event, event + TOLD);
     written_.insert(written_.end(), row.written.begin(), row.written.end());
     chances_.insert(chances_.end(), row.chances.begin(), row.chances.end());
@@ -219,9 +221,13 @@ class Game {
   std::vector<float> chances_, distances_;
 };
 
+// Where a row of a game stands with one of the models.
+int64_t place_of(at::TensorList inputs, int64_t row) { return inputs[0].const_data_ptr<int64_t>()[row * inputs[0].size(1)]; }
+
 }  // namespace
 
-// small_inputs, large_inputs: as the graphs take them; the first two of each are made here.
+// small_inputs, large_inputs: as the graphs take them; of the first of each only the places are read, and the first two
+//   are made here.
 // rows: [N, GIVEN], see Given; the last says how many of `tails` are the row's.
 // limits: [N, LIMITS], float64: a token that is less probable is doubted; a drafted one that is further is rolled back
 //   unless the large model would write it; an end token passes unread behind tokens at least this probable.
@@ -247,7 +253,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   std::vector<Row> all(static_cast<size_t>(count));
   for (int64_t n = 0; n < count; ++n, given += GIVEN, limit += LIMITS) {
     Row& row = all[static_cast<size_t>(n)];
-    row.place = n;
+    row.number = n;
+    row.place = place_of(small_inputs, n);
+    row.large_place = place_of(large_inputs, n);
     row.committed = given[COMMITTED];
     row.read = given[SMALL_READ];
     row.large_read = given[LARGE_READ];

@@ -90,7 +90,8 @@ class CompiledScorer:
 
     def _look_up(self, sources: Sequence[Sequence[int]]) -> Sources | PartOfSources | None:
         """The sources of the rows."""
-        return Sources(sources, self.graphs.encode_sources, self.model.device, self.graphs.is_recorded)
+        graphs = self.graphs
+        return Sources(sources, graphs.encode_sources, self.model.device, graphs.is_recorded, graphs.has_places)
 
     def _keep_sources(self, rows: Sequence[int]) -> None:
         if self.sources is not None:
@@ -233,7 +234,8 @@ class CompiledScorer:
         numbers = torch.zeros(len(order), 3 + graphs.has_places, dtype=torch.long)
         view = numbers.numpy()
         if graphs.has_places:
-            view[:, 0] = order
+            places = self._cache.places.of_rows
+            view[:, 0] = [places[b] for b in order]
         return order, [numbers, graphs.one, *tensors], view
 
     def _roll(self, tokens: Sequence[Sequence[int]], steps: int) -> tuple[list[list[int]], list[list[float]]]:
@@ -246,8 +248,8 @@ class CompiledScorer:
         """One pass in which each token is a row of its own, so that nothing is padded."""
         self.reserve(max(map(len, tokens)) + max(self._lengths))
         flat = [
-            [b, length + at, 1, token]
-            for b, (length, row) in enumerate(zip(self._lengths, tokens, strict=True))
+            [place, length + at, 1, token]
+            for place, length, row in zip(self._cache.places.of_rows, self._lengths, tokens, strict=True)
             for at, token in enumerate(row)
         ]
         ends = np.cumsum([len(row) for row in tokens])
@@ -262,7 +264,9 @@ class CompiledScorer:
         width = self.graphs.rounded(max(len(row) for row in tokens))
         self.reserve(max(self._lengths) + width + more)
         rows = numbers_of(tokens, self._lengths, width)
-        return [[b, *row] for b, row in enumerate(rows)] if self.graphs.has_places else rows
+        if not self.graphs.has_places:
+            return rows
+        return [[place, *row] for place, row in zip(self._cache.places.of_rows, rows, strict=True)]
 
     def reserve(self, columns: int) -> None:
         """Make sure that each row has room for so many tokens, and take it for written."""
@@ -295,8 +299,9 @@ class CompiledScorer:
         return new, storage, source
 
     def placed(self, rows: int) -> list[Tensor]:
-        """Keys, then values, of every layer ``[rows, H, L, D]`` as the graph takes them, free places included."""
-        return self._cache.places(rows)
+        """Keys, then values, of every layer ``[rows, H, L, D]`` as the graph takes them: of all places where it is told
+        which are a row's, else of so many rows, free places included."""
+        return self._cache.in_places() if self.graphs.has_places else self._cache.side_by_side(rows)
 
     def _one_by_one(self, rows: list[list[int]], last: int) -> Sequence[Tensor]:
         """Rows that cannot share a pass, each in its own."""

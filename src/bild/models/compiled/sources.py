@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bild.decoding.transfer import to_device
-from bild.models.cache import RowCache, Shape, next_power, room_for
+from bild.models.cache import Places, RowCache, Shape, next_power, room_for
 from bild.models.compiled import ahead
 from bild.models.compiled.graphs import halves
 
@@ -29,12 +29,20 @@ class Sources:
         encode: makes them.
         device: where the mask is put.
         rounds_up: whether rows and columns come in powers of two.
+        in_places: whether rows stay in their places when others go, and are looked up there.
     """
 
     def __init__(
-        self, tokens: Sequence[Sequence[int]], encode: Encoder, device: torch.device, rounds_up: bool = False
+        self,
+        tokens: Sequence[Sequence[int]],
+        encode: Encoder,
+        device: torch.device,
+        rounds_up: bool = False,
+        in_places: bool = False,
     ) -> None:
-        self.tokens, self._encode, self._device, self._rounds_up = list(tokens), encode, device, rounds_up
+        self.tokens, self._encode, self._device = list(tokens), encode, device
+        self._rounds_up, self._in_places = rounds_up, in_places
+        self._places = Places(len(self.tokens))
         self._encoded = [False] * len(self.tokens)
         self._cache: RowCache | None = None
         self._ready: list[Tensor] | None = None
@@ -50,7 +58,7 @@ class Sources:
         return all(self._encoded[b] for b in rows)
 
     def tensors(self, needed: Sequence[int], rows: int) -> list[Tensor]:
-        """Keys, then values, then the mask ``[B, 1, 1, S]``.
+        """Keys, then values, then the mask ``[B, 1, 1, S]``: of the rows, or of the places up to the last in use.
 
         Args:
             needed: rows that read something in this pass; only theirs are encoded.
@@ -60,14 +68,16 @@ class Sources:
         missing = [b for b in needed if not self._encoded[b]]
         if missing:
             self._add(missing)
-        if self._ready is None or self._ready[-1].shape[0] != rows:
+        if self._ready is None or not (self._in_places or self._ready[-1].shape[0] == rows):
             assert self._cache is not None
+            held = self._cache.in_places() if self._in_places else self._cache.side_by_side(rows)
             # A row that is not encoded yet reads nothing; what its padding sees is zero, and not nothing at all.
-            counts = [len(row) if done else 1 for row, done in zip(self.tokens, self._encoded, strict=True)]
-            counts += [1] * (rows - len(counts))
+            counts = [1] * (self._cache.places.end if self._in_places else rows)
+            for place, row, done in zip(self._cache.places.of_rows, self.tokens, self._encoded, strict=True):
+                counts[place] = len(row) if done else 1
             lengths = to_device(torch.tensor(counts), self._device)
             column = torch.arange(self._cache.columns, device=self._device)
-            self._ready = [*self._cache.places(rows), (column < lengths[:, None])[:, None, None]]
+            self._ready = [*held, (column < lengths[:, None])[:, None, None]]
         return self._ready
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -76,23 +86,25 @@ class Sources:
         self.tokens = [self.tokens[b] for b in rows]
         self._encoded = [self._encoded[b] for b in rows]
         self._ready = None
-        if self._cache is not None:
+        if self._cache is None:
+            self._places.keep(rows)
+        else:
             self._cache.keep(rows, self._read, self._room())
 
     def join(self, other: Sources) -> None:
         """As :meth:`RowCache.join`."""
         self._arrive()
         other._arrive()
-        before = len(self.tokens)
         self.tokens += other.tokens
         self._encoded += other._encoded
         self._ready = None
         shapes = next((cache.shapes for cache in (self._cache, other._cache) if cache is not None), None)
         if shapes is None:
+            self._places.join(len(other.tokens))
             return
         longest = self._room()
         if self._cache is None:
-            self._cache = self._new(shapes, before)
+            self._cache = self._new(shapes)
         joining = RowCache(shapes, len(other.tokens), 1) if other._cache is None else other._cache
         self._cache.join(joining, other._read, longest)
 
@@ -100,8 +112,11 @@ class Sources:
         longest = max(map(len, self.tokens))
         return room_for(longest) if self._rounds_up else longest
 
-    def _new(self, shapes: Sequence[Shape], rows: int) -> RowCache:
-        return RowCache(shapes, rows, self._room(), next_power(rows) if self._rounds_up else None)
+    def _new(self, shapes: Sequence[Shape]) -> RowCache:
+        places = self._places
+        return RowCache(
+            shapes, 0, self._room(), next_power(len(places.of_rows)) if self._rounds_up else None, places=places
+        )
 
     @property
     def _read(self) -> list[int]:
@@ -122,11 +137,11 @@ class Sources:
 
     def _store(self, rows: Sequence[int], tensors: list[Tensor]) -> None:
         whole = RowCache.holding(tensors)
-        if len(rows) == len(self.tokens) and not self._rounds_up:
+        if len(rows) == len(self.tokens) and self._places.are_in_order and not self._rounds_up:
             self._cache = whole
         else:
             if self._cache is None:
-                self._cache = self._new(whole.shapes, len(self.tokens))
+                self._cache = self._new(whole.shapes)
             self._cache.write(rows, tensors)
         for b in rows:
             self._encoded[b] = True

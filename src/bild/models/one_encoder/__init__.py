@@ -39,7 +39,8 @@ def run_one_encoder(large: PreTrainedModel, small: PreTrainedModel, static: bool
     if static:
         lender = CompiledLender(large, small)
         borrower = CompiledBorrower(small, lender) if lender.is_compiled else None
-        if borrower is not None and borrower.is_compiled:
+        # What both look up stands in the places of its rows for both, or for neither.
+        if borrower is not None and borrower.is_compiled and borrower.graphs.has_places == lender.graphs.has_places:
             return lender, borrower
     return EagerModel(large), EagerBorrower(small, large)
 

@@ -37,7 +37,7 @@ class CompiledSide(CompiledModel):
     def scorer(self, sources: Sequence[Sequence[int]]) -> CompiledScorer:
         """A scorer that runs compiled."""
         graphs = self.lender.graphs
-        looked_up = Sources(sources, graphs.encode_sources, self.device, graphs.is_recorded)
+        looked_up = Sources(sources, graphs.encode_sources, self.device, graphs.is_recorded, self.graphs.has_places)
         return CompiledScorer(self, sources, PartOfSources(looked_up, self.own))
 
     def _compile_own(self, encode: Graph, progress: Callable[[str], None]) -> Graphs:
