@@ -34,8 +34,8 @@ from bild.models.instructions import has_instructions
 logger = logging.getLogger("bild")
 
 # Inductor's own GEMM template beats oneDNN two to three times at a few rows: no call overhead, weights
-# packed for AMX or AVX512. At the many rows of a source oneDNN is the faster one. Where the template has no kernel
-# (float64, older CPUs) the second set of options is used.
+# packed for AMX or AVX512. At the many rows of a source oneDNN is the faster one. The template has no kernel for float64,
+# and whatever else it has none for is compiled a second time without it.
 # A loop of fewer numbers than a chunk is done before a second thread has woken up: 4 % of a step.
 LIBRARY = {"freezing": True, "cpp.min_chunk_size": 4096}
 TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
@@ -199,6 +199,8 @@ def _compile(
         kernels.replace_attention(program.graph)
         if kernels.has_all_products(program.graph):
             options = OURS
+        elif any(tensor.dtype == torch.float64 for tensor in module.parameters()):
+            options = LIBRARY
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
         unfinished = str(Path(folder) / "graph.pt2")
