@@ -23,20 +23,14 @@ NAME = "compiles"
 SAYS = "this test compiles a graph, or reads one that another test has compiled: mark it with @pytest.mark.compiles"
 
 
-SELDOM = ("marian", "mistral")
-"""Architectures that only ``make test-thorough`` compiles: what compiles them differs little from what does others."""
-
-
-def marks_of(runtime: str, *names: str) -> Any:
-    """Of a parameter that runs these networks so."""
-    if runtime != "static":
-        return ()
-    return [pytest.mark.compiles, *([pytest.mark.thorough] if set(names) & set(SELDOM) else [])]
+def marks_of(runtime: str) -> Any:
+    """Of a parameter that runs networks so."""
+    return pytest.mark.compiles if runtime == "static" else ()
 
 
 def with_runtime(names: Any, runtime: str) -> list[Any]:
     """Parameters ``(name, runtime)``."""
-    return [pytest.param(name, runtime, marks=marks_of(runtime, name)) for name in names]
+    return [pytest.param(name, runtime, marks=marks_of(runtime)) for name in names]
 
 
 class Graphs:

@@ -14,7 +14,9 @@ RARELY = re.compile(
             r"generation/test_static_decoder\.py::test_the_bundled_pair",
             r"cli/test_early_exit\.py::test_warmup_compiles_it",
             # Kinds of networks that differ little from those that stay, where it is compiling them that takes long.
-            r"generation/test_static_decoder\.py::.*(mt5-t5|gpt2-llama)",
+            r"(marian|mistral)-static",
+            r"models/test_static\.py::.*(marian|mistral)",
+            r"generation/test_static_decoder\.py::.*(marian|mistral|mt5-t5|gpt2-llama)",
             r"models/test_rounds_at_once\.py::.*decoder-only",
             r"models/test_scorer_contract\.py::.*gpt2-static",
             r"models/test_recording\.py::.*(bart|llama)",

@@ -15,7 +15,6 @@ from bild import BigLittleDecoder, Policy, Result, Stats
 from bild.models import CompiledModel, EagerModel
 from bild.models.compiled import compiling
 from tests.compiled import network_of, pair_of, static_model, without_templates
-from tests.marking import marks_of
 from tests.networks import BATCHING, random_tokens
 
 pytestmark = pytest.mark.compiles
@@ -43,9 +42,7 @@ PAIRS = (
 
 
 def pairs(of: Iterable[tuple[str, str]]) -> Any:
-    return pytest.mark.parametrize(
-        ("large", "small"), [pytest.param(*pair, marks=marks_of("static", *pair)) for pair in of]
-    )
+    return pytest.mark.parametrize(("large", "small"), of)
 
 
 every_pair = pairs(PAIRS)

@@ -20,7 +20,7 @@ EXITS = [(name, "eager") for name in EXITING] + [(name, "static") for name in ST
 def kinds(names):
     plain = [Kind(name, runtime) for runtime in RUNTIMES for name in names]
     exits = [ExitKind(name, runtime, side) for name, runtime in EXITS for side in ("small", "large")]
-    every = [pytest.param(kind, id=str(kind), marks=marks_of(kind.runtime, kind.name)) for kind in (*plain, *exits)]
+    every = [pytest.param(kind, id=str(kind), marks=marks_of(kind.runtime)) for kind in (*plain, *exits)]
     return pytest.mark.parametrize("kind", every)
 
 

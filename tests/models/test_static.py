@@ -17,7 +17,6 @@ from bild.models.compiled.graphs import Encode
 from bild.models.eager.sources import padded
 from bild.models.seams import own_modules
 from tests.compiled import compile_anew, must_compile, network_of, static_model, without_templates
-from tests.marking import marks_of
 from tests.models.rows import Kind, Ragged, SingleRow
 from tests.networks import (
     ARCHITECTURES,
@@ -38,12 +37,8 @@ CLOSE = {"rtol": 0.0, "atol": 1e-4}
 pytestmark = pytest.mark.compiles
 
 
-def compiled(names):
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of("static", name)) for name in names])
-
-
-every_architecture = compiled(ARCHITECTURES)
-every_batching = compiled(BATCHING)
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_batching = pytest.mark.parametrize("name", BATCHING)
 
 
 def kind(name: str) -> Kind:

@@ -33,9 +33,9 @@ from bild.models.instructions import has_instructions
 
 logger = logging.getLogger("bild")
 
-# Inductor's own GEMM template beats oneDNN two to three times at a few rows: no call overhead, weights
-# packed for AMX or AVX512. At the many rows of a source oneDNN is the faster one. The template has no kernel for float64,
-# and whatever else it has none for is compiled a second time without it.
+# Inductor's own GEMM template beats oneDNN two to three times at a few rows: no call overhead, weights packed for AMX
+# or AVX512. At the many rows of a source oneDNN is the faster one. The template has no kernel of float64; what else it
+# has none for is compiled a second time, without it.
 # A loop of fewer numbers than a chunk is done before a second thread has woken up: 4 % of a step.
 LIBRARY = {"freezing": True, "cpp.min_chunk_size": 4096}
 TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
