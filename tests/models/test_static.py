@@ -59,7 +59,7 @@ def widths_of(monkeypatch, owner, name: str) -> list[int]:
     return widths
 
 
-@compiled(ENCODER_DECODERS)
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_encodes_once_and_not_before_the_first_token(name, monkeypatch):
     model = static_model(name)
     passes = widths_of(monkeypatch, model.graphs, "run_encode")
