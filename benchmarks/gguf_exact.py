@@ -1,10 +1,10 @@
 """Whether lossless policies write transformers' own greedy text from a GGUF file, token for token.
 
-    python benchmarks/gguf_exact.py --large chat.gguf --small exit:8 --prompts 3 --prompt-tokens 300 --tokens 300
+    python benchmarks/gguf_exact.py --large chat.gguf --small exit:8 --prompts 100 --batch-size 10
 
-Prompts are pieces of this repository's pages, each of so many tokens, so that prompt and text together go beyond the
-window of models that have one. In float32, where near ties are rare: a difference is shown with the gap between the two
-likeliest tokens at its place. The last line is JSON: how many texts are the same, by drafter.
+Prompts are pieces of this repository's pages, spread over them, each of so many tokens, so that prompt and text
+together go beyond the window of models that have one. In float32, where near ties are rare: a difference is shown with
+the gap between the two likeliest tokens at its place. The last line is JSON: how many texts are the same, by drafter.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3, help="pieces of text, 1…")
     parser.add_argument("--prompt-tokens", type=int, default=300)
     parser.add_argument("--tokens", type=int, default=300, help="new tokens of each, 1…")
+    parser.add_argument("--batch-size", type=int, default=1, help="texts written together, by either")
     parser.add_argument("--runtime", default="eager")
     args = parser.parse_args()
     pairs = {"ngram": load(args, drafter="ngram"), **{small: load(args, small=small) for small in args.small}}
     decoder = pairs["ngram"]
-    prompts = pieces(decoder, args.prompt_tokens)[: args.prompts]
+    prompts = pieces(decoder, args.prompt_tokens, args.prompts)
     same = dict.fromkeys(pairs, 0)
-    for number, ids in enumerate(prompts):
-        wanted = greedy(decoder, ids, args.tokens)
+    for first in range(0, len(prompts), args.batch_size):
+        together = prompts[first : first + args.batch_size]
+        wanted = greedy(decoder, together, args.tokens)
         for name, pair in pairs.items():
-            same[name] += compare(pair, f"prompt {number}, {name}", ids, wanted)
+            same[name] += compare(pair, name, first, together, wanted)
     window = getattr(decoder.large.config.get_text_config(), "sliding_window", None)
     print(json.dumps({"texts": len(prompts), "window": window, "same": same}))
 
@@ -47,34 +49,43 @@ def load(args: argparse.Namespace, **named: str) -> BigLittleDecoder:
     return BigLittleDecoder.from_pretrained(large=args.large, **named, dtype="float32", runtime=args.runtime)
 
 
-def pieces(decoder: BigLittleDecoder, length: int) -> list[list[int]]:
-    """The pages in pieces of so many tokens, behind the token that begins a text where the checkpoint has one."""
+def pieces(decoder: BigLittleDecoder, length: int, count: int) -> list[list[int]]:
+    """Pieces of the pages, each of so many tokens, behind the token that begins a text where the checkpoint has one."""
     assert decoder.tokenizer is not None
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     start = decoder.tokenizer("").input_ids
     ids = decoder.tokenizer(text).input_ids[len(start) :]
     inner = length - len(start)
-    return [[*start, *ids[at : at + inner]] for at in range(0, len(ids) - inner, 7 * inner)]
+    if count * inner > len(ids):
+        raise SystemExit(f"the pages have {len(ids) // inner} pieces of {length} tokens; ask for fewer with --prompts")
+    return [[*start, *ids[at : at + inner]] for at in range(0, len(ids) - inner + 1, len(ids) // count)][:count]
 
 
-def greedy(decoder: BigLittleDecoder, ids: list[int], tokens: int) -> list[int]:
-    """New tokens of transformers' generate()."""
-    prompt = torch.tensor([ids])
+def greedy(decoder: BigLittleDecoder, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """New tokens of transformers' generate(), up to the one that ends a text."""
+    ids, network = torch.tensor(prompts), decoder.large.network
     with torch.inference_mode():
-        written = decoder.large.network.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=tokens
+        written = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
+    ends = network.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    new: list[list[int]] = written[:, ids.shape[1] :].tolist()
+    counts = [next((at + 1 for at, token in enumerate(row) if token in ends), len(row)) for row in new]
+    return [row[:count] for row, count in zip(new, counts, strict=True)]
+
+
+def compare(decoder: BigLittleDecoder, name: str, first: int, prompts: list[list[int]], wanted: list[list[int]]) -> int:
+    """How many texts are the same; says so of each."""
+    results = decoder.generate(prompts, "exact", max_new_tokens=max(map(len, wanted)), batch_size=len(prompts))
+    same = 0
+    for number, (ids, result, text) in enumerate(zip(prompts, results, wanted, strict=True), first):
+        is_same = result.token_ids == text
+        same += is_same
+        says = "the same" if is_same else difference(decoder, ids, result.token_ids, text)
+        length = result.stats.mean_acceptance_length
+        print(
+            f"prompt {number}, {name}: {len(ids)} + {len(text)} tokens, accepted length {length:.2f}, {says}",
+            flush=True,
         )
-    new: list[int] = written[0, len(ids) :].tolist()
-    return new
-
-
-def compare(decoder: BigLittleDecoder, what: str, ids: list[int], wanted: list[int]) -> bool:
-    """Whether a text is the same; says so."""
-    (result,) = decoder.generate([ids], "exact", max_new_tokens=len(wanted))
-    same = result.token_ids == wanted
-    says = "the same" if same else difference(decoder, ids, result.token_ids, wanted)
-    length = result.stats.mean_acceptance_length
-    print(f"{what}: {len(ids)} + {len(wanted)} tokens, accepted length {length:.2f}, {says}", flush=True)
     return same
 
 
