@@ -74,7 +74,7 @@ class Places:
         """Go on with these rows, which may be repeated and come in any order.
 
         Returns:
-            From where a row is to be copied, and to where: those that are there already.
+            For rows that are asked for again: the places they are to be copied from, and those they are copied to.
         """
         before, taken, again = self.of_rows, set[int](), list[int]()
         for at, row in enumerate(rows):
