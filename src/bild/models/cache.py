@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -95,7 +94,7 @@ class Places:
 
     def _free(self, count: int) -> list[int]:
         taken = set(self.of_rows)
-        return list(islice((place for place in itertools.count() if place not in taken), count))
+        return list(itertools.islice((place for place in itertools.count() if place not in taken), count))
 
 
 class RowCache:
@@ -103,22 +102,14 @@ class RowCache:
 
     Args:
         shapes: of each tensor.
-        rows: live rows.
+        rows: live rows, each in the place of its number; or the places of some.
         columns: room of each row.
         capacity: rows there is room for, at least ``rows``; None: no more.
-        places: of the rows; None: each stands in the place of its number.
     """
 
-    def __init__(
-        self,
-        shapes: Sequence[Shape],
-        rows: int,
-        columns: int,
-        capacity: int | None = None,
-        places: Places | None = None,
-    ) -> None:
+    def __init__(self, shapes: Sequence[Shape], rows: int | Places, columns: int, capacity: int | None = None) -> None:
         self.shapes, self.columns = list(shapes), columns
-        self.places = Places(rows) if places is None else places
+        self.places = Places(rows) if isinstance(rows, int) else rows
         self._used = 0
         self._hold(_zeros(self.shapes, max(self.places.end, capacity or 0), columns))
 

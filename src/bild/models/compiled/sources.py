@@ -113,10 +113,8 @@ class Sources:
         return room_for(longest) if self._rounds_up else longest
 
     def _new(self, shapes: Sequence[Shape]) -> RowCache:
-        places = self._places
-        return RowCache(
-            shapes, 0, self._room(), next_power(len(places.of_rows)) if self._rounds_up else None, places=places
-        )
+        capacity = next_power(len(self._places.of_rows)) if self._rounds_up else None
+        return RowCache(shapes, self._places, self._room(), capacity)
 
     @property
     def _read(self) -> list[int]:
