@@ -11,8 +11,9 @@ from bild.decoding.acceptance import (
 )
 from bild.decoding.adaptive import AdaptiveConfidence, AdaptiveDistance
 from bild.decoding.adasd import DistanceOfAccepted, EntropyOfRejected
+from bild.decoding.beams import BeamBatch
 from bild.decoding.choice import Choice, Greedy, Sampling
-from bild.decoding.commits import Commit
+from bild.decoding.commits import Commit, Hypothesis
 from bild.decoding.draft import Draft, HandOverReason, Work, Writer
 from bild.decoding.drafters import (
     Backoff,
@@ -38,8 +39,8 @@ from bild.decoding.pace import Fixed, Pace, Table, parse_pace
 from bild.decoding.policy import Policy
 from bild.decoding.presets import PRESETS, parse_option, preset_options, split_options
 from bild.decoding.related_presets import SegmentRule
-from bild.decoding.rounds import Batch, decode
-from bild.decoding.rows import FinishReason, Request, Reward, Row, Rules, Segments
+from bild.decoding.rounds import Batch, Loop, decode
+from bild.decoding.rows import Beams, FinishReason, Request, Reward, Row, Rules, Segments, searches
 from bild.decoding.scorer import Scorer
 from bild.decoding.scores import Scores, Summary
 from bild.decoding.stats import Stats
@@ -54,6 +55,8 @@ __all__ = [
     "Backoff",
     "Bandit",
     "Batch",
+    "BeamBatch",
+    "Beams",
     "Cascade",
     "Certain",
     "Choice",
@@ -72,10 +75,12 @@ __all__ = [
     "HandOver",
     "HandOverReason",
     "History",
+    "Hypothesis",
     "Judgement",
     "Kit",
     "Learner",
     "LocalVerifier",
+    "Loop",
     "LowConfidence",
     "Maker",
     "ModelDrafter",
@@ -112,5 +117,6 @@ __all__ = [
     "parse_option",
     "parse_pace",
     "preset_options",
+    "searches",
     "split_options",
 ]

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from bild.decoding.draft import NO_WORK, Draft, HandOverReason, Work, Writer
 from bild.decoding.likelihood import Scored
 from bild.decoding.rows import FinishReason, Row
 from bild.decoding.segments import Way
 from bild.decoding.verdict import Verdict
+
+
+class Hypothesis(NamedTuple):
+    """A text that a beam search has finished."""
+
+    tokens: tuple[int, ...]
+    """The new ones."""
+    score: float
+    """Sum of the log-probabilities, divided by ``length ** length_penalty``."""
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,8 @@ class Commit:
     scored: tuple[Scored, ...] = ()
     """How likely the large model found each token; empty unless the request asks. An end, or a segment, that passes
     unread is read for this, without being judged."""
+    hypotheses: tuple[Hypothesis, ...] | None = None
+    """Of a beam search what it has finished so far, the best first; None of any other text."""
 
     @property
     def rolled_back(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 from bild.decoding.acceptance import WRITES_ITS_OWN
 from bild.decoding.at_once import play
@@ -52,6 +53,30 @@ def decode(
     batch = Batch([Row(index, request, rules) for index, request in enumerate(requests)], verifier, drafter)
     while batch.rows:
         yield from batch.round()
+
+
+class Loop(Protocol):
+    """Rows that are decoded together: written token by token, or searched (:class:`~bild.decoding.BeamBatch`)."""
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Those that have not ended."""
+
+    @property
+    def drafter(self) -> object | None:
+        """Who drafts; None where nobody does."""
+
+    def round(self, window: int | None = None, most: int = 1) -> Iterator[Commit]:
+        """See :meth:`Batch.round`."""
+
+    def join(self, other: Self) -> None:
+        """See :meth:`Batch.join`."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See :meth:`Batch.keep`."""
+
+    def read(self, limit: int) -> bool:
+        """See :meth:`Batch.read`."""
 
 
 @dataclass

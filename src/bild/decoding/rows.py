@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -46,6 +47,34 @@ class Segments:
     complete: Callable[[Sequence[int]], bool]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Beams:
+    """How a text is searched.
+
+    Args:
+        width: hypotheses that live, 2…
+        length_penalty: the power of the length by which the score of what is finished is divided; above 0 favours
+            long texts, below 0 short ones, default 1.
+        early_stopping: when the search ends. True: as soon as ``width`` hypotheses are finished. False: when none
+            that lives is better than they are at its present length. ``"never"``: when none can become better.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    def __post_init__(self) -> None:
+        if self.width < 2:
+            raise ValueError(f"a search of {self.width} beams is none; allowed is 2 or more")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"length_penalty is {self.length_penalty}; allowed is a finite number")
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f"early_stopping is {self.early_stopping!r}; allowed are True, False and 'never'")
+
+
 @dataclass(frozen=True)
 class Rules:
     """How a row is decoded. Rows of equal rules are judged together.
@@ -54,16 +83,21 @@ class Rules:
         policy: when its drafter hands over and what the large model lets pass.
         choice: how both models pick its tokens, greedy by default.
         segments: who judges segments, where the policy is about them.
+        beams: how the text is searched (:mod:`bild.decoding.beams`); None: it is written token by token.
 
     Raises:
-        ValueError: a policy about segments without a judge, or the other way round.
+        ValueError: a policy about segments without a judge, or the other way round; beams with draws, or with a policy
+            that lets other texts pass than the large model's own.
     """
 
     policy: Policy = field(default_factory=Policy)
     choice: Choice = field(default_factory=Greedy)
     segments: Segments | None = None
+    beams: Beams | None = None
 
     def __post_init__(self) -> None:
+        if self.beams is not None and (self.choice.draws or not searches(self.policy)):
+            raise ValueError("beams go with the likeliest tokens and with exact, large or small; change the policy")
         about_segments = self.policy.segment is not None
         if about_segments != (self.segments is not None) and self.policy.alone is None:
             raise ValueError("a policy about segments goes with a reward that judges them; give both, or neither")
@@ -131,6 +165,11 @@ class Request:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
         if self.logprobs is not None and self.logprobs < 0:
             raise ValueError(f"logprobs is {self.logprobs}; allowed is 0 or more, or None")
+
+
+def searches(policy: Policy) -> bool:
+    """Whether there is a beam search under this policy: of one model alone, or what is as good as the large one's."""
+    return policy.alone is not None or (type(policy.acceptance) is ExactMatch and policy.lossless)
 
 
 class Halt(NamedTuple):

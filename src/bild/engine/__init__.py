@@ -3,7 +3,7 @@
 from bild.engine.admission import Admission, Limits
 from bild.engine.engine import Engine, Load, Turn
 from bild.engine.memory import Memory
-from bild.engine.opening import Job, Middle, Models, begin, opener, small_of
+from bild.engine.opening import Job, Middle, Models, begin, drafts_beams, opener, small_of
 from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Ticket, Written
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Turn",
     "Written",
     "begin",
+    "drafts_beams",
     "opener",
     "small_of",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
-from bild.decoding import Batch, Commit, Pace, Row
+from bild.decoding import Commit, Loop, Pace, Row
 from bild.engine.opening import Open
 from bild.engine.tickets import Ticket
 from bild.errors import BildError, one_line
@@ -46,8 +46,8 @@ class Lane:
         """All that have a row here, by id."""
         self.failures = 0
         """Turns in a row that failed without a culprit."""
-        self._batch: Batch | None = None
-        self._reading: list[Batch] = []
+        self._batch: Loop | None = None
+        self._reading: list[Loop] = []
         self._suspects: list[Ticket] = []
         self._parked: list[Ticket] = []
         self._proof: Ticket | None = None
@@ -112,10 +112,10 @@ class Lane:
         else:
             self._join(batch)
 
-    def _opened(self, tickets: Sequence[Ticket]) -> Batch:
+    def _opened(self, tickets: Sequence[Ticket]) -> Loop:
         return self._open([ticket.job for ticket in tickets], [ticket.row for ticket in tickets], self.alone)
 
-    def _join(self, batch: Batch) -> None:
+    def _join(self, batch: Loop) -> None:
         if self._batch is None or not self._batch.rows:
             self._batch = batch
         else:
@@ -126,7 +126,7 @@ class Lane:
         if self._reading and self._reading[0].read(READ_TOKENS):
             self._join(self._reading.pop(0))
 
-    def _round(self, batch: Batch) -> None:
+    def _round(self, batch: Loop) -> None:
         together, start = len(batch.rows), self._clock()
         window = None if batch.drafter is None else self._pace.window(together)
         # Whoever begins has its source or its prompt to read, which drafts have no part in.
@@ -145,7 +145,7 @@ class Lane:
     def _try_alone(self, rows: int) -> None:
         """A round of each suspect by itself; those who come through go on together."""
         suspects, self._suspects = self._suspects, []
-        survivors: list[Batch] = []
+        survivors: list[Loop] = []
         culprits = 0
         for ticket in suspects:
             try:
@@ -190,7 +190,7 @@ class Lane:
             ticket.rewind()
         return short
 
-    def _batches(self) -> Iterable[Batch]:
+    def _batches(self) -> Iterable[Loop]:
         return [*([] if self._batch is None else [self._batch]), *self._reading]
 
     def _forget_ended(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bild.decoding import Batch, Row, Rules, Scorer
+from bild.decoding import Loop, Row, Rules, Scorer
 from bild.decoding.common import common
 from bild.engine.opening import Job, Models, begin
+from bild.errors import InputError
 
 
 class Memory:
@@ -27,13 +28,15 @@ class Memory:
         self._kind: Any = None
         self._known = self._taken = 0
 
-    def begin(self, jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Batch:
+    def begin(self, jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Loop:
         """As :func:`~bild.engine.begin`, of one job; its prompt is read from where it parts from the last text.
 
         Raises:
-            InputError: as there.
+            InputError: as there; or a beam search, whose models read many texts.
         """
         (job,) = jobs
+        if rules.beams is not None:
+            raise InputError("a beam search has no memory of the last text; leave num_beams or the memory out")
         # Another drafter or another model alone is read with in another order, or not at all.
         kind = models, rules.policy.alone
         self._known = self._common(job.request.prompt) if kind == self._kind and _are_current(models) else 0

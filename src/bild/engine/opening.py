@@ -10,10 +10,12 @@ from torch import Tensor
 
 from bild.decoding import (
     Batch,
+    BeamBatch,
     Cascade,
     Drafter,
     Kit,
     LocalVerifier,
+    Loop,
     Maker,
     ModelDrafter,
     Recipe,
@@ -70,7 +72,7 @@ class Models(NamedTuple):
     """Makes what judges in the large model's place, where that is elsewhere."""
 
 
-Open = Callable[[Sequence[Job], Sequence[Row], bool], Batch]
+Open = Callable[[Sequence[Job], Sequence[Row], bool], Loop]
 """Makes a batch of jobs and their rows; true where the small model decodes them alone."""
 
 
@@ -83,7 +85,7 @@ def anew(make: Callable[[], Scorer]) -> Scorer:
     return make()
 
 
-def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models, starts: Starts = anew) -> Batch:
+def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models, starts: Starts = anew) -> Loop:
     """A batch of rows that have written nothing.
 
     Args:
@@ -109,7 +111,7 @@ def opener(models: Models) -> Open:
     """Makes the batches of an engine: rows of which both models or the large one decode may share one."""
     drafts = models.small is not None or not (isinstance(models.drafter, Recipe) and models.drafter.needs_small)
 
-    def opened(jobs: Sequence[Job], rows: Sequence[Row], alone: bool) -> Batch:
+    def opened(jobs: Sequence[Job], rows: Sequence[Row], alone: bool) -> Loop:
         return _batch(jobs, rows, models, "small" if alone else None if drafts else "large")
 
     return opened
@@ -117,8 +119,11 @@ def opener(models: Models) -> Open:
 
 def _batch(
     jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None, starts: Starts = anew
-) -> Batch:
+) -> Loop:
     sources = [job.source for job in jobs]
+    beams = [row for row in rows if row.rules.beams is not None]
+    if beams:
+        return _searched(sources, beams, models, alone, starts)
     if models.verifier is not None and alone != "small":
         elsewhere = _drafter(models, None, sources, starts) if alone is None else None
         return Batch(list(rows), models.verifier(jobs), elsewhere, models.large.vocab_size)
@@ -135,6 +140,24 @@ def _batch(
         drafter = _drafter(models, scorer, sources, starts)
     verifier = LocalVerifier(scorer, "small" if alone == "small" else "large")
     return Batch(list(rows), verifier, drafter, models.large.vocab_size)
+
+
+def _searched(
+    sources: Sequence[Sequence[int]], rows: Sequence[Row], models: Models, alone: Writer | None, starts: Starts
+) -> BeamBatch:
+    scorer = starts(lambda: (small_of(models) if alone == "small" else models.large).start(sources))
+    small = models.small if alone is None and drafts_beams(models) else None
+    if small is None:
+        return BeamBatch(rows, scorer, None, "small" if alone == "small" else "large")
+    # An early exit that shares the large model's cache would have to follow its rows; it reads by itself.
+    shares = hasattr(scorer, "share")
+    drafts = starts(lambda: small.start(sources) if shares else small.beside(scorer, sources))
+    return BeamBatch(rows, scorer, drafts)
+
+
+def drafts_beams(models: Models) -> bool:
+    """Whether the small model alone is what drafts, as layers of a beam search can only be by a model."""
+    return models.small is not None and models.drafter == Recipe() and models.middle is None
 
 
 def small_of(models: Models) -> Model:

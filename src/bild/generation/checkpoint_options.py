@@ -21,10 +21,13 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "token_healing": ((False,), "it rewrites the end of the prompt"),
     "guidance_scale": ((1, 1.0), "it runs the large model a second time for every token"),
     "watermarking_config": ((), "a watermark would have to be put on both models' scores after they are compared"),
-    "constraints": ((), "it needs beams"),
-    "force_words_ids": ((), "it needs beams"),
+    "constraints": ((), "it needs a constrained beam search"),
+    "force_words_ids": ((), "it needs a constrained beam search"),
     "max_time": ((), "texts would depend on how fast the machine is"),
-    "num_return_sequences": ((1,), "one text comes back for each input; give the input several times"),
+    "num_return_sequences": (
+        (1,),
+        "one result comes back for each input; give the input several times, or read the hypotheses of a beam search",
+    ),
 }
 """Fields that change the text in a way this loop cannot: values that ask for nothing, and why it cannot."""
 
@@ -35,11 +38,9 @@ SEARCHES: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0.0,),
     "dola_layers": (),
 }
-"""Fields of other searches than the two this loop has: values that ask for nothing."""
+"""Fields of other searches than greedy decoding and draws: values that ask for nothing."""
 
 WITHOUT_EFFECT: dict[str, str] = {
-    "early_stopping": "beams only",
-    "length_penalty": "beams only",
     "low_memory": "contrastive search only",
     "renormalize_logits": "neither the likeliest token nor a draw changes",
     "use_cache": "how transformers runs",
@@ -91,21 +92,22 @@ def check_names(asked: Mapping[str, Any], names: Sequence[str]) -> None:
         if name in REFUSED:
             raise InputError(f"{name} is not available: {REFUSED[name][1]}; leave it out")
         if name in SEARCHES:
-            raise InputError(f"{name} is not available: texts are greedy or drawn; leave it out")
+            raise InputError(f"{name} is not available: texts are greedy, drawn, or found by beams; leave it out")
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(names)}"
         raise InputError(f"unknown option {name!r}{hint}")
 
 
-def check_config(config: GenerationConfig, applied: Sequence[str]) -> None:
+def check_config(config: GenerationConfig, applied: Sequence[str], asked: Mapping[str, Any]) -> None:
     """Whether everything a checkpoint's config asks for is done, or is another way to the same text.
 
-    Another search (beams) is passed over with a warning: the checkpoint recommends it, and greedy decoding of the
-    same model is what was asked for.
+    Another search (beams) is passed over with a warning unless the call asks for one: the checkpoint recommends it, and
+    greedy decoding of the same model is what was asked for.
 
     Args:
         config: of the large checkpoint.
         applied: fields that are applied.
+        asked: options of the call.
 
     Raises:
         InputError: a field that would change the text and cannot be applied.
@@ -117,9 +119,10 @@ def check_config(config: GenerationConfig, applied: Sequence[str]) -> None:
                 f"set generation_config.{name} to None to do without"
             )
     for name, idle in SEARCHES.items():
-        if _asks(config, name, idle):
+        if _asks(config, name, idle) and name not in asked:
             value = getattr(config, name)
-            _warn(f"the checkpoint's generation config asks for {name}={value}; texts are greedy or drawn here")
+            without = "texts are greedy unless a call asks for it" if name in applied else "texts are without it here"
+            _warn(f"the checkpoint's generation config asks for {name}={value}; {without}")
     known = {*applied, *REFUSED, *SEARCHES, *WITHOUT_EFFECT}
     for name in sorted(set(vars(DEFAULTS)) - known):
         if _asks(config, name, (getattr(DEFAULTS, name),)):

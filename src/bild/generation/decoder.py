@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.decoding import Choice, Commit, Maker, Policy, Rules
+from bild.decoding import Beams, Choice, Commit, Maker, Policy, Rules
 from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.edge.connection import DEFAULT_TIMEOUT_S, Channel, Traffic
 from bild.engine import Engine, Job, Limits, Middle, Models, opener, small_of
 from bild.errors import InputError, check_count
 from bild.generation import running
-from bild.generation.drafting import check_small, maker_of
+from bild.generation.drafting import check_search, check_small, maker_of
 from bild.generation.elsewhere import Elsewhere, choose_small, connect, only_small
 from bild.generation.ensembles import steered
 from bild.generation.jobs import prepare
@@ -340,10 +340,10 @@ class BigLittleDecoder:
             reward: what judges segments under ``policy="reward"``, likewise; default: :attr:`reward`.
             options: arguments of :meth:`prompter`, and fields of :class:`GenerationOptions`, under transformers' names.
         """
-        resolved = self.resolve_policy(policy, lossless=lossless)
-        self._drafting(drafter, resolved)
         prompter, asked = self.asked(options)
-        rules = self.rules(resolved, asked.choice(), reward)
+        resolved = self.resolve_policy(policy, lossless=lossless, searches=asked.searches)
+        self._drafting(drafter, resolved)
+        rules = self.rules(resolved, asked.choice(), reward, asked.beams(), drafter)
         check_count("batch_size", batch_size)
         check_count("lanes", lanes)
         # What is there already is looked through before anything is decoded; an iterator as it comes.
@@ -369,15 +369,17 @@ class BigLittleDecoder:
         items, _ = as_list(text, options.pop("attention_mask", None), self.pad)
         if len(items) != 1:
             raise InputError(f"stream takes one input, got {len(items)}; use generate for many")
-        resolved = self.resolve_policy(policy, lossless=bool(options.pop("lossless", False)))
-        models = self._drafting(options.pop("drafter", None), resolved)
+        lossless, drafter = bool(options.pop("lossless", False)), options.pop("drafter", None)
         reward, memory = options.pop("reward", None), options.pop("memory", None)
         if memory is not None and self.large.is_encoder_decoder:
             raise InputError("a memory is of decoder-only models, and this pair has encoders; leave it out")
         prompter, asked = self.asked(options)
+        resolved = self.resolve_policy(policy, lossless=lossless, searches=asked.searches)
+        models = self._drafting(drafter, resolved)
+        rules = self.rules(resolved, asked.choice(), reward, asked.beams(), drafter)
         job = self._job(prompter, items[0], asked, 0, alone=True)
         start = time.perf_counter()
-        written = running.run([job], self.rules(resolved, asked.choice(), reward), models, 1, memory=memory)
+        written = running.run([job], rules, models, 1, memory=memory)
         return Stream(written, self.tokenizer, start)
 
     def engine(self, limits: Limits | None = None, **options: Any) -> Engine:
@@ -478,8 +480,12 @@ class BigLittleDecoder:
         options.pop("reward", None)
         self._prepare(ids, self.asked(options)[1], 0)
 
-    def resolve_policy(self, policy: str | Policy | None = None, *, lossless: bool = False) -> Policy:
+    def resolve_policy(
+        self, policy: str | Policy | None = None, *, lossless: bool = False, searches: bool = False
+    ) -> Policy:
         """The policy that ``NAME[:option=value]*`` stands for; ``"bild"`` and None mean the pair's own.
+
+        None means the large model alone where ``searches``, for a beam search is of one model.
 
         Raises:
             InputError: an unknown name or option, or ``lossless`` with a policy that is not.
@@ -487,29 +493,41 @@ class BigLittleDecoder:
         if not isinstance(policy, Policy | str | None):
             raise InputError(f"policy is {policy!r}; give a Policy or the name of a preset")
         try:
-            resolved = policy if isinstance(policy, Policy) else self.policy.parse("bild" if policy is None else policy)
+            named = ("large" if searches else "bild") if policy is None else policy
+            resolved = named if isinstance(named, Policy) else self.policy.parse(named)
         except ValueError as error:
             raise InputError(str(error)) from None
         if lossless and not resolved.lossless:
             raise InputError("this policy does not give the large model's own text; use policy='exact' with lossless")
         return resolved
 
-    def rules(self, policy: Policy, choice: Choice, reward: RewardLike | None = None) -> Rules:
+    def rules(
+        self,
+        policy: Policy,
+        choice: Choice,
+        reward: RewardLike | None = None,
+        beams: Beams | None = None,
+        drafter: str | Maker | None = None,
+    ) -> Rules:
         """How the rows of a call are decoded.
 
         Args:
             policy: of the call.
             choice: how both models pick their tokens.
             reward: what judges segments, see :class:`BigLittleDecoder`; default: :attr:`reward`.
+            beams: how texts are searched; None: they are not.
+            drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
 
         Raises:
-            InputError: the policy needs a reward, a middle or a small model, and there is none; or a reward of the call
-                has nothing to judge.
+            InputError: the policy needs a reward, a middle or a small model, and there is none; a reward of the call
+                has nothing to judge; or beams with what has none.
         """
-        self._drafting(None, policy)
+        models = self._drafting(drafter, policy)
+        if beams is not None:
+            check_search(policy, models)
         check_reward(policy, reward, self.reward)
         judge = self.reward if reward is None else reward_of(reward, self.tokenizer, self.large.device)
-        return Rules(policy, choice, segments_of(policy, judge, self.tokenizer))
+        return Rules(policy, choice, segments_of(policy, judge, self.tokenizer), beams)
 
     def jobs(self, inputs: Any, **options: Any) -> list[Job]:
         """What :meth:`generate` would decode: each input's encoder tokens and its request to the loop.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bild.decoding import Maker, Recipe, parse_drafter
+from bild.decoding import Maker, Policy, Recipe, parse_drafter, searches
+from bild.engine import Models, drafts_beams
 from bild.errors import InputError
 
 
@@ -45,3 +46,20 @@ def check_small(drafter: str | Maker, has_small: bool) -> None:
         raise InputError(
             f"drafter {str(drafter)!r} needs a small model and there is none; name one with small=…, or take 'ngram'"
         )
+
+
+def check_search(policy: Policy, models: Models) -> None:
+    """Whether there is a beam search under a policy, by these models.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not searches(policy):
+        raise InputError(
+            "a beam search is of one model: take policy 'large', 'small', or 'exact', in which the small model drafts; "
+            "or leave num_beams out"
+        )
+    if models.verifier is not None:
+        raise InputError("a beam search needs its model here, and the verifier has it; leave num_beams out")
+    if policy.alone is None and not drafts_beams(models):
+        raise InputError("layers of a beam search are drafted by the small model and no other; take policy 'large'")

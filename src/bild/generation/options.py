@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
-from bild.decoding import Choice, Greedy, Sampling
+from bild.decoding import Beams, Choice, Greedy, Sampling
 from bild.errors import InputError, one_line
 from bild.generation.chains import as_ids, biases_of, processors_of, warpers_of
 from bild.generation.checkpoint_options import DEFAULTS, check_config, check_names
@@ -62,9 +63,16 @@ class GenerationOptions:
             generator says.
         logprobs: how likely each token was is recorded, and so many of the likeliest in its place, 0…
             (:attr:`Result.logprobs`); None: nothing is. The text is the same.
+        num_beams: hypotheses of a beam search, 2…; what it finds is in :attr:`Result.hypotheses`. 1, as None: the text
+            is written token by token. Default 1, whatever the checkpoint recommends.
+        length_penalty: of a beam search, any number; above 0 favours long texts, below 0 short ones; default from the
+            checkpoint, else 1.
+        early_stopping: when a beam search ends: True: with the ``num_beams``-th finished hypothesis; False: when none
+            that lives is better at its present length; ``"never"``: when none can become better. Default from the
+            checkpoint, else False.
 
     Raises:
-        InputError: a value out of range, or an option of draws in a call that draws nothing.
+        InputError: a value out of range, or an option of draws, or of beams, in a call that has none.
     """
 
     max_new_tokens: int | None = None
@@ -97,12 +105,18 @@ class GenerationOptions:
     stop_strings: str | Sequence[str] | None = None
     seed: int | Sequence[int] | None = None
     logprobs: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed, valid in RANGES:
             value = getattr(self, name)
             if value is not None and not (name in DRAWS and not self.do_sample) and not valid(value):
                 raise InputError(f"{name} is {value!r}; allowed is {allowed}")
+        if self.searches and (self.do_sample or self.logprobs is not None):
+            other = "do_sample" if self.do_sample else "logprobs"
+            raise InputError(f"num_beams is {self.num_beams}, and a beam search has no {other}; leave one of them out")
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             check_seed(seed)
         if "" in self._stop_strings or not all(isinstance(each, str) for each in self._stop_strings):
@@ -119,9 +133,10 @@ class GenerationOptions:
         names = [field.name for field in fields(cls)]
         asked = {name: value for name, value in given.items() if value is not None}
         check_names(asked, names)
-        check_config(config, names)
+        check_config(config, names, asked)
         _check_draws(asked)
-        values = {name: getattr(config, name, None) for name in names} | {"do_sample": False}
+        _check_beams(asked)
+        values = {name: getattr(config, name, None) for name in names} | {"do_sample": False, "num_beams": None}
         lengths = ("max_new_tokens", "max_length")
         if all(name in asked for name in lengths):
             raise InputError("max_new_tokens and max_length are both given; give one, the second counts the prompt too")
@@ -189,6 +204,18 @@ class GenerationOptions:
         if "sequence_bias" in values:
             values["sequence_bias"] = biases_of(values["sequence_bias"])
         return {name: _plain(value) for name, value in values.items()}
+
+    @property
+    def searches(self) -> bool:
+        """Whether texts are found by a beam search."""
+        return self.num_beams is not None and self.num_beams > 1
+
+    def beams(self) -> Beams | None:
+        """How texts are searched; None: they are not."""
+        if self.num_beams is None or self.num_beams == 1:
+            return None
+        asked: dict[str, Any] = {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
+        return Beams(width=self.num_beams, **{name: value for name, value in asked.items() if value is not None})
 
     @property
     def _stop_strings(self) -> list[str]:
@@ -260,6 +287,13 @@ def _check_draws(asked: Mapping[str, Any]) -> None:
         raise InputError(f"{idle[0]} shapes draws, and this call draws nothing; set do_sample, or leave {idle[0]} out")
 
 
+def _check_beams(asked: Mapping[str, Any]) -> None:
+    """Refuse what shapes a beam search where there is none: it would change nothing."""
+    idle = [name for name in ("length_penalty", "early_stopping") if name in asked]
+    if idle and asked.get("num_beams", 1) == 1:
+        raise InputError(f"{idle[0]} shapes a beam search, and this call has none; set num_beams, or leave it out")
+
+
 DRAWS: dict[str, float | None] = {
     "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "top_h": None, "typical_p": 1.0,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
@@ -290,4 +324,7 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("encoder_no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
     ("decoder_start_token_id", "one token id", _whole(0)),
     ("logprobs", "0 or more, a whole number", _whole(0)),
+    ("num_beams", "1 (none) or more, a whole number", _whole(1)),
+    ("length_penalty", "a finite number", lambda v: isinstance(v, Real) and math.isfinite(v)),
+    ("early_stopping", "True, False or 'never'", lambda v: v is True or v is False or v == "never"),
 ]

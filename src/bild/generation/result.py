@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding import Commit, FinishReason, Stats, Writer
+from bild.decoding import Commit, FinishReason, Hypothesis, Stats, Writer
 from bild.generation.text import decode, pieces, shown
 
 
@@ -31,6 +31,11 @@ class Result:
     """Seconds from the moment this text got a row to its last token."""
     rounds: list[Commit] = field(repr=False)
     """Every round: drafts, rollbacks, confidences and distances."""
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """What a beam search has finished, the best first: the text and its alternatives; empty without one."""
+        return self.rounds[-1].hypotheses or ()
 
     @property
     def logprobs(self) -> list[float] | None:

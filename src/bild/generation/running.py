@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding import Batch, Commit, Rules
+from bild.decoding import Commit, Loop, Rules
 from bild.engine import Job, Memory, Models, begin
 from bild.generation.lanes import Take, side_by_side
 from bild.generation.result import Result
@@ -56,11 +56,11 @@ def run(
 
 
 def _rounds(
-    take: Take, rules: Rules, models: Models, width: int, begin: Callable[..., Batch] = begin
+    take: Take, rules: Rules, models: Models, width: int, begin: Callable[..., Loop] = begin
 ) -> Iterator[list[Commit]]:
     """Decode jobs in one batch, a list of commits a round."""
     share = REFILL_DRAFTING if rules.policy.alone is None else REFILL_ALONE
-    batch: Batch | None = None
+    batch: Loop | None = None
     while True:
         busy = 0 if batch is None else len(batch.rows)
         free = width - busy
@@ -133,7 +133,7 @@ def results(
             break
         text = texts[commit.row]
         seconds = time.perf_counter() - text.start
-        if not text.rounds:
+        if commit.tokens and not text.ttft_s:
             text.ttft_s = seconds
         text.rounds.append(commit)
         if watch is not None:

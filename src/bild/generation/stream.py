@@ -58,7 +58,8 @@ class Stream:
         text = TextStream(self._tokenizer)
         ttft_s = 0.0
         for commit in commits:
-            ttft_s = ttft_s if self.rounds else time.perf_counter() - self._start
+            if commit.tokens and not ttft_s:
+                ttft_s = time.perf_counter() - self._start
             self.rounds.append(commit)
             signed = zip(commit.tokens, commit.writers, strict=True)
             self.parts = _joined((text.add([token]), writer) for token, writer in signed)

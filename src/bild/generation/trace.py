@@ -28,7 +28,8 @@ def trace(result: Result, tokenizer: PreTrainedTokenizerBase | None) -> list[Pie
     texts = iter(pieces(tokenizer, result.token_ids))
     for commit in result.rounds:
         for writer, text in zip(commit.writers, texts, strict=False):
-            if commit.rolled_back and writer == "large":
+            # A beam search has no one draft that a token corrects.
+            if commit.rolled_back and writer == "large" and commit.hypotheses is None:
                 lost, kept = commit.draft[commit.accepted :], commit.tokens[: commit.accepted]
                 found.append(Piece("".join(pieces(tokenizer, lost, [*written, *kept])), "rolled_back"))
             found.append(Piece(text, writer))

@@ -1,0 +1,182 @@
+"""Beam search of one text: which hypotheses live, which are finished, and when no better one can come.
+
+The rules are those of transformers, so that the same options give the same text: of the ``K`` best continuations of all
+that live, ``K = max(2, 1 + end tokens) · width``, the first ``width`` that do not end live on; those among the first
+``width`` that end are finished, and of all that are finished the ``width`` best stay. The score of a hypothesis is the
+sum of its tokens' log-probabilities; finished ones are compared by ``score / length ** length_penalty``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from bild.decoding.commits import Hypothesis
+from bild.decoding.rows import Beams, FinishReason, Row
+from bild.errors import ScoreError
+
+
+class Node:
+    """The last token of a hypothesis; the others are above it. The root is the whole prompt.
+
+    Args:
+        parent: the token before; None of the root.
+        token: its id.
+        score: sum of the log-probabilities from the root on, by the model that was last asked.
+        depth: tokens of the hypothesis, the prompt's included.
+    """
+
+    __slots__ = ("children", "depth", "drafted", "parent", "score", "token")
+
+    def __init__(self, parent: Node | None, token: int, score: float, depth: int) -> None:
+        self.parent, self.token, self.score, self.depth = parent, token, score, depth
+        self.drafted = False
+        """Whether it was drafted, and stayed."""
+        self.children: dict[int, Node] = {}
+        """Drafted ones, by their tokens."""
+
+    def child(self, token: int, score: float) -> Node:
+        """The one that was drafted, or a new one."""
+        node = self.children.get(token)
+        if node is None:
+            return Node(self, token, score, self.depth + 1)
+        node.score = score
+        return node
+
+    def above(self, depth: int) -> Node:
+        """The node so deep on the way to this one."""
+        node = self
+        while node.depth > depth and node.parent is not None:
+            node = node.parent
+        return node
+
+    def path(self, depth: int) -> list[Node]:
+        """The nodes deeper than ``depth`` on the way to this one, in order."""
+        nodes, node = [], self
+        while node.depth > depth and node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+
+def shared(nodes: Iterable[Node]) -> Node:
+    """The deepest node that is on the way to all of these."""
+    left = set(nodes)
+    while len(left) > 1:
+        deepest = max(node.depth for node in left)
+        left = {node.parent if node.depth == deepest and node.parent else node for node in left}
+    return left.pop()
+
+
+class Finished(NamedTuple):
+    """A hypothesis that has ended."""
+
+    score: float
+    node: Node
+    reason: FinishReason
+
+
+Candidates = Sequence[tuple[int, float]]
+"""Of a hypothesis the likeliest next tokens with their log-probabilities, in falling order."""
+
+
+class Search:
+    """The hypotheses of one text.
+
+    Args:
+        row: what was asked for; its tokens are those that all hypotheses share.
+        beams: how it is searched.
+    """
+
+    def __init__(self, row: Row, beams: Beams) -> None:
+        self.row, self.beams = row, beams
+        self.prompt = row.tokens[: row.prompt_length]
+        self.root = Node(None, self.prompt[-1], 0.0, row.prompt_length)
+        self.live = [self.root]
+        """In falling order of their scores, all of one length."""
+        self.finished: list[Finished] = []
+        """In falling order of their scores, at most ``width``."""
+        self.keeps = max(2, 1 + len(row.request.eos_token_ids)) * beams.width
+        """Continuations that are looked at."""
+        self.done = False
+
+    def tokens(self, node: Node, start: int = 0) -> list[int]:
+        """Of a hypothesis, prompt and all, from a position on."""
+        new = [each.token for each in node.path(max(start, self.row.prompt_length))]
+        return [*self.prompt[start:], *new]
+
+    def advance(self, candidates: Sequence[Candidates]) -> None:
+        """Make every hypothesis that lives a token longer.
+
+        Args:
+            candidates: the best continuations of each.
+
+        Raises:
+            ScoreError: they have scores that are not numbers.
+        """
+        width, found = self.beams.width, self._best(candidates)
+        length = found[0][1].depth + 1 - self.row.prompt_length
+        running: list[Node] = []
+        ended: list[Finished] = []
+        for place, (score, parent, token) in enumerate(found):
+            node = parent.child(token, score)
+            reason = self.ends(node)
+            if reason is None:
+                running += [node] if len(running) < width else []
+            elif place < width:
+                ended.append(Finished(self._compared(score, length), node, reason))
+        full = len(self.finished) == width
+        if ended and not (full and self.beams.early_stopping is True):
+            self.finished = sorted([*self.finished, *ended], key=lambda each: -each.score)[:width]
+        self.live = running
+        self.done = not running or (len(self.finished) == width and not self._can_improve(length))
+
+    def ends(self, node: Node) -> FinishReason | None:
+        """Whether a hypothesis ends with this token, and why."""
+        request = self.row.request
+        if node.token in request.eos_token_ids:
+            return "eos"
+        if request.stop is not None and request.stop(self.tokens(node)):
+            return "stop"
+        return "length" if node.depth - self.row.prompt_length >= request.max_new_tokens else None
+
+    @property
+    def agreed(self) -> Node:
+        """The last token sure to be in the text: it is on the way to all that live and to the best that is finished."""
+        return shared([*self.live, *(each.node for each in self.finished[:1])])
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """What is finished, the best first."""
+        start = self.row.prompt_length
+        return tuple(Hypothesis(tuple(self.tokens(node, start)), score, why) for score, node, why in self.finished)
+
+    def _best(self, candidates: Sequence[Candidates]) -> list[tuple[float, Node, int]]:
+        """The best continuations of all hypotheses, in falling order; what is forbidden is none of them."""
+        found = [
+            (parent.score + log_probability, parent, token)
+            for parent, each in zip(self.live, candidates, strict=True)
+            for token, log_probability in each
+        ]
+        if any(math.isnan(score) or score == math.inf for score, _, _ in found):
+            raise ScoreError(
+                f"the model's scores are not numbers (NaN or infinite) in row {self.row.index} after "
+                f"{self.live[0].depth - self.row.prompt_length} new tokens; load it in a wider dtype, such as float32"
+            )
+        # Stable: of equals the better parent's come first.
+        found.sort(key=lambda each: -each[0])
+        allowed = [each for each in found[: self.keeps] if each[0] > -math.inf]
+        return allowed or found[:1]
+
+    def _compared(self, score: float, length: int) -> float:
+        return float(score / length**self.beams.length_penalty)
+
+    def _can_improve(self, length: int) -> bool:
+        """Whether a hypothesis that lives may become better than what is finished, as transformers estimates it."""
+        beams = self.beams
+        if beams.early_stopping is True:
+            return False
+        if beams.early_stopping == "never" and beams.length_penalty > 0:
+            length = self.row.request.max_new_tokens
+        return self._compared(self.live[0].score, length) > self.finished[-1].score

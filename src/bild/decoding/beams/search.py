@@ -1,0 +1,227 @@
+"""The loop of beam search: draft layers of hypotheses, let the large model read them all, take those it would take.
+
+A layer is what lives after one more token: ``width`` hypotheses. The small model goes on from those that live with a
+beam search of its own; the large model reads every hypothesis that was drafted in one pass and searches on as far as
+all that lives has been read. Each layer is chosen by its scores alone, so the text is that of its own beam search
+whatever was drafted; ours, after the layers of dynamic-width speculative beam decoding (arXiv 2409.16560).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from bild.decoding.beams.hypotheses import Candidates, Node, Search
+from bild.decoding.beams.tree import Tree, Way
+from bild.decoding.commits import Commit
+from bild.decoding.draft import HandOverReason, Work, Writer
+from bild.decoding.rows import Beams, Row
+from bild.decoding.scorer import Scorer
+
+SPARE = 2
+"""Hypotheses of a drafted layer beyond those that live: the large model may prefer one of these."""
+
+
+class BeamBatch:
+    """Texts that are searched together, each with beams of its own. It is used as :class:`~bild.decoding.Batch` is.
+
+    Args:
+        rows: what was asked for, in the order of the scorers' rows; each has beams among its rules.
+        large: the scorer of the model whose search it is, with a row a text.
+        small: likewise of the one that drafts; None: nobody does.
+        name: of the model whose search it is.
+    """
+
+    def __init__(self, rows: Sequence[Row], large: Scorer, small: Scorer | None = None, name: Writer = "large") -> None:
+        self._searches = [Search(row, _beams(row)) for row in rows]
+        self._large = Tree(large, self._searches, name)
+        self._small = None if small is None else Tree(small, self._searches, "small")
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of the texts that are not complete."""
+        return [search.row for search in self._searches]
+
+    @property
+    def drafter(self) -> Tree | None:
+        """Who drafts."""
+        return self._small
+
+    def round(self, window: int | None = None, most: int = 1) -> Iterator[Commit]:
+        """Draft layers for every text, and search as far as the large model has read.
+
+        Args:
+            window: most layers that are drafted, 0…; None: as many as each row's policy allows.
+            most: rounds, 1…; there is one in any case.
+
+        Yields:
+            One :class:`Commit` a text, of the tokens that all its hypotheses have come to share: maybe none.
+
+        Raises:
+            ScoreError: a model whose scores are not numbers.
+        """
+        searches, drafts = self._searches, self._draft(window)
+        wanted = [Way(search, leaf, search.live[0].depth) for search in searches for leaf in _leaves(search.live)]
+        known, counts = self._large.read(wanted)
+        read = Counter[Search]()
+        for way, count in zip(wanted, counts, strict=True):
+            read[way.search] += count
+        commits = [
+            _accepted(search, draft, known, self._large.name, read[search])
+            for search, draft in zip(searches, drafts, strict=True)
+        ]
+        self.keep([b for b, search in enumerate(searches) if not search.done])
+        yield from commits
+
+    def read(self, limit: int) -> bool:
+        """Let both models read at most ``limit`` prompt tokens of each text; True once nothing but drafting is left."""
+        done = self._large.read_prompts(self._searches, limit)
+        return (self._small is None or self._small.read_prompts(self._searches, limit)) and done
+
+    def join(self, other: BeamBatch) -> None:
+        """Go on with another batch's texts behind these; it is used up. Both are of the same models.
+
+        Raises:
+            ValueError: in one of them somebody drafts and in the other nobody.
+        """
+        if (self._small is None) != (other._small is None):
+            raise ValueError("a batch with a drafter and one without cannot join; start both of the same models")
+        if not self._searches:
+            self._large, self._small = other._large, other._small
+        elif other._searches:
+            self._large.join(other._large)
+            if self._small is not None and other._small is not None:
+                self._small.join(other._small)
+        self._searches = [*self._searches, *other._searches]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these texts; the others are cancelled. What was read of them is let go in the next round."""
+        self._searches = [self._searches[b] for b in rows]
+
+    def _draft(self, window: int | None) -> list[_Layers]:
+        """Let the small model go on from what lives, a layer of hypotheses a pass."""
+        drafts = [_Layers(search.live) for search in self._searches]
+        small = self._small
+        if small is None:
+            return drafts
+        going = {
+            search: draft
+            for search, draft in zip(self._searches, drafts, strict=True)
+            if (search.row.rules.window if window is None else min(window, search.row.rules.window))
+        }
+        while going:
+            wanted = [Way(search, node, node.depth) for search, draft in going.items() for node in draft.layers[-1]]
+            idle = [node for search in self._searches if search not in going for node in search.live]
+            known, counts = small.read(wanted, idle)
+            for way, count in zip(wanted, counts, strict=True):
+                going[way.search].read += count
+            for search, draft in going.items():
+                draft.add(search, known)
+            limit = math.inf if window is None else window
+            going = {
+                search: draft
+                for search, draft in going.items()
+                if draft.reason is None and len(draft.layers) - 1 < min(limit, search.row.rules.window)
+            }
+        return drafts
+
+
+def _beams(row: Row) -> Beams:
+    beams = row.rules.beams
+    if beams is None:
+        raise ValueError(f"row {row.index} has no beams among its rules; a Batch decodes it")
+    return beams
+
+
+class _Layers:
+    """What is drafted for one text.
+
+    Args:
+        live: the hypotheses it goes on from.
+    """
+
+    def __init__(self, live: Sequence[Node]) -> None:
+        for node in live:
+            node.children = {}
+        self.layers = [list(live)]
+        """Those that live, then the drafted layers."""
+        self.read = 0
+        self.reason: HandOverReason | None = None
+        self.confidences: list[float] = []
+
+    @property
+    def work(self) -> dict[Writer, Work]:
+        """Of the small model."""
+        steps = len(self.confidences)
+        return {"small": Work(steps, self.read)} if steps else {}
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The best drafted hypothesis, from those that live on."""
+        return tuple(node.token for node in self.layers[-1][0].path(self.layers[0][0].depth))
+
+    def add(self, search: Search, known: Mapping[Node, Candidates]) -> None:
+        """Draft one more layer: the best that do not end, and some to spare."""
+        found = [
+            (node.score + log_probability, node, token)
+            for node in self.layers[-1]
+            for token, log_probability in known[node]
+        ]
+        found.sort(key=lambda each: -each[0])
+        width = search.beams.width
+        layer: list[Node] = []
+        for score, parent, token in found:
+            node = Node(parent, token, score, parent.depth + 1)
+            if score > -math.inf and search.ends(node) is None:
+                if len(layer) == width + SPARE:
+                    self.confidences.append(1 - math.exp(score - layer[width - 1].score))
+                    break
+                layer.append(node)
+        else:
+            self.confidences.append(1.0)
+        for node in layer:
+            assert node.parent is not None
+            node.parent.children[node.token] = node
+        if layer:
+            self.layers.append(layer)
+        else:
+            self.reason = "end"
+
+
+def _leaves(nodes: Sequence[Node]) -> Iterator[Node]:
+    """The drafted hypotheses that none is longer than, and those that live of which nothing was drafted."""
+    for node in nodes:
+        if node.children:
+            yield from _leaves(list(node.children.values()))
+        else:
+            yield node
+
+
+def _accepted(search: Search, draft: _Layers, known: Mapping[Node, Candidates], name: Writer, read: int) -> Commit:
+    """Search on as far as all that lives has been read, and make final what all hypotheses share."""
+    row, accepted = search.row, 0
+    while True:
+        search.advance([known[node] for node in search.live])
+        if search.done or any(node not in known for node in search.live):
+            break
+        accepted += 1
+        for node in search.live:
+            node.drafted = True
+    best = search.finished[0] if search.done else None
+    path = (search.agreed if best is None else best.node).path(row.committed)
+    row.tokens += [node.token for node in path]
+    row.committed = len(row.tokens)
+    drafted = draft.tokens
+    return Commit(
+        row=row.index,
+        tokens=tuple(node.token for node in path),
+        writers=tuple("small" if node.drafted else name for node in path),
+        draft=drafted,
+        accepted=min(accepted, len(drafted)),
+        reason=draft.reason or "window" if draft.confidences else None,
+        finish_reason=None if best is None else best.reason,
+        work={**draft.work, name: Work(1, read)},
+        confidences=tuple(draft.confidences),
+        hypotheses=search.hypotheses,
+    )

@@ -1,0 +1,132 @@
+"""A model that reads hypotheses: each of its rows has read the way to one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from bild.decoding.beams.hypotheses import Candidates, Node, Search
+from bild.decoding.draft import Writer
+from bild.decoding.scorer import Scorer
+from bild.decoding.scores import Scores
+from bild.decoding.transfer import to_host
+
+
+class Way(NamedTuple):
+    """What a model is to read."""
+
+    search: Search
+    node: Node
+    """The hypothesis it leads to."""
+    since: int
+    """How many tokens the shortest hypothesis on it has of which it is asked how it may go on."""
+
+
+class Read(NamedTuple):
+    """What a pass has found."""
+
+    candidates: dict[Node, Candidates]
+    """The best continuations of every node that was read, as many as its search looks at."""
+    tokens: list[int]
+    """How many were read on the way to each node that was asked for."""
+
+
+class Tree:
+    """A scorer whose rows follow the hypotheses of several searches.
+
+    Args:
+        scorer: has read nothing, or the beginning of each prompt; a row a search.
+        searches: in the order of its rows.
+        name: of the model.
+    """
+
+    def __init__(self, scorer: Scorer, searches: Sequence[Search], name: Writer) -> None:
+        self.scorer, self.name = scorer, name
+        self._at = [search.root for search in searches]
+        """On the way to which node each row has read; those below what it has read do not count."""
+
+    def read(self, wanted: Sequence[Way], idle: Sequence[Node] = ()) -> Read:
+        """Read the way to some nodes, and say how each node on it that has not been read before may go on.
+
+        Args:
+            wanted: the ways to some hypotheses.
+            idle: nodes of other searches whose rows stay, without being read.
+        """
+        # What is asked may have been read before; its scores were not kept, so it is read again.
+        nodes = [*(way.node for way in wanted), *idle]
+        self._follow(nodes, [*(way.since - 1 for way in wanted), *(node.depth for node in idle)])
+        lengths = self.scorer.lengths
+        tokens = [way.search.tokens(way.node, length) for way, length in zip(wanted, lengths, strict=False)]
+        # The root stands for the whole prompt.
+        asked = [
+            way.node.path(way.since - 1) if way.since > way.search.root.depth else [way.search.root, *way.node.path(0)]
+            for way in wanted
+        ]
+        scores = self.scorer.summarize([*tokens, *([] for _ in idle)], last=max(map(len, asked)))
+        return Read(_likeliest(Scores(*scores), wanted, asked), [len(each) for each in tokens])
+
+    def read_prompts(self, searches: Sequence[Search], limit: int) -> bool:
+        """Read at most ``limit`` more tokens of each prompt, all but the last; True when no search has more."""
+        self._follow([search.root for search in searches], [search.root.depth for search in searches])
+        lengths = self.scorer.lengths
+        ends = [min(length + limit, len(search.prompt) - 1) for search, length in zip(searches, lengths, strict=True)]
+        pieces = [search.prompt[length:end] for search, length, end in zip(searches, lengths, ends, strict=True)]
+        if any(pieces):
+            self.scorer.extend(pieces)
+        return all(
+            length >= len(search.prompt) - 1 for search, length in zip(searches, self.scorer.lengths, strict=True)
+        )
+
+    def join(self, other: Tree) -> None:
+        """Go on with another tree's rows behind these; it is used up."""
+        self.scorer.join(other.scorer)
+        self._at += other._at
+
+    def _follow(self, nodes: Sequence[Node], most: Sequence[int]) -> None:
+        """A row for each of these nodes: the one that has read most of the way to it, of which so much is kept."""
+        lengths = self.scorer.lengths
+        row_of: dict[Node, int] = {}
+        for b, (node, length) in enumerate(zip(self._at, lengths, strict=True)):
+            above: Node | None = node.above(length)
+            while above is not None and above not in row_of:
+                row_of[above] = b
+                above = above.parent
+        rows, kept = [], []
+        for node, length in zip(nodes, most, strict=True):
+            known = node
+            while known not in row_of:
+                assert known.parent is not None
+                known = known.parent
+            rows.append(row_of[known])
+            kept.append(min(known.depth, length))
+        if rows != list(range(len(lengths))):
+            self.scorer.keep(rows)
+        self.scorer.truncate(kept)
+        self._at = list(nodes)
+
+
+def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[Node]]) -> dict[Node, Candidates]:
+    """The best continuations of the nodes that are asked, the last of which is scored in the last place."""
+    logits, total = scores.logits, scores.summary.log_total[..., None]
+    if any(way.search.row.request.process is not None for way in wanted):
+        # What forbids or penalises tokens is applied to log-probabilities, as transformers does under beams.
+        logits, total = logits - total, torch.zeros_like(total)
+        for b, (way, nodes) in enumerate(zip(wanted, asked, strict=True)):
+            process = way.search.row.request.process
+            if process is not None:
+                for back, node in enumerate(reversed(nodes)):
+                    logits[b, -1 - back] = process(way.search.tokens(node), logits[b, -1 - back])
+    best = logits.topk(min(max(way.search.keeps for way in wanted), logits.shape[-1]))
+    values, tokens = to_host(best.values - total, best.indices)
+    found: dict[Node, Candidates] = {}
+    for b, (way, nodes) in enumerate(zip(wanted, asked, strict=True)):
+        for back, node in enumerate(reversed(nodes)):
+            if node not in found:
+                keeps = way.search.keeps
+                found[node] = [
+                    (int(token), value)
+                    for token, value in zip(tokens[b][-1 - back][:keeps], values[b][-1 - back][:keeps], strict=True)
+                ]
+    return found
