@@ -149,10 +149,9 @@ def _searched(
     small = models.small if alone is None and drafts_beams(models) else None
     if small is None:
         return BeamBatch(rows, scorer, None, "small" if alone == "small" else "large")
-    # An early exit that shares the large model's cache would have to follow its rows; it reads by itself.
-    shares = hasattr(scorer, "share")
-    drafts = starts(lambda: small.start(sources) if shares else small.beside(scorer, sources))
-    return BeamBatch(rows, scorer, drafts)
+    # Not beside the large model: what an early exit, or a model without an encoder, shares with it is in one place for
+    # both, and their hypotheses are not the same.
+    return BeamBatch(rows, scorer, starts(lambda: small.start(sources)))
 
 
 def drafts_beams(models: Models) -> bool:

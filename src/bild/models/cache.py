@@ -48,9 +48,23 @@ class Shape(NamedTuple):
         return cls(tuple(tensor.shape[1:-2]), tensor.shape[-1], tensor.dtype, tensor.device)
 
 
+class Copy(NamedTuple):
+    """A row that is to be copied."""
+
+    origin: int
+    """The place it is copied from."""
+    place: int
+    """Its own."""
+    stood: bool
+    """Whether a copy of the same row stood there before."""
+
+
 class Places:
     """Where the rows of a batch stand. That depends on which rows stayed and came, and on nothing else: two caches that
     were told the same have their rows in the same places.
+
+    A copy of a row goes where another copy of it stood, if there is such a place: what all of them have in common, as
+    their source, need not be copied again.
 
     Args:
         rows: of the batch, each in the place of its number.
@@ -58,6 +72,11 @@ class Places:
 
     def __init__(self, rows: int) -> None:
         self.of_rows = list(range(rows))
+        self._originals = list(range(rows))
+        """Names what each row is, or was copied from."""
+        self._names = itertools.count(rows)
+        self._left: dict[int, int] = {}
+        """Free places, and of what the row was a copy that stood there."""
 
     @property
     def end(self) -> int:
@@ -69,32 +88,53 @@ class Places:
         """Whether each row stands in the place of its number."""
         return self.of_rows == list(range(len(self.of_rows)))
 
-    def keep(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+    def keep(self, rows: Sequence[int]) -> list[Copy]:
         """Go on with these rows, which may be repeated and come in any order.
 
         Returns:
-            For rows that are asked for again: the places they are to be copied from, and those they are copied to.
+            For rows that are asked for again: where they are to be copied from and to, and whether a copy of the same
+            row stood there before.
         """
         before, taken, again = self.of_rows, set[int](), list[int]()
         for at, row in enumerate(rows):
             if before[row] in taken:
                 again.append(at)
             taken.add(before[row])
-        self.of_rows = [before[row] for row in rows]
-        origins = [self.of_rows[at] for at in again]
-        for at, place in zip(again, self._free(len(again)), strict=True):
+        self._left |= {
+            place: original for place, original in zip(before, self._originals, strict=True) if place not in taken
+        }
+        self.of_rows, self._originals = [before[row] for row in rows], [self._originals[row] for row in rows]
+        copies = list[Copy]()
+        for at in again:
+            place, stood = self._place_of_a_copy(self._originals[at], taken)
+            copies.append(Copy(self.of_rows[at], place, stood))
+            taken.add(place)
             self.of_rows[at] = place
-        return origins, [self.of_rows[at] for at in again]
+        return copies
 
     def join(self, count: int) -> list[int]:
         """So many rows go on behind these; their places."""
-        new = self._free(count)
+        taken = set(self.of_rows)
+        new = list(itertools.islice((place for place in itertools.count() if place not in taken), count))
+        for place in new:
+            self._left.pop(place, None)
         self.of_rows = [*self.of_rows, *new]
+        self._originals += itertools.islice(self._names, count)
         return new
 
-    def _free(self, count: int) -> list[int]:
-        taken = set(self.of_rows)
-        return list(itertools.islice((place for place in itertools.count() if place not in taken), count))
+    @property
+    def left(self) -> frozenset[int]:
+        """Free places in which rows have stood."""
+        return frozenset(self._left)
+
+    def _place_of_a_copy(self, original: int, taken: set[int]) -> tuple[int, bool]:
+        for place, stood in self._left.items():
+            if stood == original:
+                del self._left[place]
+                return place, True
+        place = next(place for place in itertools.count() if place not in taken)
+        self._left.pop(place, None)
+        return place, False
 
 
 class RowCache:
@@ -110,6 +150,8 @@ class RowCache:
     def __init__(self, shapes: Sequence[Shape], rows: int | Places, columns: int, capacity: int | None = None) -> None:
         self.shapes, self.columns = list(shapes), columns
         self.places = Places(rows) if isinstance(rows, int) else rows
+        self._lost = set(self.places.left)
+        """Free places that hold nothing of the rows that stood there."""
         self._used = 0
         self._hold(_zeros(self.shapes, max(self.places.end, capacity or 0), columns))
 
@@ -119,6 +161,7 @@ class RowCache:
         cache = cls.__new__(cls)
         cache.shapes = [Shape.of(tensor) for tensor in tensors]
         cache.places, cache.columns = Places(tensors[0].shape[0]), tensors[0].shape[-2]
+        cache._lost = set()
         cache._used = cache.columns
         cache._hold(list(tensors))
         return cache
@@ -159,19 +202,22 @@ class RowCache:
         if columns > self.columns:
             self._resize(self.capacity, columns)
 
-    def keep(self, rows: Sequence[int], lengths: Sequence[int], columns: int | None = None) -> None:
+    def keep(self, rows: Sequence[int], lengths: Sequence[int], columns: int | None = None, grows: bool = True) -> None:
         """Go on with these rows, which may be repeated and come in any order.
 
         Args:
             rows: numbers of the rows that stay, in their new order.
             lengths: tokens each of them has read.
             columns: room of each row from now on, where it is to change.
+            grows: whether rows that were copied from one are written further, each in its own way.
         """
-        origins, copies = self.places.keep(rows)
+        copies = self.places.keep(rows)
         if self.places.end > self.capacity:
             self._resize(next_power(self.places.end), self.columns)
+        copies = [each for each in copies if grows or not each.stood or each.place in self._lost]
+        self._lost.difference_update(each.place for each in copies)
         if copies:
-            self._fill(copies, self._held, origins, max(lengths))
+            self._fill([each.place for each in copies], self._held, [each.origin for each in copies], max(lengths))
         wanted = room_for(max([1, *lengths])) if columns is None else columns
         if wanted * SHRINKING <= self.columns:
             self._used = min(self._used, wanted)
@@ -198,6 +244,7 @@ class RowCache:
         width = tensors[0].shape[-2]
         self.widen(width)
         self._used = max(self._used, width)
+        self._lost |= self.places.left
         self._fill([self.places.of_rows[row] for row in rows], tensors, range(len(rows)), width, self.columns)
 
     def _line_up(self) -> None:

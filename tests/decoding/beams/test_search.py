@@ -163,7 +163,13 @@ def test_layers_are_accepted_and_rejected():
 def test_a_model_that_drafts_for_itself_reads_fewer_times():
     def passes(small):
         batch = BeamBatch(
-            [Row(0, Request(prompt=[3], max_new_tokens=20), Rules(Policy.exact(), beams=Beams(width=3)))],
+            [
+                Row(
+                    0,
+                    Request(prompt=[3], max_new_tokens=20),
+                    Rules(Policy.exact(fallback_threshold=0.0), beams=Beams(width=3)),
+                )
+            ],
             ToyScorer(LARGE),
             ToyScorer(small) if small else None,
         )

@@ -4,6 +4,10 @@ A layer is what lives after one more token: ``width`` hypotheses. The small mode
 beam search of its own; the large model reads every hypothesis that was drafted in one pass and searches on as far as
 all that lives has been read. Each layer is chosen by its scores alone, so the text is that of its own beam search
 whatever was drafted; ours, after the layers of dynamic-width speculative beam decoding (arXiv 2409.16560).
+
+The small model hands over by the row's rule, which is asked of a layer as it is asked of a token: its confidence is
+``1 − p / q``, where ``p`` is the probability of the best hypothesis that was left out of the layer and ``q`` that of
+the last of ``width`` in it, by the large model's scores up to those that live and the small one's from there on.
 """
 
 from __future__ import annotations
@@ -170,23 +174,25 @@ class _Layers:
         ]
         found.sort(key=lambda each: -each[0])
         width = search.beams.width
-        layer: list[Node] = []
+        layer, confidence = list[Node](), 1.0
         for score, parent, token in found:
             node = Node(parent, token, score, parent.depth + 1)
             if score > -math.inf and search.ends(node) is None:
                 if len(layer) == width + SPARE:
-                    self.confidences.append(1 - math.exp(score - layer[width - 1].score))
+                    confidence = 1 - math.exp(score - layer[width - 1].score)
                     break
                 layer.append(node)
-        else:
-            self.confidences.append(1.0)
-        for node in layer:
-            assert node.parent is not None
-            node.parent.children[node.token] = node
-        if layer:
-            self.layers.append(layer)
-        else:
+        self.confidences.append(confidence)
+        hand_over = search.row.rules.hand_over
+        if not layer:
             self.reason = "end"
+        elif hand_over.unsure(confidence, search.row):
+            self.reason = "unsure"
+        if layer and (self.reason is None or hand_over.keeps_doubtful):
+            self.layers.append(layer)
+            for node in layer:
+                assert node.parent is not None
+                node.parent.children[node.token] = node
 
 
 def _leaves(nodes: Sequence[Node]) -> Iterator[Node]:

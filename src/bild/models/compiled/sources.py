@@ -89,7 +89,7 @@ class Sources:
         if self._cache is None:
             self._places.keep(rows)
         else:
-            self._cache.keep(rows, self._read, self._room())
+            self._cache.keep(rows, self._read, self._room(), grows=False)
 
     def join(self, other: Sources) -> None:
         """As :meth:`RowCache.join`."""
