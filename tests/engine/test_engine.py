@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bild.decoding import Policy, Rules
+from bild.decoding import Beams, Policy, Rules
 from bild.engine import Engine, Failed, Finished, Limits, Written
 from bild.errors import BusyError, InputError, ScoreError, StoppedError
 from tests.engine.toys import POLICIES, Caller, Clock, Toys, engine, job, rules, text
+
+LARGE_ALONE = Rules(Policy.large())
 
 
 @settings(max_examples=60, deadline=None)
@@ -65,21 +67,46 @@ def test_memory_is_reserved_for_the_longest_of_the_rows():
         caller.ask(job(4, longest=40, prompt=[1]))
 
 
+def test_a_search_has_a_row_a_hypothesis():
+    caller, searched = engine(rows=8, cells=40), Rules(Policy.large(), beams=Beams(width=3))
+    caller.ask(job(1, longest=8, prompt=[1, 2]), job(2, longest=8, prompt=[1, 2]), rules=searched)
+    caller.engine.step()
+    assert (caller.engine.load.cells, caller.engine.load.rows, caller.engine.load.waiting) == (30, 1, 1)
+    with pytest.raises(InputError, match=r"needs room for 42 tokens .* in each of 3 hypotheses.*; .* or num_beams"):
+        caller.ask(job(4, longest=13, prompt=[1]), rules=searched)
+
+
+def test_a_search_that_fails_is_begun_again_and_its_owner_hears_each_token_once():
+    failing = [True]
+
+    def trouble(read):
+        if failing[0] and max(map(len, read)) >= 8:
+            failing[0] = False
+            raise RuntimeError("once")
+
+    caller, searched = engine(Toys(large=trouble), rows=4), Rules(Policy.exact(), beams=Beams(width=2))
+    own = job(3, longest=12, prompt=[1, 2])
+    (id,) = caller.ask(own, rules=searched)
+    while caller.engine.step():
+        pass
+    assert not failing[0] and caller.tokens(id) == text(own, searched)
+
+
 def test_tokens_that_wait_are_counted_until_they_have_a_row():
     caller = engine(rows=1, queue_tokens=20)
     own = [job(seed, longest=2, prompt=[1] * 8) for seed in range(2)]
     place = caller.engine.reserve()
-    caller.engine.claim(place, own)
+    caller.engine.claim(place, own, LARGE_ALONE)
     caller.engine.submit(own, Rules(Policy.large()), caller.hear, place)
     assert caller.engine.load.tokens == 16
     other = caller.engine.reserve()
     with pytest.raises(BusyError, match="16 tokens are waiting to be read, and at most 20 may"):
-        caller.engine.claim(other, own)
+        caller.engine.claim(other, own, LARGE_ALONE)
     caller.engine.step()
     assert caller.engine.load.tokens == 8
-    caller.engine.claim(other, own[:1])
+    caller.engine.claim(other, own[:1], LARGE_ALONE)
     assert caller.engine.load.tokens == 16
-    caller.engine.claim(other, [job(3, longest=1, prompt=[1] * 12)])
+    caller.engine.claim(other, [job(3, longest=1, prompt=[1] * 12)], LARGE_ALONE)
     with pytest.raises(BusyError, match="20 tokens are waiting"):
         caller.engine.reserve()
     caller.engine.release(other)
@@ -87,7 +114,7 @@ def test_tokens_that_wait_are_counted_until_they_have_a_row():
         pass
     assert caller.engine.load.tokens == 0
     # One that has more than may wait is taken where nobody else does.
-    caller.engine.claim(caller.engine.reserve(), [job(3, longest=1, prompt=[1] * 30)])
+    caller.engine.claim(caller.engine.reserve(), [job(3, longest=1, prompt=[1] * 30)], LARGE_ALONE)
 
 
 def test_a_text_that_does_not_fit_yet_is_not_overtaken():
@@ -214,7 +241,7 @@ def test_a_row_that_makes_passes_fail_takes_nobody_along(error, side, after):
     for _ in range(after):
         caller.engine.step()
     setattr(toys, side, poison)
-    for batch in [caller.engine._workers[0].batches[False]._batch] if after else []:
+    for batch in [caller.engine._workers[0].batches[False, False]._batch] if after else []:
         batch.large.scorer.trouble = toys._large
         batch.drafter.scorer.trouble = toys.small
     turns = 0
@@ -359,7 +386,7 @@ class Busy(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.toys = Toys(large=self.trouble, small=self.trouble)
-        self.caller = Caller(Engine(self.toys, Limits(rows=3, cells=90, queue=50), clock=Clock()))
+        self.caller = Caller(Engine(self.toys, Limits(rows=3, cells=1000, queue=50), clock=Clock()))
         self.asked, self.cancelled, self.fail = {}, set(), 0
 
     def trouble(self, read):
@@ -389,7 +416,7 @@ class Busy(RuleBasedStateMachine):
     @invariant()
     def keeps_to_its_limits(self):
         load = self.caller.engine.load
-        assert load.rows <= 3 and load.cells <= 90
+        assert load.rows <= 3 and load.cells <= 1000
 
     def teardown(self):
         self.fail = 0

@@ -10,9 +10,12 @@ import torch
 
 from bild.decoding import (
     Batch,
+    BeamBatch,
+    Beams,
     Commit,
     Greedy,
     LocalVerifier,
+    Loop,
     ModelDrafter,
     Policy,
     Request,
@@ -20,6 +23,7 @@ from bild.decoding import (
     Rules,
     Sampling,
     decode,
+    searches,
 )
 from bild.engine import Engine, Event, Failed, Finished, Job, Limits, Written
 from tests.toy import ToyModel, ToyScorer
@@ -67,9 +71,12 @@ class Toys:
     opened: int = 0
     widest: int = 0
 
-    def __call__(self, jobs: Sequence[Job], rows: Sequence[Row], alone: bool) -> Batch:
+    def __call__(self, jobs: Sequence[Job], rows: Sequence[Row], alone: bool) -> Loop:
         self.opened += 1
         count = len(rows)
+        if rows[0].rules.beams is not None:
+            scorers = [Breaking(SMALL, count, self.small), Breaking(LARGE, count, self._large)]
+            return BeamBatch(rows, scorers[0], None, "small") if alone else BeamBatch(rows, scorers[1], scorers[0])
         if alone:
             return Batch(list(rows), LocalVerifier(Breaking(SMALL, count, self.small), "small"), None, 7)
         large = LocalVerifier(Breaking(LARGE, count, self._large))
@@ -127,6 +134,8 @@ def job(seed: int, *, longest: int | None = None, prompt: Sequence[int] | None =
 
 def rules(seed: int) -> Rules:
     rng = random.Random(seed + 1)
+    if rng.random() < 0.3:
+        return Rules(rng.choice([each for each in POLICIES if searches(each)]), beams=Beams(width=rng.randint(2, 3)))
     return Rules(rng.choice(POLICIES), rng.choice([Greedy(), Sampling()]))
 
 
@@ -138,6 +147,11 @@ def alone(job: Job, rules: Rules) -> list[Commit]:
         eos_token_ids=job.request.eos_token_ids,
         generator=torch.Generator().manual_seed(job.request.generator.initial_seed()),
     )
+    if rules.beams is not None:
+        batch, commits = Toys()([job], [Row(0, request, rules)], rules.policy.alone == "small"), list[Commit]()
+        while batch.rows:
+            commits += batch.round()
+        return commits
     if rules.policy.alone == "small":
         return list(decode([request], rules.policy, large=ToyScorer(SMALL), choice=rules.choice))
     drafter = ModelDrafter(ToyScorer(SMALL))

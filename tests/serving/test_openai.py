@@ -87,6 +87,31 @@ def test_n_texts_of_one_seed_are_those_of_generate(client, pair):
     assert answer["usage"]["prompt_tokens"] == len(pair.tokenizer(TEXTS[0]).input_ids)
 
 
+@pytest.mark.parametrize("policy", [None, "exact", "small"])
+def test_a_beam_search_has_n_hypotheses(client, pair, policy):
+    options = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": "never"}
+    body = {"prompt": TEXTS[:2], "max_tokens": LONGEST, "n": 2, "policy": policy, **options}
+    answer = client.post("/v1/completions", json=body).json()
+    results = pair.generate(TEXTS[:2], policy, max_new_tokens=LONGEST, **options)
+    expected = [each for result in results for each in result.hypotheses[:2]]
+    texts = [pair.tokenizer.decode(each.tokens, skip_special_tokens=True) for each in expected]
+    assert [choice["text"] for choice in answer["choices"]] == texts and len(set(texts)) == 4
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    reasons = ["length" if each.finish_reason == "length" else "stop" for each in expected]
+    assert [choice["finish_reason"] for choice in answer["choices"]] == reasons
+    assert answer["usage"]["completion_tokens"] == sum(len(each.tokens) for each in expected)
+    assert answer["usage"]["prompt_tokens"] == sum(len(pair.tokenizer(text).input_ids) for text in TEXTS[:2])
+
+
+def test_a_beam_search_is_streamed_as_far_as_all_hypotheses_agree(client, pair):
+    body = {"prompt": TEXTS[2], "max_tokens": LONGEST, "num_beams": 3, "stream": True}
+    found = chunks(client.post("/v1/completions", json=body))
+    (result,) = pair.generate(TEXTS[2], num_beams=3, max_new_tokens=LONGEST)
+    assert "".join(c["choices"][0]["text"] for c in found) == result.text
+    whole = client.post("/v1/completions", json=body | {"stream": False}).json()
+    assert [choice["text"] for choice in whole["choices"]] == [result.text]
+
+
 def test_a_stop_string_ends_the_text_and_is_no_part_of_it(client, pair):
     (whole,) = pair.generate(TEXTS[2], max_new_tokens=LONGEST)
     stop = whole.text.split()[4]
@@ -244,6 +269,15 @@ TURN = {"role": "user", "content": "w7"}
 WRONG = [
     ({"prompt": "w7", "temprature": 1}, 400, "temprature", "did you mean temperature"),
     ({"prompt": "w7", "n": 2}, 400, "n", "all texts are the same"),
+    ({"prompt": "w7", "n": 3, "num_beams": 2}, 400, "n", "a search of 2 beams finds 2 texts"),
+    ({"prompt": "w7", "n": 2, "num_beams": 2, "stream": True}, 400, "n", "one text is streamed"),
+    ({"prompt": "w7", "num_beams": 17}, 400, "num_beams", "1 to 16"),
+    ({"prompt": "w7", "num_beams": 2, "early_stopping": "soon"}, 400, "early_stopping", 'true or false or "never"'),
+    ({"prompt": "w7", "num_beams": 2, "early_stopping": 1}, 400, "early_stopping", "early_stopping is 1"),
+    ({"prompt": "w7", "length_penalty": 2}, 400, None, "length_penalty shapes a beam search"),
+    ({"prompt": "w7", "num_beams": 2, "policy": "bild"}, 400, None, "a beam search is of one model"),
+    ({"prompt": "w7", "num_beams": 2, "temperature": 1}, 400, None, "a beam search has no do_sample"),
+    ({"prompt": "w7", "num_beams": 16, "policy": "exact", "max_tokens": 4000}, 400, None, "or num_beams"),
     ({"prompt": "w7", "n": 5, "temperature": 1}, 400, "n", "a whole number, 1 to 4"),
     ({"prompt": "w7", "n": True}, 400, "n", "n is true"),
     ({"prompt": "w7", "temperature": "warm"}, 400, "temperature", "temperature is str"),

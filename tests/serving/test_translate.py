@@ -79,6 +79,20 @@ def test_weblate_s_request_is_a_form(client, pair):
     assert client.get("/languages").json()[0] == {"code": "de", "name": "German", "targets": ["en"]}
 
 
+@pytest.mark.parametrize("send", ["json", "data"])
+def test_alternatives_are_the_hypotheses_of_each_sentence(client, pair, send):
+    body = {"q": ["w7 w8. W9 w3!", "w4"], "source": "de", "target": "en", "alternatives": 2}
+    answer = client.post("/translate", **{send: body}).json()
+    results = pair.generate(["w7 w8.", "W9 w3!", "w4"], num_beams=4)
+    found = [[pair.tokenizer.decode(h.tokens, skip_special_tokens=True) for h in r.hypotheses] for r in results]
+    pages = [[f"{first} {second}", third] for first, second, third in zip(*found, strict=True)]
+    assert answer["translatedText"] == pages[0]
+    assert answer["alternatives"] == [[pages[1][0], pages[2][0]], [pages[1][1], pages[2][1]]]
+    one = client.post("/translate", **{send: body | {"q": "w4", "alternatives": 1}}).json()
+    assert one["translatedText"] == pages[0][1] and one["alternatives"] == [pages[1][1]]
+    assert "alternatives" not in client.post("/translate", **{send: body | {"alternatives": 0}}).json()
+
+
 def test_lines_and_spaces_stay(client, pair):
     (word,) = [result.text for result in pair.generate("w7")]
     answer = client.post("/translate", json={"q": " w7\n\n\tw7 \r\n", "source": "de", "target": "en"})
@@ -112,7 +126,9 @@ def test_a_thousand_sentences_are_a_thousand_rows(client, service, pair):
         ({"q": 7, "source": "de", "target": "en"}, "a text or a list of texts"),
         ({"q": ["a", 7], "source": "de", "target": "en"}, "a text or a list of texts"),
         ({"q": "w7", "source": "de", "target": "en", "format": "pdf"}, "allowed are text and html"),
-        ({"q": "w7", "source": "de", "target": "en", "alternatives": 3}, "not made here"),
+        ({"q": "w7", "source": "de", "target": "en", "alternatives": 16}, "a whole number, 0 to 15"),
+        ({"q": "w7", "source": "de", "target": "en", "alternatives": "some"}, "a whole number, 0 to 15"),
+        ({"q": "w7", "source": "de", "target": "en", "alternatives": True}, "a whole number, 0 to 15"),
         ({"q": "w7", "source": "de", "target": "en", "sorce": "x"}, "did you mean source"),
     ],
 )

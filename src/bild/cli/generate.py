@@ -62,14 +62,14 @@ def generate(
     runtime: options.Runtime = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="A preset: bild, exact and speculative_sampling (lossless), ensemble, typical, no_rollback, "
             "no_fallback, adaptive, adasd, pyramid (with --middle), reward (with --reward), key_tokens, large, small; "
-            "with options as in bild:metric=js:rollback_threshold=0.4.",
+            "with options as in bild:metric=js:rollback_threshold=0.4. Default: bild, or large with --beams.",
             rich_help_panel=options.POLICY,
         ),
-    ] = "bild",
+    ] = None,
     fallback_threshold: options.FallbackThreshold = None,
     rollback_threshold: options.RollbackThreshold = None,
     max_draft_tokens: options.MaxDraftTokens = None,
@@ -89,6 +89,9 @@ def generate(
     min_p: writing.MinP = None,
     repetition_penalty: writing.RepetitionPenalty = None,
     no_repeat_ngram_size: writing.NoRepeatNgramSize = None,
+    beams: writing.Beams = None,
+    length_penalty: writing.LengthPenalty = None,
+    early_stopping: writing.EarlyStopping = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the output; may be repeated.", rich_help_panel=TEXT)
     ] = None,
@@ -144,7 +147,7 @@ def generate(
         named = choose_small(pair, large, small, drafter, middle, middle_window)
     chosen = options.choose_policy(
         named,
-        policy,
+        ("bild" if beams in (None, 1) else "large") if policy is None else policy,
         fallback_threshold=fallback_threshold,
         rollback_threshold=rollback_threshold,
         max_draft_tokens=max_draft_tokens,
@@ -183,6 +186,9 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "no_repeat_ngram_size": no_repeat_ngram_size,
+        "num_beams": beams,
+        "length_penalty": length_penalty,
+        "early_stopping": writing.early_stopping(early_stopping),
         "stop_strings": stop or None,
         "seed": seed,
         "logprobs": logprobs,

@@ -127,12 +127,23 @@ class Report:
             "text": result.text,
             "tokens": result.tokens(self.decoder.tokenizer),
             "finish_reason": result.finish_reason,
+            **self._hypotheses(result),
             "stats": result.stats_dict(),
         }
         if item.alone is not None:
             values["large"] = {"text": item.alone.text, "stats": item.alone.stats_dict()}
             values["speedup"] = item.alone.total_s / result.total_s
         return values
+
+    def _hypotheses(self, result: Result) -> dict[str, Any]:
+        """What a beam search has finished, the best first; nothing without one."""
+        from bild.generation.text import decode
+
+        found = [
+            {"text": decode(self.decoder.tokenizer, tokens), "score": score, "finish_reason": reason}
+            for tokens, score, reason in result.hypotheses
+        ]
+        return {"hypotheses": found} if found else {}
 
     def _summary(self, console: Console) -> None:
         totals, traffic = self.totals, self.decoder.traffic

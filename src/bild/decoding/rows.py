@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class Beams:
         ValueError: a value out of range.
     """
 
+    SPARE: ClassVar[int] = 2
+    """Hypotheses of a drafted layer beyond those that live: the large model may prefer one of these."""
     width: int
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
@@ -120,6 +122,13 @@ class Rules:
     def acceptance(self) -> Acceptance:
         """What survives of a draft; where one model writes alone nothing is drafted, so the rule measures nothing."""
         return self.policy.acceptance if self.policy.alone is None else EXACT
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a model that the text may take, at most."""
+        if self.beams is None:
+            return 1
+        return self.beams.width + self.window * (self.beams.width + self.beams.SPARE)
 
     @cached_property
     def below(self) -> Rules:

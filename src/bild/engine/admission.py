@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from bild.decoding import Rules
 from bild.engine.opening import Job
 from bild.engine.tickets import Ticket
 from bild.errors import TooLongError, check_count
@@ -17,7 +18,8 @@ class Limits:
 
     Args:
         rows: texts decoded together, 1…; how many pay is the pair's and the machine's (docs/serving.md).
-        cells: tokens there is room for, 1…: rows × (longest source + longest text with its prompt). Storage is
+        cells: tokens there is room for, 1…: rows × (longest source + longest text with its prompt); a text that is
+            searched has a row a hypothesis. Storage is
             doubled and halved by steps, so for moments it may be up to four times that.
         queue: requests that may wait for their first row, 1….
         queue_tokens: tokens of sources and prompts that may wait for a row, 1…; one request alone may have more.
@@ -50,17 +52,19 @@ class Admission:
     limits: Limits
     rows: int
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job, rules: Rules) -> None:
         """Whether a text can be decoded at all.
 
         Raises:
             TooLongError: it is longer than all the room there is.
         """
-        needed = len(job.source) + len(job.request.prompt) + job.request.max_new_tokens
+        rows = rules.most_rows
+        needed = rows * (len(job.source) + len(job.request.prompt) + job.request.max_new_tokens)
         if needed > self.limits.cells:
+            of, less = (f" in each of {rows} hypotheses", ", or num_beams") if rows > 1 else ("", "")
             raise TooLongError(
-                f"the text needs room for {needed} tokens (source, prompt and the longest continuation), and there is "
-                f"room for {self.limits.cells}; shorten it, or lower max_tokens"
+                f"the text needs room for {needed} tokens (source, prompt and the longest continuation{of}), and there "
+                f"is room for {self.limits.cells}; shorten it, or lower max_tokens{less}"
             )
 
     def take(self, waiting: deque[Ticket], active: Collection[Ticket], most: int | None = None) -> list[Ticket]:
@@ -89,4 +93,5 @@ def cells(tickets: Iterable[Ticket]) -> int:
     each = list(tickets)
     if not each:
         return 0
-    return len(each) * (max(ticket.source for ticket in each) + max(ticket.longest for ticket in each))
+    rows = sum(ticket.rules.most_rows for ticket in each)
+    return rows * (max(ticket.source for ticket in each) + max(ticket.longest for ticket in each))

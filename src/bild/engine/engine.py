@@ -65,7 +65,8 @@ class _Worker:
 
     def __init__(self, number: int, now: float) -> None:
         self.number, self.last_turn = number, now
-        self.batches: dict[bool, Lane] = {}
+        self.batches: dict[tuple[bool, bool], Lane] = {}
+        """By whether the small model decodes alone, and whether texts are searched."""
         self.active: set[int] = set()
         self.told = _Told()
         self.clean = 0
@@ -135,7 +136,12 @@ class Engine:
         for worker in self._workers:
             own = self.pace if worker.number == 0 else copy.deepcopy(self.pace)
             told = partial(self._tell, worker), partial(self._fail, worker)
-            worker.batches = {alone: Lane(open, alone, *told, own, clock) for alone in (False, True)}
+            # What a beam search takes says nothing of how long drafts of others should be.
+            worker.batches = {
+                (alone, searched): Lane(open, alone, *told, Fixed() if searched else own, clock)
+                for searched in (False, True)
+                for alone in (False, True)
+            }
         self._ids = count()
         self._changed = threading.Condition()
         # All below is shared between threads and touched under the lock of the condition only.
@@ -167,18 +173,19 @@ class Engine:
             self._places.add(place)
             return place
 
-    def claim(self, place: Place, jobs: Sequence[Job]) -> None:
+    def claim(self, place: Place, jobs: Sequence[Job], rules: Rules) -> None:
         """Say how much a request will have to read, once that is known; before any of its jobs is handed in.
 
         Args:
             place: of the request.
             jobs: all of them.
+            rules: how they are decoded.
 
         Raises:
             TooLongError: there is not enough room for one of them, ever.
             BusyError: too many tokens are waiting.
         """
-        self.check(jobs)
+        self.check(jobs, rules)
         tokens = sum(map(unread, jobs))
         with self._changed:
             place.tokens = 0
@@ -215,7 +222,7 @@ class Engine:
             TooLongError: a text that there is not enough room for, ever.
             StoppedError: the engine has stopped.
         """
-        self.check(jobs)
+        self.check(jobs, rules)
         now = self._clock()
         tickets = [Ticket(next(self._ids), job, rules, sink, place, now) for job in jobs]
         with self._changed:
@@ -225,14 +232,14 @@ class Engine:
             self._notify()
         return [ticket.id for ticket in tickets]
 
-    def check(self, jobs: Sequence[Job]) -> None:
-        """Whether there is room for each of these texts.
+    def check(self, jobs: Sequence[Job], rules: Rules) -> None:
+        """Whether there is room for each of these texts, under these rules.
 
         Raises:
             TooLongError: not for one of them, ever.
         """
         for job in jobs:
-            self._admission.check(job)
+            self._admission.check(job, rules)
 
     def cancel(self, tickets: Iterable[int]) -> None:
         """Stop decoding these; they end within a turn. Those that have ended stay as they are."""
@@ -345,8 +352,8 @@ class Engine:
             return False
         try:
             with torch.inference_mode():
-                for alone, batch in worker.batches.items():
-                    self._go(worker, batch, [ticket for ticket in new if ticket.alone == alone], gone)
+                for kind, batch in worker.batches.items():
+                    self._go(worker, batch, [each for each in new if (each.alone, each.searched) == kind], gone)
         finally:
             self._hand_out(worker, start)
         return True
@@ -388,13 +395,14 @@ class Engine:
 
     def _tell(self, worker: _Worker, ticket: Ticket, commit: Commit, rows: int, window: int | None) -> None:
         now = self._clock()
-        ticket.first = now if ticket.first is None else ticket.first
+        if commit.tokens and ticket.first is None:
+            ticket.first = now
         worker.told.add(ticket, Written(ticket.id, commit, now - ticket.submitted, rows, window))
         if commit.finish_reason is not None:
             admitted = now if ticket.admitted is None else ticket.admitted
             self._text_s += RECENT * (now - admitted - self._text_s)
-            since = ticket.submitted
-            self._end(worker, ticket, Finished(ticket.id, admitted - since, ticket.first - since, now - since))
+            since, first = ticket.submitted, now if ticket.first is None else ticket.first
+            self._end(worker, ticket, Finished(ticket.id, admitted - since, first - since, now - since))
 
     def _fail(self, worker: _Worker, ticket: Ticket, reason: str) -> None:
         logger.warning("ticket %d failed: %s", ticket.id, reason)

@@ -101,6 +101,11 @@ class Ticket:
         return self.rules.policy.alone == "small"
 
     @property
+    def searched(self) -> bool:
+        """Whether it is found by a beam search; such rows have batches of their own, too."""
+        return self.rules.beams is not None
+
+    @property
     def source(self) -> int:
         """Tokens of its source."""
         return len(self.job.source)

@@ -40,7 +40,8 @@ class Answer:
     async def whole(self, place: Place) -> dict[str, Any]:
         """All of it at once."""
         texts = await self.service.texts(self.work, place)
-        choices = [self._choice(index, text.writing) for index, text in enumerate(texts)]
+        writings = [writing for text in texts for writing in (text.writing, *text.others)]
+        choices = [self._choice(index, writing) for index, writing in enumerate(writings)]
         return self._frame(choices, chunk=False) | self._counts(texts)
 
     async def chunks(self, place: Place, done: list[Text]) -> AsyncGenerator[dict[str, Any]]:
@@ -144,7 +145,7 @@ class Answer:
     def _usage(self, texts: Sequence[Text]) -> dict[str, Any]:
         prompt = self.work.prompt_tokens
         commits = [commit for text in texts for commit in text.writing.commits]
-        written = sum(len(text.writing.tokens) for text in texts)
+        written = sum(len(each.tokens) for text in texts for each in (text.writing, *text.others))
         drafted, accepted = sum(len(each.draft) for each in commits), sum(each.accepted for each in commits)
         details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
         return {

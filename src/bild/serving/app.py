@@ -107,7 +107,7 @@ def _openai(service: Service, read: Callable[[Service, Any], Wish], *, chat: boo
             _check_model(service, body)
             wish = read(service, body)
             work = service.work(wish.ask)
-            service.engine.claim(place, work.jobs)
+            service.engine.claim(place, work.jobs, work.rules)
             own = Answer(service, wish, work, chat, request.state.id)
             if wish.stream:
                 return _streamed(own, place, request, held.pop_all())
@@ -149,7 +149,7 @@ def _add_translate(app: FastAPI, service: Service) -> None:
             with service.quotas.use(request.state.who):
                 asked = translate.translation(service, body)
                 work = service.work(asked.ask)
-                service.engine.claim(place, work.jobs)
+                service.engine.claim(place, work.jobs, work.rules)
                 texts = await while_connected(request.receive, service.texts(work, place))
         stats = Stats.of(commit for text in texts for commit in text.writing.commits)
         usage = {"prompt_tokens": work.prompt_tokens, "completion_tokens": stats.num_tokens}

@@ -137,6 +137,18 @@ def mapping(**known: Check) -> Check:
     return check
 
 
+def one_of(*values: Any) -> Check:
+    """One of these."""
+
+    @says({"enum": list(values)})
+    def check(name: str, value: Any) -> Any:
+        if not any(value == each and type(value) is type(each) for each in values):
+            raise refuse(name, value, " or ".join(json.dumps(each) for each in values))
+        return value
+
+    return check
+
+
 def neutral(*values: Any) -> Check:
     """Something that is not supported, and accepted only where it changes nothing."""
 

@@ -13,6 +13,7 @@ from bild.serving.service import Ask, Service
 
 LONGEST_STOP = 256
 MOST_TOKENS = 1 << 20
+MOST_BEAMS = 16
 INT64 = (-(1 << 63), (1 << 63) - 1)
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -60,6 +61,9 @@ SHARED: dict[str, Check] = {
     "task": text,
     "src_lang": text,
     "tgt_lang": text,
+    "num_beams": whole(1, MOST_BEAMS),
+    "length_penalty": number(-100, 100),
+    "early_stopping": fields.one_of(True, False, "never"),
     "bild": mapping(trace=boolean),
     # Accepted where they change nothing.
     "skip_special_tokens": neutral(True),
@@ -162,9 +166,17 @@ def _read(service: Service, body: Any, known: Mapping[str, Check]) -> dict[str, 
 
 def _wish(service: Service, given: dict[str, Any], items: list[Any], options: dict[str, Any]) -> Wish:
     options = options | _options(service, given)
-    count = given.get("n", 1)
-    if count > 1 and not options.get("do_sample"):
-        raise bad("n is more than 1, and without a temperature above 0 all texts are the same; set one", "n")
+    count, others, beams = given.get("n", 1), 0, given.get("num_beams", 1)
+    if beams > 1:
+        if count > beams:
+            raise bad(f"n is {count}, and a search of {beams} beams finds {beams} texts; raise num_beams", "n")
+        if count > 1 and given.get("stream"):
+            raise bad("n is more than 1, and of a beam search one text is streamed; leave n or stream out", "n")
+        count, others = 1, count - 1
+    elif count > 1 and not options.get("do_sample"):
+        raise bad(
+            "n is more than 1, and without a temperature above 0 all texts are the same; set one, or num_beams", "n"
+        )
     stream = given.get("stream_options", {})
     if stream and not given.get("stream"):
         raise bad("stream_options are given and stream is not true; set it, or leave them out", "stream_options")
@@ -172,6 +184,7 @@ def _wish(service: Service, given: dict[str, Any], items: list[Any], options: di
         items=items,
         options=options,
         count=count,
+        others=others,
         policy=given.get("policy"),
         lossless=given.get("lossless", False),
         stops=given.get("stop", ()),
@@ -196,6 +209,9 @@ def _options(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
         "task": "task",
         "src_lang": "src_lang",
         "tgt_lang": "tgt_lang",
+        "num_beams": "num_beams",
+        "length_penalty": "length_penalty",
+        "early_stopping": "early_stopping",
     }
     options = {ours: given[name] for name, ours in names.items() if name in given}
     options |= _draws(given)

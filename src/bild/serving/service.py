@@ -10,7 +10,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bild.decoding import Policy, Rules
+from bild.decoding import Commit, Hypothesis, Policy, Rules
 from bild.engine import Engine, Event, Failed, Finished, Job, Place, Written
 from bild.generation import BigLittleDecoder
 from bild.generation.jobs import prepare
@@ -31,6 +31,7 @@ class Ask:
         items: texts, conversations or token ids.
         options: those of :meth:`~bild.BigLittleDecoder.generate_each`.
         count: texts of each item.
+        others: further hypotheses of a beam search that are wanted of each text, 0…
         policy: name of a preset, with options.
         lossless: whether only the large model's own text will do.
         stops: stop strings.
@@ -40,6 +41,7 @@ class Ask:
     items: Sequence[Input]
     options: Mapping[str, Any] = field(default_factory=dict)
     count: int = 1
+    others: int = 0
     policy: str | None = None
     lossless: bool = False
     stops: Sequence[str] = ()
@@ -74,6 +76,8 @@ class Text:
     end: Finished | None = None
     windows: Counter[int] = field(default_factory=Counter)
     """Rounds by the longest draft they allowed."""
+    others: list[Writing] = field(default_factory=list)
+    """Further hypotheses of a beam search, the best first."""
 
     def add(self, event: Written, window: int) -> str:
         """Take a round over; the text that it settles.
@@ -131,9 +135,9 @@ class Service:
         total = len(ask.items) * ask.count
         if total > self.settings.items:
             raise bad(f"the request asks for {total} texts; allowed are {self.settings.items}; send several requests")
-        policy = self.decoder.resolve_policy(ask.policy, lossless=ask.lossless)
         prompter, asked = self.decoder.asked(ask.options)
-        rules = self.decoder.rules(policy, asked.choice())
+        policy = self.decoder.resolve_policy(ask.policy, lossless=ask.lossless, searches=asked.searches)
+        rules = self.decoder.rules(policy, asked.choice(), beams=asked.beams())
         prompter = replace(prompter, tokenizer=self.tokenizer)
         jobs = []
         for at, item in enumerate(ask.items):
@@ -141,7 +145,7 @@ class Service:
                 ids = prompter.encode(item)
                 for copies in range(ask.count):
                     jobs.append(self._job(ids, asked, at * ask.count + copies))
-        self.engine.check(jobs)
+        self.engine.check(jobs, rules)
         return Work(jobs, rules, ask)
 
     def _job(self, ids: list[int], asked: Any, index: int) -> Job:
@@ -190,4 +194,12 @@ class Service:
                     found[index].end = event
                 else:
                     raise of_failure(event)
+        for text in found:
+            text.others = [self._other(work, each) for each in text.writing.hypotheses[1 : 1 + work.ask.others]]
         return found
+
+    def _other(self, work: Work, hypothesis: Hypothesis) -> Writing:
+        """A hypothesis of a beam search as a text of its own."""
+        writing, (tokens, _, reason) = self.writing(work, live=False), hypothesis
+        writing.add(Commit(0, tokens, ("large",) * len(tokens), finish_reason=reason))
+        return writing

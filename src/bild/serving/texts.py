@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from bild.decoding import Commit
+from bild.decoding import Commit, Hypothesis
 from bild.generation.text import TextStream, decode
 from bild.serving.likelihood import Entries, Entry
 
@@ -105,6 +105,11 @@ class Writing:
     def text(self) -> str:
         """All of it so far."""
         return "".join(self.pieces)
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """What a beam search has finished, this text first; empty without one."""
+        return (self.commits[-1].hypotheses or ()) if self.commits else ()
 
     @property
     def finish_reason(self) -> str | None:

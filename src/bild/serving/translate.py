@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,16 @@ def _texts(name: str, value: Any) -> Any:
     return value
 
 
-def _no_alternatives(name: str, value: Any) -> None:
-    if value not in (0, "0", "") or isinstance(value, bool):
-        raise bad(f"{name} are not made here; leave them out, or send 0", name)
+MOST_BEAMS = 16
+LEAST_BEAMS = 4
+"""Of a search for alternatives, as Argos Translate has them."""
+
+
+@fields.says({"anyOf": [{"type": "integer", "minimum": 0, "maximum": MOST_BEAMS - 1}, {"type": "string"}]})
+def _alternatives(name: str, value: Any) -> int:
+    # A form has no numbers.
+    given = int(value or "0") if isinstance(value, str) and (value == "" or value.isdecimal()) else value
+    return int(fields.whole(0, MOST_BEAMS - 1)(name, given))
 
 
 FIELDS: dict[str, Check] = {
@@ -42,7 +49,7 @@ FIELDS: dict[str, Check] = {
     "source": text,
     "target": text,
     "format": text,
-    "alternatives": _no_alternatives,
+    "alternatives": _alternatives,
     "policy": text,
     "lossless": boolean,
     "api_key": anything,
@@ -73,19 +80,28 @@ class Translation:
 
     def answer(self, texts: Sequence[Text]) -> dict[str, Any]:
         """LibreTranslate's answer, of the translations of all sentences in order."""
-        made = iter(texts)
-        pages = ["".join(self._shown(piece, made) for piece in page) for page in self.pages]
+        pages, *others = (self._pages(texts, place) for place in range(1 + self.ask.others))
         found: dict[str, Any] = {"translatedText": pages if self.many else pages[0]}
+        if others:
+            each = [[other[at] for other in others] for at in range(len(pages))]
+            found["alternatives"] = each if self.many else each[0]
         if self.detect:
             one = {"confidence": CERTAIN, "language": self.languages.source}
             found["detectedLanguage"] = [dict(one) for _ in pages] if self.many else one
         return found
 
-    def _shown(self, piece: Piece, made: Any) -> str:
+    def _pages(self, texts: Sequence[Text], place: int) -> list[str]:
+        """All texts, of the hypotheses of their sentences in this place; the last of those that have fewer."""
+        made = iter(texts)
+        return ["".join(self._shown(piece, made, place) for piece in page) for page in self.pages]
+
+    def _shown(self, piece: Piece, made: Iterator[Text], place: int) -> str:
         if not piece.said:
             return piece.text
-        text: str = next(made).writing.text
-        return escape(text) if self.html else text
+        text = next(made)
+        found = [text.writing, *text.others]
+        shown = found[min(place, len(found) - 1)].text
+        return escape(shown) if self.html else shown
 
 
 def translation(service: Service, body: Any) -> Translation:
@@ -106,8 +122,17 @@ def translation(service: Service, body: Any) -> Translation:
     many = isinstance(given["q"], list)
     pages = [cut_html(each) if kind == "html" else cut(each) for each in (given["q"] if many else [given["q"]])]
     sentences = [piece.text for page in pages for piece in page if piece.said]
-    options = {"prefix": languages.prefix} if languages.prefix else {}
-    ask = Ask(items=sentences, options=options, policy=given.get("policy"), lossless=given.get("lossless", False))
+    options: dict[str, Any] = {"prefix": languages.prefix} if languages.prefix else {}
+    others = given.get("alternatives", 0)
+    if others:
+        options["num_beams"] = max(LEAST_BEAMS, 1 + others)
+    ask = Ask(
+        items=sentences,
+        options=options,
+        others=others,
+        policy=given.get("policy"),
+        lossless=given.get("lossless", False),
+    )
     return Translation(pages, many, languages, kind == "html", given["source"] == "auto", ask)
 
 

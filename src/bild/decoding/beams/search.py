@@ -23,9 +23,6 @@ from bild.decoding.draft import HandOverReason, Work, Writer
 from bild.decoding.rows import Beams, Row
 from bild.decoding.scorer import Scorer
 
-SPARE = 2
-"""Hypotheses of a drafted layer beyond those that live: the large model may prefer one of these."""
-
 
 class BeamBatch:
     """Texts that are searched together, each with beams of its own. It is used as :class:`~bild.decoding.Batch` is.
@@ -178,7 +175,7 @@ class _Layers:
         for score, parent, token in found:
             node = Node(parent, token, score, parent.depth + 1)
             if score > -math.inf and search.ends(node) is None:
-                if len(layer) == width + SPARE:
+                if len(layer) == width + search.beams.SPARE:
                     confidence = 1 - math.exp(score - layer[width - 1].score)
                     break
                 layer.append(node)
