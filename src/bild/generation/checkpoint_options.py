@@ -32,7 +32,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 """Fields that change the text in a way this loop cannot: values that ask for nothing, and why it cannot."""
 
 SEARCHES: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
     "num_beam_groups": (1,),
     "diversity_penalty": (0.0,),
     "penalty_alpha": (0.0,),
@@ -119,14 +118,24 @@ def check_config(config: GenerationConfig, applied: Sequence[str], asked: Mappin
                 f"set generation_config.{name} to None to do without"
             )
     for name, idle in SEARCHES.items():
-        if _asks(config, name, idle) and name not in asked:
+        if _asks(config, name, idle):
             value = getattr(config, name)
-            without = "texts are greedy unless a call asks for it" if name in applied else "texts are without it here"
-            _warn(f"the checkpoint's generation config asks for {name}={value}; {without}")
+            _warn(
+                f"the checkpoint's generation config asks for {name}={value}; texts are greedy, drawn, or found by beams"
+            )
+    if "num_beams" not in asked and _asks(config, "num_beams", (1,)):
+        value = config.num_beams
+        _warn(
+            f"the checkpoint's generation config asks for num_beams={value}; texts are greedy unless a call asks for it"
+        )
     known = {*applied, *REFUSED, *SEARCHES, *WITHOUT_EFFECT}
     for name in sorted(set(vars(DEFAULTS)) - known):
         if _asks(config, name, (getattr(DEFAULTS, name),)):
             _warn(f"the checkpoint's generation config sets {name}, which is not known here and is passed over")
+
+
+def _recommended(config: GenerationConfig, name: str, instead: str) -> str:
+    return f"the checkpoint's generation config asks for {name}={getattr(config, name)}; {instead}"
 
 
 def _asks(config: GenerationConfig, name: str, idle: Sequence[Any]) -> bool:

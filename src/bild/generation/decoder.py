@@ -569,7 +569,7 @@ class BigLittleDecoder:
             drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
             reward: what judges segments, likewise; default: :attr:`reward`.
         """
-        rules = self.rules(policy, choice, reward)
+        rules = self.rules(policy, choice, reward, drafter=drafter)
         return list(self.results_each(jobs, rules, max(1, len(jobs)), watch, drafter))
 
     def results_each(

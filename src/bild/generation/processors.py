@@ -119,6 +119,7 @@ def of_row(processor: Any, row: int, rows: int) -> Any:
     elif isinstance(own, logits_process.EncoderNoRepeatNGramLogitsProcessor):
         own.generated_ngrams, own.batch_size = [own.generated_ngrams[row * own.batch_size // rows]], 1
     elif isinstance(own, logits_process.PrefixConstrainedLogitsProcessor):
+        own._num_beams = 1
         own._prefix_allowed_tokens_fn = lambda _, ids: processor._prefix_allowed_tokens_fn(row, ids)
     else:
         return processor

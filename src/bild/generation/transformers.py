@@ -19,8 +19,9 @@ from transformers import StoppingCriteriaList as Criteria
 from transformers.generation import stopping_criteria as stopping
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+from transformers.utils.generic import ModelOutput
 
-from bild.decoding import Choice, Greedy, Maker, Policy, Request, Sampling
+from bild.decoding import Beams, Choice, Greedy, Hypothesis, Maker, Policy, Request, Sampling
 from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.engine import Job
 from bild.errors import InputError, VocabularyError
@@ -66,7 +67,8 @@ def custom_generate(
     """Let transformers' ``generate`` decode with a small model beside the large one.
 
     ``large.generate(**inputs, custom_generate=bild.custom_generate(small))`` takes what plain ``generate``
-    takes, but for beams, scores and attentions. What forbids, forces or penalises tokens applies to both models;
+    takes, but for scores and attentions; a beam search goes with ``"exact"``, ``"large"`` and ``"small"``.
+    What forbids, forces or penalises tokens applies to both models;
     temperature, top-k, top-p and the like where tokens are drawn. Processors and stopping criteria of one's own
     are called with one row at a time, also for drafts, and may not remember earlier calls.
 
@@ -120,7 +122,8 @@ def custom_generate(
         try:
             # Named here, stop_strings do not make generate() look for the tokenizer it does not hand on.
             criteria = Criteria([*stopping_criteria, *_stop_strings(stop_strings, tokenizer)])
-            call = Call(model, input_ids, logits_processor, criteria, generation_config, inputs_tensor, model_kwargs)
+            shown, given = _one_each(generation_config, input_ids, model_kwargs)
+            call = Call(model, shown, logits_processor, criteria, generation_config, inputs_tensor, given)
             call.check()
             decoder = _pair(model, small, middle, middle_window, tokenizer, runtime)
             return call.output(call.run(decoder, decoder.resolve_policy(policy), streamer, drafting, reward))
@@ -161,8 +164,8 @@ class Call:
         if unknown:
             unknown -= made_by_generate(self.model)
         stateful = [type(processor).__name__ for processor in self.processors if isinstance(processor, STATEFUL)]
-        if mode not in ("greedy_search", "sample"):
-            raise InputError(f"this asks for {mode.value}; allowed are greedy_search and sample, with num_beams=1")
+        if mode not in ("greedy_search", "sample", "beam_search"):
+            raise InputError(f"this asks for {mode.value}; allowed are greedy_search, sample and beam_search")
         if outputs:
             raise InputError(f"{outputs[0]} is not available: rejected draft tokens have no scores; leave it out")
         if unknown:
@@ -182,9 +185,10 @@ class Call:
         reward: RewardLike | None,
     ) -> list[Result]:
         """Decode every row; one after the other where the models cannot take several."""
-        jobs = self.jobs(decoder)
+        jobs, rules = self.jobs(decoder), decoder.rules(policy, self.choice, reward, self.beams, drafter)
         stream = None if streamer is None else Columns(streamer, self.input_ids, self.pad)
-        return decoder.results(jobs, policy, self.choice, None if stream is None else stream.add, drafter, reward)
+        watch = None if stream is None else stream.add
+        return list(decoder.results_each(jobs, rules, len(jobs), watch, drafter))
 
     def jobs(self, decoder: BigLittleDecoder) -> list[Job]:
         """The rows on their way into the loop."""
@@ -248,6 +252,14 @@ class Call:
         """How both models pick their tokens."""
         return Sampling(warp_with(self._chains[1])) if self.config.do_sample else Greedy()
 
+    @property
+    def beams(self) -> Beams | None:
+        """How texts are searched; None: they are not."""
+        config: Any = self.config
+        if config.get_generation_mode() != "beam_search":
+            return None
+        return Beams(width=config.num_beams, length_penalty=config.length_penalty, early_stopping=config.early_stopping)
+
     @cached_property
     def _chains(self) -> tuple[LogitsProcessorList, LogitsProcessorList]:
         """What applies to both models before anything is compared, and what shapes a draw."""
@@ -274,15 +286,39 @@ class Call:
 
     def output(self, results: list[Result]) -> Any:
         """What ``generate`` returns."""
-        width = max(len(result.token_ids) for result in results)
-        rows: list[list[Any]] = [[*each.token_ids, *[self.pad] * (width - len(each.token_ids))] for each in results]
-        sequences = torch.cat([self.input_ids, torch.tensor(rows, device=self.input_ids.device)], dim=1)
+        prompts, texts = self.input_ids, [list[Any](result.token_ids) for result in results]
+        if self.beams is not None:
+            asked = self.config.num_return_sequences or 1
+            prompts = prompts.repeat_interleave(asked, dim=0)
+            texts = [list[Any](each.tokens) for result in results for each in _filled(result.hypotheses, asked)]
+        width = max(map(len, texts))
+        rows = [[*text, *[self.pad] * (width - len(text))] for text in texts]
+        sequences = torch.cat([prompts, torch.tensor(rows, device=prompts.device)], dim=1)
         if not self.config.return_dict_in_generate:
             return sequences
         kind: Any = GenerateEncoderDecoderOutput if self.encodes else GenerateDecoderOnlyOutput
         output = kind(sequences=sequences)
         output.bild_results = results
         return output
+
+
+def _one_each(config: GenerationConfig, ids: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """What a beam search begins with, once a text: ``generate`` repeats it for every hypothesis."""
+    if config.get_generation_mode() != "beam_search":
+        return ids, given
+    width, count = config.num_beams or 1, len(ids)
+
+    def first(value: Any) -> Any:
+        if isinstance(value, ModelOutput):
+            return type(value)(**{name: first(each) for name, each in value.items()})
+        return value[::width] if isinstance(value, Tensor) and value.dim() and len(value) == count else value
+
+    return ids[::width], {name: first(value) for name, value in given.items()}
+
+
+def _filled(hypotheses: Sequence[Hypothesis], count: int) -> list[Hypothesis]:
+    """So many, the best first; where fewer were found the last stands for those that are missing."""
+    return [hypotheses[min(place, len(hypotheses) - 1)] for place in range(count)]
 
 
 def made_by_generate(model: PreTrainedModel) -> set[str]:

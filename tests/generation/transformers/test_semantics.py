@@ -42,6 +42,28 @@ def test_exact_is_plain_greedy(name, rows):
     assert total.num_rollbacks > 0 and 0 < total.num_accepted_tokens < total.num_draft_tokens
 
 
+BEAMS: list[dict[str, Any]] = [
+    {"num_beams": 4, "num_return_sequences": 3},
+    {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 2},
+    {"num_beams": 2, "prefix_allowed_tokens_fn": lambda row, _: list(range(row, VOCAB_SIZE, 2)) or [EOS]},
+    {"num_beams": 2, "encoder_repetition_penalty": 2.0, "early_stopping": "never"},
+]
+
+
+@every_architecture
+@pytest.mark.parametrize("options", BEAMS)
+@pytest.mark.parametrize("policy", [EXACT, "large"])
+def test_a_beam_search_is_plain_beam_search(name, options, policy):
+    inputs = inputs_of(name)
+    expected = plain(name, inputs, **options)
+    output = through(name, inputs, policy, return_dict_in_generate=True, **options)
+    # transformers fills up with an end token where the padding token is 0.
+    found = output.sequences.clone()
+    found[:, -LENGTH + 1 :][(found[:, -LENGTH:-1] == EOS).cumsum(1) > 0] = EOS
+    assert torch.equal(found, expected)
+    assert [len(result.hypotheses) for result in output.bild_results] == [options["num_beams"]] * 3
+
+
 @pytest.mark.parametrize(
     "policy", ["bild", "small", "large", Policy.bild(fallback_threshold=0.3, rollback_threshold=1)]
 )

@@ -54,6 +54,15 @@ def test_a_text_streams_while_it_is_written(capsys):
 
 
 @every_architecture
+def test_a_beam_search_streams_what_all_hypotheses_share(name):
+    streamer = Recorder()
+    ids = through(name, inputs_of(name, 1), streamer=streamer, num_beams=3)
+    told = [token for _, _, tokens in streamer.calls[1:-1] for token in tokens]
+    assert told == ids[0, -len(told) :].tolist() and streamer.calls[-1] == "end"
+    assert streamer.calls[0][2] == [ids[0, : -len(told)].tolist()]
+
+
+@every_architecture
 def test_the_output_holds_results(name):
     ends = {"eos_token_id": [EOS, new_tokens(name, 1)[2]], "return_dict_in_generate": True}
     output = through(name, tokenizer=word_tokenizer(), **ends)
