@@ -21,6 +21,11 @@ def has_wide_vectors() -> bool:
     return has_instructions("avx512", "vnni")
 
 
+def has_vnni() -> bool:
+    """Whether one instruction of the kernels adds up four products of bytes."""
+    return has_wide_vectors()
+
+
 def is_supported() -> bool:
     """Whether this processor has the instructions of the kernels."""
     return sys.platform == "linux" and platform.machine() == "x86_64" and has_instructions("avx2")
@@ -30,9 +35,9 @@ KERNELS = Library(
     "kernels",
     [
         Path(__file__).with_name(f"{name}.cpp")
-        for name in ("attention", "float_linear", "int4_linear", "int4_pack", "int8_linear", "threads")
+        for name in ("attention", "float_linear", "int4_linear", "int4_pack", "int8_linear", "int8_order", "threads")
     ],
-    [Path(__file__).with_name(f"{name}.h") for name in ("common", "int4", "rounding", "tiles", "vectors")],
+    [Path(__file__).with_name(f"{name}.h") for name in ("common", "int4", "int8", "rounding", "tiles", "vectors")],
     ("-O3", *(AVX512 if has_wide_vectors() else AVX2)),
     operator="bild_int8_linear",
 )
