@@ -1,4 +1,4 @@
-// A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI or AVX2.
+// A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI, AVX-VNNI or AVX2.
 //
 // bild::int8_linear(states, weight, scale, bias?) rounds the pieces of every row of the states to int8 (rounding.h),
 // multiplies by weights packed as int8.h says, exactly in int32 within a piece, and scales back. Outputs are shared out
@@ -18,7 +18,7 @@ struct Product : Rounded {
 #ifdef BILD_VNNI
 
 struct Piece {
-  static constexpr int MOST_ROWS = 12, FOUR_VECTORS = 6;
+  static constexpr int MOST_ROWS = REGISTERS == 32 ? 12 : 2, FOUR_VECTORS = REGISTERS == 32 ? 6 : 1;
 
   //   at: of the first row, among all pieces of all rows.
   template <int ROWS, int VECTORS>

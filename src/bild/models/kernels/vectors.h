@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__AVXVNNI__)
 #define BILD_VNNI  // such an instruction
 #endif
 
@@ -301,6 +301,13 @@ inline Bytes upper_fours(Bytes value) {
   return lower_fours({_mm256_srli_epi16(value.low, 4), _mm256_srli_epi16(value.high, 4)});
 }
 
+#ifdef BILD_VNNI
+inline Whole first_sums(int32_t tokens) { return whole(-128 * tokens); }
+inline Whole add_products(Whole sums, Bytes weights, int32_t tokens) {
+  const __m256i four = _mm256_set1_epi32(tokens);
+  return {_mm256_dpbusd_avx_epi32(sums.low, weights.low, four), _mm256_dpbusd_avx_epi32(sums.high, weights.high, four)};
+}
+#endif
 // Of weights from 0 to 15 the pairs of 32 inputs fit into 16 bits together.
 inline Sums4 first_sums4() { return whole(0); }
 inline Sums4 add_products4(Sums4 sums, Bytes weights, int32_t tokens) {
@@ -314,6 +321,10 @@ inline Floats to_floats4(Sums4 sums) {
 }
 
 inline __attribute__((always_inline)) void in_register(__m256i& value) { asm volatile("" : "+x"(value)); }
+inline __attribute__((always_inline)) void in_register(Whole& value) {
+  in_register(value.low);
+  in_register(value.high);
+}
 
 #endif
 
