@@ -105,3 +105,18 @@ def test_the_sources_are_part_of_the_package():
     folder = building.KERNELS.headers[0].parent
     assert sorted(building.KERNELS.sources) == sorted(folder.glob("*.cpp"))
     assert sorted(building.KERNELS.headers) == sorted(folder.glob("*.h"))
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [
+        ({"avx2"}, building.AVX2),
+        ({"avx2", "avx_vnni"}, building.AVX_VNNI),
+        ({"avx2", "avx512"}, building.AVX2),
+        ({"avx2", "avx_vnni", "avx512", "vnni"}, building.AVX512),
+    ],
+)
+def test_the_compiler_may_use_what_the_processor_has(has, expected, monkeypatch):
+    monkeypatch.setattr(building, "has_instructions", lambda *names: set(names) <= has)
+    assert building.instructions() == expected
+    assert building.has_vnni() == (expected != building.AVX2)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bild.models.int8 import Int8Linear, quantize_rows
-from bild.models.kernels import building, fits, int8_linear, pack, pad_scale, plain_int8_linear, unpack
-from bild.models.kernels.int8 import PIECE, SHIFT
-from bild.models.kernels.operators import LINEAR, operator
+from bild.models.kernels import building, fits, int8, int8_linear, pack, pad_scale, plain_int8_linear, unpack
+from bild.models.kernels.int8 import PIECE, SHIFT, SINGLE, STEPS
+from bild.models.kernels.operators import INT8_ORDER, LINEAR, operator
 
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
 
@@ -24,14 +24,91 @@ def ours(states, weight, scale, bias):
     return int8_linear(states, pack(weight), pad_scale(scale), bias, weight.shape[0])
 
 
+def steps_of(weight):
+    """Of each unit the magnitudes of a step's twos of inputs, ``[units, in / 4, 64]``."""
+    twos = weight.int().abs().view(-1, 32, weight.shape[1] // 4, 2, 2).sum(-1)
+    return twos.transpose(1, 2).flatten(2)
+
+
+@needs_kernel
+@pytest.mark.parametrize("inputs", [64, 256, 544])
 @pytest.mark.parametrize("outputs", [1, 31, 32, 33, 70])
-def test_packing_loses_nothing_and_puts_four_inputs_of_32_outputs_together(outputs):
-    weight = torch.randint(-127, 128, (outputs, 64), dtype=torch.int8)
-    packed = pack(weight)
-    assert packed.shape == (-(-outputs // 32) * 32, 64) and packed.dtype == torch.int8
+def test_packing_loses_nothing(outputs, inputs):
+    for weight in (layer(inputs, outputs)[0], torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)):
+        packed = pack(weight)
+        assert len(packed) == -(-outputs // 32) * 32 and packed.dtype == torch.int8
+        assert torch.equal(unpack(packed, outputs), weight)
+
+
+@pytest.mark.skipif(not int8.HAS_VNNI, reason="AVX2 reads the steps in another order")
+def test_with_vnni_four_inputs_of_32_outputs_are_together():
+    weight = torch.randint(-127, 128, (70, 64), dtype=torch.int8)
     stored = (weight[0, 12:16].int() + SHIFT) % 256
-    assert packed.view(torch.uint8).view(-1, 16, 32, 4)[0, 3, 0].tolist() == stored.tolist()
-    assert torch.equal(unpack(packed, outputs), weight)
+    assert pack(weight).view(torch.uint8).view(-1, 16, 32, 4)[0, 3, 0].tolist() == stored.tolist()
+
+
+@needs_kernel
+@pytest.mark.skipif(int8.HAS_VNNI, reason="VNNI reads the steps as they are")
+def test_without_vnni_the_order_stands_in_front_of_the_steps_of_a_piece():
+    weight = layer(PIECE + 32, 64)[0]
+    order, stream = int8._order(weight), pack(weight).view(torch.uint8).view(2, -1)
+    assert torch.equal(stream[:, :STEPS], order[:, :STEPS])
+    last = stream[1, STEPS + PIECE * 32 :]
+    assert last[:8].tolist() == order[1, STEPS:].tolist() and not last[8:STEPS].any()
+    # The third step of the last piece, of its second output.
+    inputs = PIECE + 4 * (last[2].item() % SINGLE)
+    begin = STEPS + 2 * 128 + 4
+    assert last[begin : begin + 4].view(torch.int8).tolist() == weight[33, inputs : inputs + 4].tolist()
+
+
+@needs_kernel
+@pytest.mark.parametrize("inputs", [32, 256, 544])
+@pytest.mark.parametrize("spread", [0.0, 0.6, 3.0])
+def test_two_steps_are_a_pair_where_no_sum_leaves_16_bits_and_those_left_fit_no_other(inputs, spread):
+    """A spread of 0 makes all weights of a row as large, one of 3 leaves a few that are large."""
+    weight = quantize_rows(torch.randn(64, inputs).sign() * (spread * torch.randn(64, inputs)).exp())[0]
+    for unit, order in zip(steps_of(weight), int8._order(weight), strict=True):
+        for steps, places in zip(unit.split(STEPS), order.split(STEPS), strict=True):
+            assert sorted((places % SINGLE).tolist()) == list(range(len(steps)))
+            pairs, single = places[places < SINGLE].long(), places[places >= SINGLE].long() - SINGLE
+            assert (places[: len(pairs)] < SINGLE).all()
+            assert (steps[pairs[::2]] + steps[pairs[1::2]] <= 258).all()
+            meet = (steps[single][:, None] + steps[single]).amax(-1) <= 258
+            assert not meet[~torch.eye(len(single), dtype=torch.bool)].any()
+
+
+@needs_kernel
+def test_nearly_all_steps_of_normal_weights_go_in_pairs():
+    assert (int8._order(layer(256, 2048)[0]) >= SINGLE).float().mean() < 0.03
+    assert (int8._order(layer(1024, 512)[0]) >= SINGLE).float().mean() < 0.003
+
+
+@needs_kernel
+@pytest.mark.parametrize(("small", "alone"), [(2, False), (3, True)])
+@pytest.mark.parametrize("rows", range(1, 11))
+def test_sums_that_just_fit_16_bits_are_exact_and_larger_ones_are_not_made(small, alone, rows):
+    sign = torch.randint(0, 2, (96, PIECE), dtype=torch.int8) * 2 - 1
+    weight = sign * torch.tensor([127, small], dtype=torch.int8).repeat(PIECE // 2)
+    assert ((int8._order(weight) >= SINGLE) == alone).all()
+    # Row m has the largest sum there is with output m, or the least.
+    states = 127.0 * sign[:rows] * (-1) ** torch.arange(rows)[:, None]
+    found = ours(states, weight, torch.ones(96), None)
+    assert torch.equal(found, states @ weight.float().t())
+    assert found.diagonal().abs().eq(127 * (127 + small) * PIECE // 2).all()
+
+
+@needs_kernel
+@pytest.mark.skipif(int8.HAS_VNNI, reason="VNNI has room for it")
+def test_a_weight_without_a_magnitude_in_int8_is_refused():
+    with pytest.raises(ValueError, match="-128 have no magnitude in int8"):
+        pack(torch.full((32, 32), -128, dtype=torch.int8))
+
+
+@needs_kernel
+@pytest.mark.parametrize("weight", [torch.ones(33, 64), torch.ones(33, 64).char(), torch.ones(32, 36).char()])
+def test_only_whole_units_and_inputs_have_an_order(weight):
+    with pytest.raises(RuntimeError):
+        operator(INT8_ORDER)(weight, 1)
 
 
 def test_the_reference_is_the_product_of_rounded_numbers():
@@ -190,11 +267,11 @@ def test_only_whole_units_on_the_cpu_fit():
     assert not fits(32, 32, torch.float16, cpu) and not fits(32, 32, torch.bfloat16, torch.device("cuda"))
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_a_layers_weight_has_the_shape_and_the_dtype_transformers_asks_for(own):
+@pytest.mark.parametrize("own", [pytest.param(True, marks=needs_kernel), False])
+def test_a_layers_weight_has_the_rows_and_the_dtype_transformers_asks_for(own):
     # Packed as bytes of another shape, T5 turned its states into bytes and its head had 250 tokens.
     weight = Int8Linear(torch.randn(96, 64), None, own_kernel=own).weight
-    assert weight.shape == (96, 64) and weight.dtype == torch.int8
+    assert len(weight) == 96 and weight.dtype == torch.int8
 
 
 @needs_kernel

@@ -13,12 +13,25 @@ from bild.models.native import Library
 
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
-"""What the compiler may use: vectors.h is written in both."""
+AVX_VNNI = (*AVX2, "-mavxvnni")
+"""What the compiler may use: vectors.h is written in each."""
 
 
 def has_wide_vectors() -> bool:
     """Whether the kernels are those of AVX512-VNNI, and not of AVX2."""
     return has_instructions("avx512", "vnni")
+
+
+def has_vnni() -> bool:
+    """Whether one instruction of the kernels adds up four products of bytes."""
+    return has_wide_vectors() or has_instructions("avx2", "avx_vnni")
+
+
+def instructions() -> tuple[str, ...]:
+    """What the compiler may use on this processor."""
+    if has_wide_vectors():
+        return AVX512
+    return AVX_VNNI if has_vnni() else AVX2
 
 
 def is_supported() -> bool:
@@ -30,10 +43,10 @@ KERNELS = Library(
     "kernels",
     [
         Path(__file__).with_name(f"{name}.cpp")
-        for name in ("attention", "float_linear", "int4_linear", "int4_pack", "int8_linear", "threads")
+        for name in ("attention", "float_linear", "int4_linear", "int4_pack", "int8_linear", "int8_order", "threads")
     ],
-    [Path(__file__).with_name(f"{name}.h") for name in ("common", "int4", "rounding", "tiles", "vectors")],
-    ("-O3", *(AVX512 if has_wide_vectors() else AVX2)),
+    [Path(__file__).with_name(f"{name}.h") for name in ("common", "int4", "int8", "rounding", "tiles", "vectors")],
+    ("-O3", *instructions()),
     operator="bild_int8_linear",
 )
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bild.models.kernels import building
 from bild.models.kernels.choosing import LARGEST, is_faster
-from bild.models.kernels.operators import LINEAR, operator
+from bild.models.kernels.operators import INT8_ORDER, LINEAR, operator
 
 UNIT = 32
 """Outputs that are packed together."""
@@ -18,8 +18,14 @@ MULTIPLE = 32
 """Input widths it takes."""
 PIECE = 256
 """Inputs of a token that are rounded on one scale: SmolLM2's perplexity rises by 1.5 %, with one scale a token by 6."""
-SHIFT = 128 if building.has_wide_vectors() else 0
-"""What is added to weights: AVX512-VNNI multiplies unsigned by signed numbers."""
+HAS_VNNI = building.has_vnni()
+"""Whether the kernel multiplies by VNNI; else steps of four inputs go in pairs."""
+SHIFT = 128 if HAS_VNNI else 0
+"""What is added to weights: VNNI multiplies unsigned by signed numbers."""
+STEPS = PIECE // 4
+"""Of four inputs each, in a piece."""
+SINGLE = 128
+"""What is added to the number of a step that goes with no other."""
 DTYPES = (torch.float32, torch.bfloat16)
 Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -99,21 +105,51 @@ def is_faster_here(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """An int8 weight ``[out, in]`` in the kernel's order, ``[⌈out / 32⌉, in / 4, 32, 4]``, :data:`SHIFT` larger.
+    """An int8 weight ``[out, in]`` in the kernel's order, as ``int8.h`` says.
 
-    What is returned is called int8 ``[out, in]`` all the same, padded to whole units: transformers asks the weight of a
+    What is returned is called int8 ``[out, …]`` all the same, padded to whole units: transformers asks the weight of a
     layer for its dtype, and of a head for its shape.
     """
-    padded = functional.pad(weight.to(torch.int16), (0, 0, 0, -weight.shape[0] % UNIT)) + SHIFT
-    units = padded.to(torch.uint8).view(-1, UNIT, weight.shape[1] // 4, 4).transpose(1, 2)
-    return units.contiguous().view(torch.int8).view(padded.shape)
+    whole = functional.pad(weight, (0, 0, 0, -weight.shape[0] % UNIT)).contiguous()
+    stored = (whole.to(torch.int16) + SHIFT).to(torch.uint8)
+    steps = stored.view(-1, UNIT, weight.shape[1] // 4, 4).transpose(1, 2)
+    stream = steps if HAS_VNNI else _in_pairs(steps, _order(whole))
+    return stream.reshape(len(whole), -1).view(torch.int8)
 
 
 def unpack(packed: Tensor, outputs: int) -> Tensor:
     """The int8 weight ``[out, in]`` that was packed."""
-    inputs = packed.shape[1]
-    units = packed.view(torch.uint8).view(-1, inputs // 4, UNIT, 4).transpose(1, 2)
-    return (units.reshape(-1, inputs)[:outputs].to(torch.int16) - SHIFT).to(torch.int8)
+    stream = packed.view(torch.uint8).view(len(packed) // UNIT, -1)
+    steps = stream.view(len(stream), -1, UNIT, 4) if HAS_VNNI else _out_of_pairs(stream)
+    stored = steps.transpose(1, 2).reshape(len(packed), -1)[:outputs]
+    return (stored.to(torch.int16) - SHIFT).to(torch.int8)
+
+
+def _order(whole: Tensor) -> Tensor:
+    """Of each unit which step of its piece stands where ``[out / 32, in / 4]``, :data:`SINGLE` more where alone."""
+    if (whole == -128).any():
+        raise ValueError("int8 weights of -128 have no magnitude in int8; round them to -127 … 127")
+    order: Tensor = operator(INT8_ORDER)(whole, torch.get_num_threads())
+    return order
+
+
+def _in_pairs(steps: Tensor, order: Tensor) -> Tensor:
+    """Of each unit one stream: the steps of each piece in this order, which stands in front of them."""
+    parts = []
+    for some, places in zip(torch.split(steps, STEPS, 1), torch.split(order, STEPS, 1), strict=True):
+        units = torch.arange(len(steps))[:, None]
+        parts += [functional.pad(places, (0, STEPS - places.shape[1])), some[units, places.long() % SINGLE].flatten(1)]
+    return torch.cat(parts, 1)
+
+
+def _out_of_pairs(stream: Tensor) -> Tensor:
+    """Where they stood before :func:`_in_pairs`."""
+    parts = []
+    for piece in torch.split(stream, STEPS + PIECE * UNIT, 1):
+        steps = piece[:, STEPS:].reshape(len(stream), -1, UNIT, 4)
+        places = piece[:, : steps.shape[1]].long() % SINGLE
+        parts.append(steps[torch.arange(len(stream))[:, None], places.argsort(1)])
+    return torch.cat(parts, 1)
 
 
 def pad_scale(scale: Tensor) -> Tensor:

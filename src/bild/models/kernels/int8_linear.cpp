@@ -1,11 +1,10 @@
-// A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI or AVX2.
+// A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI, AVX-VNNI or AVX2.
 //
 // bild::int8_linear(states, weight, scale, bias?) rounds the pieces of every row of the states to int8 (rounding.h),
-// multiplies, exactly in int32 within a piece, and scales back. Weights are packed by int8.py:
-// [outputs / 32][inputs / 4][32][4]; for AVX512 unsigned (128 added), which sums of the rounded rows take out again.
-// Outputs are shared out among threads in units of 32.
+// multiplies by weights packed as int8.h says, exactly in int32 within a piece, and scales back. Outputs are shared out
+// among threads in units of 32.
 
-#include "rounding.h"
+#include "int8.h"
 
 namespace bild {
 namespace {
@@ -14,30 +13,17 @@ struct Product : Rounded {
   const float* scale;
 };
 
-struct Tile {
+// What the inputs of one piece add to the values of some rows and units. Functions of their own, whose sums are said to
+// be in registers at their ends: gcc 12 keeps those of many rows in memory otherwise, and moves them at every step.
+#ifdef BILD_VNNI
+
+struct Piece {
   static constexpr int MOST_ROWS = REGISTERS == 32 ? 12 : 2, FOUR_VECTORS = REGISTERS == 32 ? 6 : 1;
 
-  template <int ROWS, int UNITS>
-  static void block(const Product& p, int64_t row, int64_t unit) {
-    const uint8_t* weight = p.weight + unit * p.inputs * UNIT;
-    alignas(64) float values[ROWS][2 * UNITS][16] = {};
-    for (int64_t piece = 0, left = p.inputs; left > 0; piece++, left -= PIECE) {
-      add_piece(p, piece * p.count + row, std::min(PIECE, left), weight, values);
-      weight += PIECE * UNIT;
-    }
-    for (int m = 0; m < ROWS; m++)
-      for (int n = 0; n < 2 * UNITS; n++) {
-        const int64_t output = unit * UNIT + n * 16;
-        put(p, row + m, output, load(values[m][n]) * load(p.scale + output));
-      }
-  }
-
-  // What the inputs of one piece add to the values. A function of its own, whose sums are said to be in registers at its
-  // ends: gcc 12 keeps those of many rows in memory otherwise, and moves them in and out at every step.
   //   at: of the first row, among all pieces of all rows.
   template <int ROWS, int VECTORS>
-  static __attribute__((noinline)) void add_piece(const Product& p, int64_t at, int64_t inputs, const uint8_t* weight,
-                                                  float (&values)[ROWS][VECTORS][16]) {
+  static __attribute__((noinline)) void add(const Product& p, int64_t at, int64_t inputs, const uint8_t* weight,
+                                            float (&values)[ROWS][VECTORS][16]) {
     const float *steps = p.steps + at, *token_sums = p.sums + at;
     const int64_t next = p.inputs * UNIT;
     Whole sums[ROWS][VECTORS];
@@ -76,13 +62,131 @@ struct Tile {
   }
 };
 
+#else
+
+constexpr int EIGHT = 32;  // bytes of a step: four inputs of as many outputs
+
+// Of pairs of bytes the two products, added up: of one factor the magnitudes, which gives its signs to the other.
+inline __m256i twos(__m256i one, __m256i other) {
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(one), _mm256_sign_epi8(other, one));
+}
+
+// Four tokens, for each of eight outputs.
+inline __m256i same_four(const int8_t* tokens) {
+  int32_t four;
+  std::memcpy(&four, tokens, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+
+struct Piece {
+  static constexpr int MOST_ROWS = 8, FOUR_VECTORS = 1;
+
+  template <int ROWS, int VECTORS>
+  static void add(const Product& p, int64_t at, int64_t inputs, const uint8_t* weight,
+                  float (&values)[ROWS][VECTORS][16]) {
+    // Few rows by many outputs, or many by few: what serves most often has its magnitudes taken, and but once.
+    constexpr int EIGHTS = ROWS > 2 ? 1 : 4;
+    for (int first = 0; first < 4; first += EIGHTS) add_eights<ROWS, EIGHTS>(p, at, inputs, weight, first, values);
+  }
+
+  //   first: eight outputs of a unit's four.
+  template <int ROWS, int EIGHTS, int VECTORS>
+  static __attribute__((noinline)) void add_eights(const Product& p, int64_t at, int64_t inputs, const uint8_t* weight,
+                                                   int first, float (&values)[ROWS][VECTORS][16]) {
+    constexpr int UNITS = VECTORS / 2;
+    __m256i sums[UNITS][ROWS][EIGHTS];
+    const uint8_t *step[UNITS], *end[UNITS], *weights[UNITS];
+#pragma GCC unroll 2
+    for (int u = 0; u < UNITS; u++) {
+      step[u] = weight + u * bytes_of_unit(p.inputs);
+      end[u] = step[u] + inputs / 4;
+      weights[u] = step[u] + ORDER + first * EIGHT;
+#pragma GCC unroll 8
+      for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < EIGHTS; n++) {
+          sums[u][m][n] = _mm256_setzero_si256();
+          in_register(sums[u][m][n]);
+        }
+    }
+    const int8_t* rows = p.rows + at * PIECE;
+    const auto is_pair = [&](int u) { return step[u] < end[u] && *step[u] < SINGLE; };
+    const auto add_pair = [&](int u) __attribute__((always_inline)) {
+      add_steps<2>(sums[u], weights[u], {rows + 4 * step[u][0], rows + 4 * step[u][1]});
+      step[u] += 2;
+      weights[u] += 2 * STEP;
+    };
+    // A few bytes of either in turn: memory is read faster in two places than in one.
+    if constexpr (UNITS == 2)
+      while (is_pair(0) && is_pair(1)) {
+        add_pair(0);
+        add_pair(1);
+      }
+#pragma GCC unroll 2
+    for (int u = 0; u < UNITS; u++) {
+      while (is_pair(u)) add_pair(u);
+      for (; step[u] < end[u]; step[u]++, weights[u] += STEP)
+        add_steps<1>(sums[u], weights[u], {rows + 4 * (*step[u] - SINGLE)});
+#pragma GCC unroll 8
+      for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < EIGHTS; n++) {
+          in_register(sums[u][m][n]);
+          float* value = values[m][2 * u] + (first + n) * 8;
+          const __m256 whole = _mm256_cvtepi32_ps(sums[u][m][n]), scale = _mm256_set1_ps(p.steps[at + m]);
+          _mm256_storeu_ps(value, _mm256_fmadd_ps(whole, scale, _mm256_loadu_ps(value)));
+        }
+    }
+  }
+
+  //   tokens: of the first row, of each step.
+  template <int AT_ONCE, int ROWS, int EIGHTS>
+  static __attribute__((always_inline)) void add_steps(__m256i (&sums)[ROWS][EIGHTS], const uint8_t* weight,
+                                                       const int8_t* const (&tokens)[AT_ONCE]) {
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+      for (int n = 0; n < EIGHTS; n++) {
+        __m256i total[AT_ONCE];
+#pragma GCC unroll 2
+        for (int s = 0; s < AT_ONCE; s++) {
+          const uint8_t* from = weight + s * STEP + n * EIGHT;
+          if (m == 0 && n % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(from + 2 * AHEAD), _MM_HINT_T0);
+          const __m256i weights = load_halves(from), four = same_four(tokens[s] + m * PIECE);
+          total[s] = ROWS > EIGHTS ? twos(weights, four) : twos(four, weights);
+        }
+        if constexpr (AT_ONCE == 2) total[0] = _mm256_add_epi16(total[0], total[1]);
+        sums[m][n] = _mm256_add_epi32(sums[m][n], _mm256_madd_epi16(total[0], _mm256_set1_epi16(1)));
+      }
+  }
+};
+
+#endif
+
+struct Tile : Piece {
+  template <int ROWS, int UNITS>
+  static void block(const Product& p, int64_t row, int64_t unit) {
+    const uint8_t* weight = p.weight + unit * bytes_of_unit(p.inputs);
+    alignas(64) float values[ROWS][2 * UNITS][16] = {};
+    for (int64_t piece = 0, left = p.inputs; left > 0; piece++, left -= PIECE) {
+      add(p, piece * p.count + row, std::min(PIECE, left), weight, values);
+      weight += ORDER + PIECE * UNIT;
+    }
+    for (int m = 0; m < ROWS; m++)
+      for (int n = 0; n < 2 * UNITS; n++) {
+        const int64_t output = unit * UNIT + n * 16;
+        put(p, row + m, output, load(values[m][n]) * load(p.scale + output));
+      }
+  }
+};
+
 AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale,
                              AtenTensorHandle bias, int64_t outputs, int64_t threads) {
   const Sizes sizes(states);
   require(is(scale, aoti_torch_dtype_float32()) && dense(scale) && count(scale) == units_of(outputs) * UNIT,
           "int8_linear takes a float32 scale of whole units");
   Product p{};
-  const auto size = [](int64_t padded, int64_t inputs) { return padded * inputs; };
+  const auto size = [](int64_t padded, int64_t inputs) { return padded / UNIT * bytes_of_unit(inputs); };
   AtenTensorHandle result = describe(states, sizes, weight, bias, outputs, size, p);
   if (p.count == 0) return result;
   p.scale = data<const float>(scale);

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from bild.models.kernels import building
 
 LINEAR, INT4_LINEAR, FLOAT_LINEAR = "bild_int8_linear", "bild_int4_linear", "bild_float_linear"
-INT4_PACK, ATTENTION = "bild_int4_pack", "bild_attention"
+INT4_PACK, INT8_ORDER, ATTENTION = "bild_int4_pack", "bild_int8_order", "bild_attention"
 
 
 def _linear_shape(
@@ -29,6 +29,11 @@ def _packed_shape(states: Tensor, weight: Tensor, bias: Tensor | None, outputs: 
 def _int4_pack_shape(weight: Tensor, threads: int) -> Tensor:
     outputs, inputs = weight.shape
     return weight.new_empty((-(-outputs // 32) * 32, inputs * 5 // 8), dtype=torch.int8)
+
+
+def _int8_order_shape(weight: Tensor, threads: int) -> Tensor:
+    outputs, inputs = weight.shape
+    return weight.new_empty((outputs // 32, inputs // 4), dtype=torch.uint8)
 
 
 def _attention_shape(
@@ -48,6 +53,7 @@ _SHAPES: dict[str, Callable[..., Tensor]] = {
     LINEAR: _linear_shape,
     INT4_LINEAR: _packed_shape,
     INT4_PACK: _int4_pack_shape,
+    INT8_ORDER: _int8_order_shape,
     FLOAT_LINEAR: _packed_shape,
     ATTENTION: _attention_shape,
 }
