@@ -119,19 +119,17 @@ def check_config(config: GenerationConfig, applied: Sequence[str], asked: Mappin
             )
     for name, idle in SEARCHES.items():
         if _asks(config, name, idle):
-            value = getattr(config, name)
-            _warn(
-                f"the checkpoint's generation config asks for {name}={value}; texts are greedy, drawn, or found by beams"
-            )
+            _warn(_recommended(config, name, "texts are greedy, drawn, or found by beams"))
     if "num_beams" not in asked and _asks(config, "num_beams", (1,)):
-        value = config.num_beams
-        _warn(
-            f"the checkpoint's generation config asks for num_beams={value}; texts are greedy unless a call asks for it"
-        )
+        _warn(_recommended(config, "num_beams", "texts are greedy unless a call asks for it"))
     known = {*applied, *REFUSED, *SEARCHES, *WITHOUT_EFFECT}
     for name in sorted(set(vars(DEFAULTS)) - known):
         if _asks(config, name, (getattr(DEFAULTS, name),)):
             _warn(f"the checkpoint's generation config sets {name}, which is not known here and is passed over")
+
+
+def _recommended(config: GenerationConfig, name: str, instead: str) -> str:
+    return f"the checkpoint's generation config asks for {name}={getattr(config, name)}; {instead}"
 
 
 def _recommended(config: GenerationConfig, name: str, instead: str) -> str:
