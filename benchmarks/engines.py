@@ -24,7 +24,7 @@ from typing import Any
 
 import sacrebleu
 import torch
-from engines_report import RESULTS, render, summary
+from engines_report import BEAMS, RESULTS, render, summary
 from machine import describe, slug
 
 from bild.data.examples import distinct_names
@@ -196,15 +196,17 @@ def start(engine: str, python: str, setting: dict[str, Any], more: dict[str, Any
 
 
 def questions(child: Child, policies: Sequence[str], batches: Sequence[int]) -> Iterator[Cell]:
-    """What is asked of it: latency with one lane, throughput by batch; CTranslate2 also with four beams."""
-    mine: list[dict[str, Any]] = [{"policy": policy} for policy in policies] if child.engine == "bild" else [{}]
+    """What is asked of it: latency with one lane, throughput by batch; of the large model also a beam search."""
+    own = child.engine == "bild"
+    mine: list[dict[str, Any]] = [{"policy": policy} for policy in policies] if own else [{}]
+    if child.setting.get("policy", "large") == "large":
+        mine.append({"beams": BEAMS} | ({"policy": "large"} if own else {}))
     for each in mine:
         if child.setting["lanes"] == 1:
             yield Cell(child, {"task": "latency", **each})
-        for batch in batches:
+        # A text of a search has as many rows as beams.
+        for batch in batches if "beams" not in each else sorted({max(1, batch // BEAMS) for batch in batches}):
             yield Cell(child, {"task": "throughput", "batch": batch, **each})
-    if child.engine == "ctranslate2" and child.setting["policy"] == "large":
-        yield Cell(child, {"task": "throughput", "batch": batches[-1] // 2, "beams": 4})
 
 
 def say(line: str) -> None:

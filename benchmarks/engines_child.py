@@ -54,7 +54,7 @@ def load_bild(settings: Settings) -> Answer:
 
     def decode(texts: list[str], asked: Settings) -> list[str]:
         many = {"batch_size": asked["batch"], "lanes": settings["lanes"]} if asked["task"] == "throughput" else {}
-        options = {"max_new_tokens": settings["max_new_tokens"], **many}
+        options = {"max_new_tokens": settings["max_new_tokens"], "num_beams": asked.get("beams", 1), **many}
         return [result.text for result in decoder.generate(texts, asked["policy"], **options)]
 
     return decode

@@ -29,6 +29,8 @@ RESULTS = [
     result("ctranslate2", "large", "latency", 9.0),
     result("ctranslate2", "large", "throughput", 150.0, batch=32, lanes=2),
     result("ctranslate2", "large", "throughput", 999.0, batch=32, lanes=2, beams=4),
+    result("bild", "large", "throughput", 333.0, bleu=31.0, batch=8, beams=4),
+    result("bild", "large", "latency", 8.0, bleu=31.0, beams=4),
 ]
 
 
@@ -39,6 +41,7 @@ def test_each_engine_counts_at_its_best_and_a_row_that_lost_quality_does_not():
     # The policy "bild" loses 0.4 at batch 1, so "exact" stands for us there; it loses 0.2 in batches.
     assert line["latency"] == {"ctranslate2-int8": 2.0} and line["throughput"] == {"ctranslate2-int8": 2.0}
     assert line["large_alone"] == {"latency": 1.8, "throughput": 1.2}
+    assert line["beams"] == {"throughput": 0.333}
     assert (line["bleu"], line["bleu_large"], line["bleu_small"]) == (29.6, 30.0, 29.0)
 
 
@@ -51,7 +54,9 @@ def test_every_machine_has_its_table(tmp_path):
     page = render(sorted(tmp_path.glob("*.json")))
     assert page.count("### Some CPU") == 2
     assert "| bild `large` | int8 | 5.00 (2 threads) | 180 (2 lanes of 1, batch 64) | 30.0 |" in page
-    assert "| ctranslate2 `large`, 4 beams | int8 | | 999 (2 lanes of 1, batch 32) | 30.0 |" in page
+    assert "| ctranslate2 `large`, 4 beams | int8 |  | 999 (2 lanes of 1, batch 32) | 30.0 |" in page
+    assert "| bild `large`, 4 beams | int8 | 8.00 (1 thread) | 333 (1 thread, batch 8) | 31.0 |" in page
+    assert "The same with 4 beams: throughput 0.33 ×." in page
     assert "throughput: 2.00 × ctranslate2-int8" in page
 
 

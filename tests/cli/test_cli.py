@@ -225,6 +225,19 @@ def test_sampling_options_reach_the_loop(run, bundled, name):
     assert out.splitlines() == expected != translations(bundled, TWO[1], **base)
 
 
+@pytest.mark.parametrize("policy", [[], ["--policy", "exact"], ["--policy", "small"]])
+def test_beams_reach_the_loop(run, bundled, policy):
+    search = ["--beams", "3", "--length-penalty", "-2", "--early-stopping", "never"]
+    _, out, _ = run("generate", *TWO, "--json", *search, *policy)
+    asked = {"num_beams": 3, "length_penalty": -2.0, "early_stopping": "never"}
+    expected = bundled.generate(TWO, policy[-1] if policy else None, **asked)
+    for line, result in zip(map(json.loads, out.splitlines()), expected, strict=True):
+        assert line["text"] == result.text == line["hypotheses"][0]["text"]
+        assert [each["score"] for each in line["hypotheses"]] == [each.score for each in result.hypotheses]
+        assert len(line["hypotheses"]) == 3 and len({each["text"] for each in line["hypotheses"]}) > 1
+    assert "hypotheses" not in json.loads(run("generate", TWO[0], "--json", "--beams", "1")[1])
+
+
 def test_every_line_draws_its_own_numbers_in_whatever_batches(run, bundled):
     loose = ["--do-sample", "--temperature", "2", "--seed", "5", "--max-new-tokens", "24"]
     lines = "\n".join([TWO[1], " ", TWO[1], TWO[1]]).encode()
@@ -346,6 +359,11 @@ def test_a_rolled_back_draft_is_shown_struck_through(bundled):
             ["generate", "x", "--temperature", "0.5"],
             "temperature shapes draws, and this call draws nothing; set do_sample",
         ),
+        (["generate", "x", "--beams", "0"], "num_beams is 0; allowed is 1"),
+        (["generate", "x", "--beams", "2", "--policy", "bild"], "a beam search is of one model"),
+        (["generate", "x", "--beams", "2", "--early-stopping", "soon"], "allowed are yes, no and never"),
+        (["generate", "x", "--length-penalty", "2"], "length_penalty shapes a beam search"),
+        (["generate", "x", "--beams", "2", "--fallback-threshold", "0.5"], "has no option fallback_threshold"),
         (["generate", "x", "--do-sample", "--seed", str(2**64)], "allowed are whole numbers of 64 bits"),
         (["generate", "x", "--stop", ""], "allowed are texts of at least one letter"),
         (["generate", "x", "--input", "y"], "give texts or --input, not both"),

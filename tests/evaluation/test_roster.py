@@ -136,6 +136,17 @@ def test_a_method_that_is_given_how_to_draw_samples(bundled, sentences):
         load_methods(parse_methods("large:top_k=few"), Setup(), lambda **_: bundled)
 
 
+def test_a_method_that_is_given_beams_searches(bundled, sentences):
+    names = "large:num_beams=3:length_penalty=0.5,exact:num_beams=3:length_penalty=0.5,large"
+    plain, drafted, greedy = load_methods(parse_methods(names), Setup(dtype="float32"), lambda **_: bundled).methods
+    expected = bundled.generate(sentences[20:30], num_beams=3, length_penalty=0.5)
+    found = [plain(text).token_ids for text in sentences[20:30]]
+    assert found == [result.token_ids for result in expected] != [greedy(t).token_ids for t in sentences[20:30]]
+    assert found == [drafted(text).token_ids for text in sentences[20:30]]
+    with pytest.raises(InputError, match="method 'bild:num_beams=2': beams go with large, small and exact"):
+        load_methods(parse_methods("bild:num_beams=2"), Setup(), lambda **_: bundled)
+
+
 @pytest.mark.parametrize(
     ("text", "drafter"),
     [

@@ -64,6 +64,16 @@ def facts(result: Result) -> tuple:
     return result.token_ids, result.writers, result.finish_reason, rounds
 
 
+@pairs([("t5", "mt5"), ("llama", "qwen2")])
+@pytest.mark.parametrize("policy", ["large", "exact"])
+def test_static_finds_by_beams_what_eager_finds(large, small, policy):
+    options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": LENGTH}
+    expected = pair_of(large, small, "eager").generate(inputs_of(6), policy, **options)
+    for batch_size in (1, 4):
+        found = pair_of(large, small, "static").generate(inputs_of(6), policy, batch_size=batch_size, **options)
+        assert [[h.tokens for h in r.hypotheses] for r in found] == [[h.tokens for h in r.hypotheses] for r in expected]
+
+
 def run(pair: BigLittleDecoder, policy: Policy, **options) -> list[Result]:
     return pair.generate(inputs_of(8), policy, max_new_tokens=LENGTH, **options)
 

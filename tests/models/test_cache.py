@@ -100,6 +100,32 @@ def test_places_depend_on_what_was_told_and_on_nothing_else():
         assert numbers(cache, lengths) == holds
 
 
+def test_copies_of_a_row_that_never_change_are_made_once():
+    whole = [tensor[..., :9, :].clone() for tensor in filled([4, 9]).tensors]
+    cache = RowCache(SHAPES, 2, 9)
+    cache.write([0, 1], whole)
+
+    def copied(rows, lengths):
+        """Which places are written, when these rows go on."""
+        written = []
+        fill = cache._fill
+        cache._fill = lambda places, *rest: (written.extend(places), fill(places, *rest))
+        cache.keep(rows, lengths, grows=False)
+        cache._fill = fill
+        return written
+
+    assert len(copied([0, 0, 0, 1], [4, 4, 4, 9])) == 2
+    # Two of three go, and a copy of the third comes back to where they were; another row gets a place of its own.
+    assert copied([2, 3], [4, 9]) == [] and copied([0, 0, 0, 1], [4, 4, 4, 9]) == []
+    assert len(copied([0, 0, 0, 3, 3], [4, 4, 4, 9, 9])) == 1
+    assert named(cache, [4, 4, 4, 9, 9]) == [1, 1, 1, 2, 2]
+    # One that is written only when its copy has gone left nothing where that was.
+    cache.join(RowCache(SHAPES, 1, 1), [0])
+    assert len(copied([0, 5, 5], [4, 0, 0])) == 1 and copied([0, 1], [4, 0]) == []
+    cache.write([1], [tensor[1:2, ..., :9, :] for tensor in whole])
+    assert len(copied([0, 1, 1], [4, 9, 9])) == 1 and named(cache, [4, 9, 9]) == [1, 2, 2]
+
+
 def test_whoever_gets_a_place_sees_nothing_of_its_last_row():
     cache = filled([4, 9, 2])
     cache.keep([0], [4])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bild.models.cache import Places
 from bild.models.compiled import ahead
 from bild.models.compiled.sources import CALL, Sources, alike
 
@@ -63,6 +64,38 @@ def test_rows_may_go_and_come_before_it_is_there():
     keys, _ = values(sources, 2)
     assert [row[:2] for row in keys] == [[8, 9], [3, 4]]
     assert encoder.calls[0][0] == 2 and len(encoder.calls) == 1
+
+
+def test_copies_of_rows_in_places_keep_their_sources():
+    """As under beams: rows are copied and go, others come, some before they are encoded."""
+    rng = random.Random(3)
+    for _ in range(30):
+        tokens = [[rng.randint(1, 9)] * rng.randint(1, 5) for _ in range(rng.randint(1, 3))]
+        sources = Sources(tokens, Encoder(), CPU, in_places=True)
+        places = Places(len(tokens))
+        for _ in range(12):
+            if rng.random() < 0.3 and len(tokens) < 9:
+                new = [[rng.randint(1, 9)] * rng.randint(1, 5)]
+                joining = Sources(new, Encoder(), CPU, in_places=True)
+                if rng.random() < 0.5:
+                    joining.tensors([0], 1)
+                sources.join(joining)
+                places.join(1)
+                tokens += new
+            else:
+                stay = [rng.randrange(len(tokens)) for _ in range(rng.randint(1, 5))]
+                sources.keep(stay)
+                places.keep(stay)
+                tokens = [tokens[b] for b in stay]
+            if rng.random() < 0.6:
+                read = sorted(rng.sample(range(len(tokens)), rng.randint(1, len(tokens))))
+                keys, twice, mask = sources.tensors(read, len(tokens))
+                # The storage of a text has its rows in the same places.
+                for b in read:
+                    place, row = places.of_rows[b], tokens[b]
+                    assert keys[place, 0, : len(row), 0].tolist() == row
+                    assert twice[place, 0, : len(row), 0].tolist() == [2 * token for token in row]
+                    assert mask[place, 0, 0].tolist() == [at < len(row) for at in range(mask.shape[-1])]
 
 
 def test_an_encoder_that_fails_fails_where_its_work_is_needed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bild.data.json_text import to_json
-from bild.decoding import parse_option, preset_options
+from bild.decoding import parse_option, preset_options, searches
 from bild.decoding.drafters.recipe import SEVERAL
 from bild.errors import InputError
 from bild.evaluation.method import MethodSpec, Output
@@ -29,6 +29,8 @@ DRAW_OPTIONS: dict[str, type[float] | type[int]] = {
     "seed": int,
 }
 """How tokens are drawn; a method that is given any of them samples."""
+SEARCH_OPTIONS: dict[str, type[float] | type[int]] = {"num_beams": int, "length_penalty": float}
+"""How texts are searched; a method that is given beams does so."""
 
 
 class PolicyMethod:
@@ -89,26 +91,32 @@ def policy_of(spec: MethodSpec, own: Policy) -> Policy:
         InputError: an option the preset does not have, or a value out of range.
     """
     allowed = preset_options(spec.name)
-    known = (*allowed, *RUN_OPTIONS, DRAFTER, *DRAW_OPTIONS)
+    known = (*allowed, *RUN_OPTIONS, DRAFTER, *DRAW_OPTIONS, *SEARCH_OPTIONS)
     for key in spec.options:
         if key not in known:
             raise InputError(f"method {spec.text!r}: unknown option {key}; allowed are {', '.join(known)}")
     try:
-        return own.named(
+        policy = own.named(
             spec.name, **{key: parse_option(key, spec.options[key]) for key in allowed if key in spec.options}
         )
     except ValueError as error:
         raise InputError(f"method {spec.text!r}: {error}") from None
+    if spec.options.get("num_beams", "1") != "1" and not searches(policy):
+        raise InputError(f"method {spec.text!r}: beams go with large, small and exact; take one of them")
+    return policy
 
 
-def draw_options_of(spec: MethodSpec) -> dict[str, Any]:
-    """Options of ``generate`` that make a method sample; none where it is greedy.
+def writing_options_of(spec: MethodSpec) -> dict[str, Any]:
+    """Options of ``generate`` that make a method sample or search; none where it is greedy.
 
     Raises:
         InputError: a value that is no number.
     """
-    options = {key: spec.value(key, kind) for key, kind in DRAW_OPTIONS.items() if key in spec.options}
-    return {"do_sample": True, **options} if options else {}
+    draws, search = (
+        {key: spec.value(key, kind) for key, kind in options.items() if key in spec.options}
+        for options in (DRAW_OPTIONS, SEARCH_OPTIONS)
+    )
+    return {**({"do_sample": True, **draws} if draws else {}), **search}
 
 
 def drafter_of(spec: MethodSpec) -> str | None:

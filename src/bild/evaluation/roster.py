@@ -11,7 +11,7 @@ from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError, check_count
 from bild.evaluation import calm
 from bild.evaluation.method import Method, MethodSpec, PeerContext
-from bild.evaluation.own import PolicyMethod, drafter_of, draw_options_of, policy_of
+from bild.evaluation.own import PolicyMethod, drafter_of, policy_of, writing_options_of
 
 if TYPE_CHECKING:
     from bild.decoding import Policy
@@ -174,7 +174,7 @@ def _own(spec: MethodSpec, decoder: BigLittleDecoder, policy: Policy, setup: Set
 def _options(spec: MethodSpec, setup: Setup) -> dict[str, Any]:
     drafter = drafter_of(spec)
     drafting = {} if drafter is None else {"drafter": drafter}
-    return {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **drafting, **draw_options_of(spec)}
+    return {"max_new_tokens": setup.max_new_tokens, "chat": setup.chat, **drafting, **writing_options_of(spec)}
 
 
 class _Decoders:

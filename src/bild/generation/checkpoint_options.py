@@ -132,10 +132,6 @@ def _recommended(config: GenerationConfig, name: str, instead: str) -> str:
     return f"the checkpoint's generation config asks for {name}={getattr(config, name)}; {instead}"
 
 
-def _recommended(config: GenerationConfig, name: str, instead: str) -> str:
-    return f"the checkpoint's generation config asks for {name}={getattr(config, name)}; {instead}"
-
-
 def _asks(config: GenerationConfig, name: str, idle: Sequence[Any]) -> bool:
     value = getattr(config, name, None)
     return value is not None and value not in idle

@@ -122,11 +122,6 @@ class Places:
         self._originals += itertools.islice(self._names, count)
         return new
 
-    @property
-    def left(self) -> frozenset[int]:
-        """Free places in which rows have stood."""
-        return frozenset(self._left)
-
     def _place_of_a_copy(self, original: int, taken: set[int]) -> tuple[int, bool]:
         for place, stood in self._left.items():
             if stood == original:
@@ -150,18 +145,18 @@ class RowCache:
     def __init__(self, shapes: Sequence[Shape], rows: int | Places, columns: int, capacity: int | None = None) -> None:
         self.shapes, self.columns = list(shapes), columns
         self.places = Places(rows) if isinstance(rows, int) else rows
-        self._lost = set(self.places.left)
-        """Free places that hold nothing of the rows that stood there."""
+        self._written = set[int]()
+        """Places that hold whole rows, of those that stand there or stood there last."""
         self._used = 0
         self._hold(_zeros(self.shapes, max(self.places.end, capacity or 0), columns))
 
     @classmethod
-    def holding(cls, tensors: Sequence[Tensor]) -> RowCache:
-        """A cache of these tensors, every column of which is written."""
+    def holding(cls, tensors: Sequence[Tensor], places: Places | None = None) -> RowCache:
+        """A cache of these tensors, every column of which is written, whose rows are in the places of their numbers."""
         cache = cls.__new__(cls)
         cache.shapes = [Shape.of(tensor) for tensor in tensors]
-        cache.places, cache.columns = Places(tensors[0].shape[0]), tensors[0].shape[-2]
-        cache._lost = set()
+        cache.places = Places(tensors[0].shape[0]) if places is None else places
+        cache.columns, cache._written = tensors[0].shape[-2], set(cache.places.of_rows)
         cache._used = cache.columns
         cache._hold(list(tensors))
         return cache
@@ -209,13 +204,14 @@ class RowCache:
             rows: numbers of the rows that stay, in their new order.
             lengths: tokens each of them has read.
             columns: room of each row from now on, where it is to change.
-            grows: whether rows that were copied from one are written further, each in its own way.
+            grows: whether rows are written further than :meth:`write` has; if not, copies of one are the same for ever.
         """
         copies = self.places.keep(rows)
         if self.places.end > self.capacity:
             self._resize(next_power(self.places.end), self.columns)
-        copies = [each for each in copies if grows or not each.stood or each.place in self._lost]
-        self._lost.difference_update(each.place for each in copies)
+        copies = [each for each in copies if grows or not each.stood or each.place not in self._written]
+        for each in copies:
+            (self._written.add if each.origin in self._written else self._written.discard)(each.place)
         if copies:
             self._fill([each.place for each in copies], self._held, [each.origin for each in copies], max(lengths))
         wanted = room_for(max([1, *lengths])) if columns is None else columns
@@ -236,6 +232,10 @@ class RowCache:
         wide = max(self.columns, room_for(needed) if columns is None else columns)
         if self.places.end > self.capacity or wide > self.columns:
             self._resize(max(self.capacity, next_power(self.places.end)), wide)
+        self._written -= set(new)
+        self._written |= {
+            place for place, origin in zip(new, other.places.of_rows, strict=True) if origin in other._written
+        }
         self._fill(new, other._held, other.places.of_rows, needed)
         self._used = max(self._used, needed)
 
@@ -244,12 +244,13 @@ class RowCache:
         width = tensors[0].shape[-2]
         self.widen(width)
         self._used = max(self._used, width)
-        self._lost |= self.places.left
+        self._written |= {self.places.of_rows[row] for row in rows}
         self._fill([self.places.of_rows[row] for row in rows], tensors, range(len(rows)), width, self.columns)
 
     def _line_up(self) -> None:
         """Move each row to the place of its number."""
         before, self.places = self.places.of_rows, Places(self.rows)
+        self._written = {place for place, origin in enumerate(before) if origin in self._written}
         first = next(place for place, origin in enumerate(before) if place != origin)
         self._fill(range(first, len(before)), self._held, before[first:], self._used)
 

@@ -134,12 +134,11 @@ class Sources:
             self._store(together, self._encode([self.tokens[b] for b in together]))
 
     def _store(self, rows: Sequence[int], tensors: list[Tensor]) -> None:
-        whole = RowCache.holding(tensors)
-        if len(rows) == len(self.tokens) and self._places.are_in_order and not self._rounds_up:
-            self._cache = whole
+        if len(rows) == len(self.tokens) and self._cache is None and self._places.are_in_order and not self._rounds_up:
+            self._cache = RowCache.holding(tensors, self._places)
         else:
             if self._cache is None:
-                self._cache = self._new(whole.shapes)
+                self._cache = self._new([Shape.of(tensor) for tensor in tensors])
             self._cache.write(rows, tensors)
         for b in rows:
             self._encoded[b] = True
