@@ -205,7 +205,7 @@ def questions(child: Child, policies: Sequence[str], batches: Sequence[int]) -> 
         if child.setting["lanes"] == 1:
             yield Cell(child, {"task": "latency", **each})
         # A text of a search has as many rows as beams.
-        for batch in batches if "beams" not in each else sorted({max(1, batch // BEAMS) for batch in batches}):
+        for batch in batches if "beams" not in each else [max(1, batch // 2) for batch in batches]:
             yield Cell(child, {"task": "throughput", "batch": batch, **each})
 
 

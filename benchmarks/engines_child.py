@@ -54,7 +54,9 @@ def load_bild(settings: Settings) -> Answer:
 
     def decode(texts: list[str], asked: Settings) -> list[str]:
         many = {"batch_size": asked["batch"], "lanes": settings["lanes"]} if asked["task"] == "throughput" else {}
-        options = {"max_new_tokens": settings["max_new_tokens"], "num_beams": asked.get("beams", 1), **many}
+        # CTranslate2's searches end with as many finished hypotheses as beams.
+        search = {"num_beams": asked["beams"], "early_stopping": True} if "beams" in asked else {}
+        options = {"max_new_tokens": settings["max_new_tokens"], **search, **many}
         return [result.text for result in decoder.generate(texts, asked["policy"], **options)]
 
     return decode
