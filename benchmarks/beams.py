@@ -109,7 +109,7 @@ def render(first: str, rows: Sequence[dict[str, Any]], doubt: Sequence[dict[str,
     lines = [
         first,
         "",
-        f"| {BEAMS} beams but for the first | BLEU | text of `large` | ms a text | passes | tokens read | layers a pass |",
+        f"| {BEAMS} beams but for the first | BLEU | text of `large` | ms | passes | tokens read | layers a pass |",
         "|---|---|---|---|---|---|---|",
         *(
             f"| {each['way']} | {each['bleu']} | {each['same_text']} of {each['texts']} | {each['ms']} | "
@@ -117,8 +117,9 @@ def render(first: str, rows: Sequence[dict[str, Any]], doubt: Sequence[dict[str,
             for each in rows
         ),
         "",
-        "Passes and tokens are the large model's (in the last row the small one's), a text. Of four layers those that the "
-        "large model chose, too, by the small model's confidence in them, up to the first that it did not:",
+        "Times, passes and tokens are those of a text; passes and tokens the large model's, in the last row the small "
+        "one's. Of four layers those that the large model chose, too, by the small model's confidence in them, up to the "
+        "first that it did not:",
         "",
         "| confidence from | " + " | ".join(f"{each['confidence']:.1f}" for each in doubt) + " |",
         "|---" * (len(doubt) + 1) + "|",

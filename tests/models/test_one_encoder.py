@@ -267,3 +267,16 @@ def test_is_prepared_once_all_graphs_are_there():
         decoder_of(other).final_layer_norm.weight[0] += 1
     assert not is_pair_prepared(large, other)
     assert isinstance(run_pair(large, other, "auto")[1], EagerBorrower)
+
+
+@every_runtime
+def test_the_small_one_drafts_for_a_beam_search_by_itself(name, runtime):
+    """Its hypotheses are not the large one's, so it cannot look sources up where the large one keeps them."""
+    rng, (large, small) = Random(2), networks(name, runtime)
+    with as_run(runtime):
+        pair = BigLittleDecoder(large, small, runtime="eager" if runtime == "eager" else "static")
+    sources = [random_source(rng, large) for _ in range(5)]
+    options = {"num_beams": 3, "max_new_tokens": 10, "batch_size": 2}
+    plain, drafted = pair.generate(sources, "large", **options), pair.generate(sources, "exact", **options)
+    assert [result.token_ids for result in drafted] == [result.token_ids for result in plain]
+    assert sum(result.stats.num_draft_tokens for result in drafted) > 0

@@ -56,7 +56,8 @@ class Commit:
     """How likely the large model found each token; empty unless the request asks. An end, or a segment, that passes
     unread is read for this, without being judged."""
     hypotheses: tuple[Hypothesis, ...] | None = None
-    """Of a beam search what it has finished so far, the best first; None of any other text."""
+    """Of a beam search what it has finished so far, the best first; None of any other text. What it has drafted and
+    accepted is counted in layers, and ``draft`` is the best hypothesis of the last one."""
 
     @property
     def rolled_back(self) -> bool:
