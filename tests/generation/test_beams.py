@@ -173,3 +173,13 @@ def test_end_tokens_are_part_of_what_is_finished():
     results = decoder.generate(inputs_of(8), num_beams=3, max_new_tokens=LENGTH)
     ended = [each for result in results for each in result.hypotheses if each.finish_reason == "eos"]
     assert ended and all(each.tokens[-1] == EOS for each in ended)
+
+
+def test_the_bundled_pair_finds_what_transformers_finds(bundled, sentences):
+    for text in sentences[20:26]:
+        inputs = bundled.tokenizer(text, return_tensors="pt")
+        expected = bundled.large.network.generate(**inputs, do_sample=False, num_beams=4, max_new_tokens=40)[0, 1:]
+        for policy in ("large", "exact"):
+            (result,) = bundled.generate(text, policy, num_beams=4, max_new_tokens=40)
+            assert result.token_ids == expected[: len(result.token_ids)].tolist()
+            assert result.text == bundled.tokenizer.decode(expected, skip_special_tokens=True)

@@ -56,8 +56,9 @@ class Commit:
     """How likely the large model found each token; empty unless the request asks. An end, or a segment, that passes
     unread is read for this, without being judged."""
     hypotheses: tuple[Hypothesis, ...] | None = None
-    """Of a beam search what it has finished so far, the best first; None of any other text. What it has drafted and
-    accepted is counted in layers, and ``draft`` is the best hypothesis of the last one."""
+    """On the last commit of a beam search what it has finished, the best first; empty on those before, and None of any
+    other text. What a search has drafted and accepted is counted in layers, and ``draft`` is the best hypothesis of the
+    last one."""
 
     @property
     def rolled_back(self) -> bool:

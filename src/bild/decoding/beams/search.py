@@ -77,8 +77,8 @@ class BeamBatch:
 
     def read(self, limit: int) -> bool:
         """Let both models read at most ``limit`` prompt tokens of each text; True once nothing but drafting is left."""
-        done = self._large.read_prompts(self._searches, limit)
-        return (self._small is None or self._small.read_prompts(self._searches, limit)) and done
+        done = self._large.read_prompts(limit)
+        return (self._small is None or self._small.read_prompts(limit)) and done
 
     def join(self, other: BeamBatch) -> None:
         """Go on with another batch's texts behind these; it is used up. Both are of the same models.
@@ -97,8 +97,11 @@ class BeamBatch:
         self._searches = [*self._searches, *other._searches]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these texts; the others are cancelled. What was read of them is let go in the next round."""
+        """Go on with these texts; the others are cancelled."""
         self._searches = [self._searches[b] for b in rows]
+        for tree in (self._large, self._small):
+            if tree is not None:
+                tree.keep(self._searches)
 
     def _draft(self, window: int | None) -> list[_Layers]:
         """Let the small model go on from what lives, a layer of hypotheses a pass."""
@@ -106,20 +109,19 @@ class BeamBatch:
         small = self._small
         if small is None:
             return drafts
+        limit = math.inf if window is None else window
         going = {
             search: draft
             for search, draft in zip(self._searches, drafts, strict=True)
-            if (search.row.rules.window if window is None else min(window, search.row.rules.window))
+            if min(limit, search.row.rules.window) > 0
         }
         while going:
             wanted = [Way(search, node, node.depth) for search, draft in going.items() for node in draft.layers[-1]]
-            idle = [node for search in self._searches if search not in going for node in search.live]
-            known, counts = small.read(wanted, idle)
+            known, counts = small.read(wanted)
             for way, count in zip(wanted, counts, strict=True):
                 going[way.search].read += count
             for search, draft in going.items():
                 draft.add(search, known)
-            limit = math.inf if window is None else window
             going = {
                 search: draft
                 for search, draft in going.items()
@@ -226,5 +228,5 @@ def _accepted(search: Search, draft: _Layers, known: Mapping[Node, Candidates], 
         finish_reason=None if best is None else best.reason,
         work={**draft.work, name: Work(1, read)},
         confidences=tuple(draft.confidences),
-        hypotheses=search.hypotheses,
+        hypotheses=search.hypotheses if search.done else (),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,67 +44,70 @@ class Tree:
 
     def __init__(self, scorer: Scorer, searches: Sequence[Search], name: Writer) -> None:
         self.scorer, self.name = scorer, name
-        self._at = [search.root for search in searches]
-        """On the way to which node each row has read; those below what it has read do not count."""
+        self._rows = [(search, search.root) for search in searches]
+        """Whose each row is, and on the way to which node it has read."""
 
-    def read(self, wanted: Sequence[Way], idle: Sequence[Node] = ()) -> Read:
-        """Read the way to some nodes, and say how each node on it that has not been read before may go on.
-
-        Args:
-            wanted: the ways to some hypotheses.
-            idle: nodes of other searches whose rows stay, without being read.
-        """
-        # What is asked may have been read before; its scores were not kept, so it is read again.
-        nodes = [*(way.node for way in wanted), *idle]
-        self._follow(nodes, [*(way.since - 1 for way in wanted), *(node.depth for node in idle)])
-        lengths = self.scorer.lengths
+    def read(self, wanted: Sequence[Way]) -> Read:
+        """Read the way to some nodes; the rows of searches that want nothing stay as they are."""
+        self._follow(wanted)
+        lengths, idle = self.scorer.lengths, len(self._rows) - len(wanted)
         tokens = [way.search.tokens(way.node, length) for way, length in zip(wanted, lengths, strict=False)]
         # The root stands for the whole prompt.
         asked = [
             way.node.path(way.since - 1) if way.since > way.search.root.depth else [way.search.root, *way.node.path(0)]
             for way in wanted
         ]
-        scores = self.scorer.summarize([*tokens, *([] for _ in idle)], last=max(map(len, asked)))
+        scores = self.scorer.summarize([*tokens, *([] for _ in range(idle))], last=max(map(len, asked)))
         return Read(_likeliest(Scores(*scores), wanted, asked), [len(each) for each in tokens])
 
-    def read_prompts(self, searches: Sequence[Search], limit: int) -> bool:
-        """Read at most ``limit`` more tokens of each prompt, all but the last; True when no search has more."""
-        self._follow([search.root for search in searches], [search.root.depth for search in searches])
-        lengths = self.scorer.lengths
-        ends = [min(length + limit, len(search.prompt) - 1) for search, length in zip(searches, lengths, strict=True)]
-        pieces = [search.prompt[length:end] for search, length, end in zip(searches, lengths, ends, strict=True)]
+    def read_prompts(self, limit: int) -> bool:
+        """Read at most ``limit`` more tokens of each prompt, all but the last; True when no row has more."""
+        prompts, lengths = [search.prompt for search, _ in self._rows], self.scorer.lengths
+        ends = [min(length + limit, len(prompt) - 1) for prompt, length in zip(prompts, lengths, strict=True)]
+        pieces = [prompt[length:end] for prompt, length, end in zip(prompts, lengths, ends, strict=True)]
         if any(pieces):
             self.scorer.extend(pieces)
-        return all(
-            length >= len(search.prompt) - 1 for search, length in zip(searches, self.scorer.lengths, strict=True)
-        )
+        return all(length >= len(prompt) - 1 for prompt, length in zip(prompts, self.scorer.lengths, strict=True))
+
+    def keep(self, searches: Collection[Search]) -> None:
+        """Go on with these searches."""
+        rows = [b for b, (search, _) in enumerate(self._rows) if search in searches]
+        # Where nobody goes on there is nothing to go on with.
+        if rows and len(rows) < len(self._rows):
+            self.scorer.keep(rows)
+            self._rows = [self._rows[b] for b in rows]
 
     def join(self, other: Tree) -> None:
         """Go on with another tree's rows behind these; it is used up."""
         self.scorer.join(other.scorer)
-        self._at += other._at
+        self._rows += other._rows
 
-    def _follow(self, nodes: Sequence[Node], most: Sequence[int]) -> None:
-        """A row for each of these nodes: the one that has read most of the way to it, of which so much is kept."""
-        lengths = self.scorer.lengths
-        row_of: dict[Node, int] = {}
-        for b, (node, length) in enumerate(zip(self._at, lengths, strict=True)):
+    def _follow(self, wanted: Sequence[Way]) -> None:
+        """A row for each of these ways, before all others: the one that has read most of it."""
+        lengths, searches = self.scorer.lengths, {way.search for way in wanted}
+        stay, row_of = list[int](), dict[Node, int]()
+        for b, ((search, node), length) in enumerate(zip(self._rows, lengths, strict=True)):
+            if search not in searches:
+                stay.append(b)
+                continue
             above: Node | None = node.above(length)
             while above is not None and above not in row_of:
                 row_of[above] = b
                 above = above.parent
-        rows, kept = [], []
-        for node, length in zip(nodes, most, strict=True):
-            known = node
+        rows, kept = list[int](), list[int]()
+        for way in wanted:
+            known = way.node
             while known not in row_of:
                 assert known.parent is not None
                 known = known.parent
             rows.append(row_of[known])
-            kept.append(min(known.depth, length))
+            # What is asked may have been read before; its scores were not kept, so it is read again.
+            kept.append(min(known.depth, way.since - 1))
+        rows, kept = rows + stay, kept + [lengths[b] for b in stay]
         if rows != list(range(len(lengths))):
             self.scorer.keep(rows)
         self.scorer.truncate(kept)
-        self._at = list(nodes)
+        self._rows = [*((way.search, way.node) for way in wanted), *(self._rows[b] for b in stay)]
 
 
 def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[Node]]) -> dict[Node, Candidates]:
