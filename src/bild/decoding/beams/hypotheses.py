@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from bild.decoding.commits import Hypothesis
@@ -81,6 +82,17 @@ Candidates = Sequence[tuple[int, float]]
 """Of a hypothesis the likeliest next tokens with their log-probabilities, in falling order."""
 
 
+def ranked(parents: Sequence[Node], candidates: Sequence[Candidates]) -> list[tuple[float, Node, int]]:
+    """All continuations, with their scores in falling order; of equals those of an earlier parent come first."""
+    found = [
+        (parent.score + log_probability, parent, token)
+        for parent, each in zip(parents, candidates, strict=True)
+        for token, log_probability in each
+    ]
+    found.sort(key=itemgetter(0), reverse=True)
+    return found
+
+
 class Search:
     """The hypotheses of one text.
 
@@ -120,10 +132,12 @@ class Search:
         running: list[Node] = []
         ended: list[Finished] = []
         for place, (score, parent, token) in enumerate(found):
+            if place >= width and len(running) == width:
+                break
             node = parent.child(token, score)
             reason = self.ends(node)
             if reason is None:
-                running += [node] if len(running) < width else []
+                running.append(node)
             elif place < width:
                 ended.append(Finished(self._compared(score, length), node, reason))
         full = len(self.finished) == width
@@ -154,20 +168,14 @@ class Search:
 
     def _best(self, candidates: Sequence[Candidates]) -> list[tuple[float, Node, int]]:
         """The best continuations of all hypotheses, in falling order; what is forbidden is none of them."""
-        found = [
-            (parent.score + log_probability, parent, token)
-            for parent, each in zip(self.live, candidates, strict=True)
-            for token, log_probability in each
-        ]
-        if any(math.isnan(score) or score == math.inf for score, _, _ in found):
+        # What is no number stands before all others.
+        if any(math.isnan(each[0][1]) or each[0][1] == math.inf for each in candidates):
             raise ScoreError(
                 f"the model's scores are not numbers (NaN or infinite) in row {self.row.index} after "
                 f"{self.live[0].depth - self.row.prompt_length} new tokens; load it in a wider dtype, such as float32"
             )
-        # Stable: of equals the better parent's come first.
-        found.sort(key=lambda each: -each[0])
-        allowed = [each for each in found[: self.keeps] if each[0] > -math.inf]
-        return allowed or found[:1]
+        found = ranked(self.live, candidates)[: self.keeps]
+        return [each for each in found if each[0] > -math.inf] or found[:1]
 
     def _compared(self, score: float, length: int) -> float:
         return float(score / length**self.beams.length_penalty)

@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from bild.decoding.beams.hypotheses import Candidates, Node, Search
+from bild.decoding.beams.hypotheses import Candidates, Node, Search, ranked
 from bild.decoding.beams.tree import Tree, Way
 from bild.decoding.commits import Commit
 from bild.decoding.draft import HandOverReason, Work, Writer
@@ -166,15 +166,9 @@ class _Layers:
 
     def add(self, search: Search, known: Mapping[Node, Candidates]) -> None:
         """Draft one more layer: the best that do not end, and some to spare."""
-        found = [
-            (node.score + log_probability, node, token)
-            for node in self.layers[-1]
-            for token, log_probability in known[node]
-        ]
-        found.sort(key=lambda each: -each[0])
-        width = search.beams.width
+        width, last = search.beams.width, self.layers[-1]
         layer, confidence = list[Node](), 1.0
-        for score, parent, token in found:
+        for score, parent, token in ranked(last, [known[node] for node in last]):
             node = Node(parent, token, score, parent.depth + 1)
             if score > -math.inf and search.ends(node) is None:
                 if len(layer) == width + search.beams.SPARE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -127,9 +128,7 @@ def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[N
     for b, (way, nodes) in enumerate(zip(wanted, asked, strict=True)):
         for back, node in enumerate(reversed(nodes)):
             if node not in found:
-                keeps = way.search.keeps
-                found[node] = [
-                    (int(token), value)
-                    for token, value in zip(tokens[b][-1 - back][:keeps], values[b][-1 - back][:keeps], strict=True)
-                ]
+                # A GPU's token ids come as numbers of floating point.
+                each, keeps = zip(map(int, tokens[b][-1 - back]), values[b][-1 - back], strict=True), way.search.keeps
+                found[node] = list(islice(each, keeps))
     return found
