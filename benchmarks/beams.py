@@ -118,8 +118,8 @@ def render(first: str, rows: Sequence[dict[str, Any]], doubt: Sequence[dict[str,
         ),
         "",
         "Times, passes and tokens are those of a text; passes and tokens the large model's, in the last row the small "
-        "one's. Of four layers those that the large model chose, too, by the small model's confidence in them, up to the "
-        "first that it did not:",
+        "one's. Of four layers those that the large model chose, too, by the small model's confidence in them, up to "
+        "the first that it did not:",
         "",
         "| confidence from | " + " | ".join(f"{each['confidence']:.1f}" for each in doubt) + " |",
         "|---" * (len(doubt) + 1) + "|",
