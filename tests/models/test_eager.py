@@ -69,6 +69,20 @@ def test_encodes_once_and_not_before_the_first_token(name):
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_a_source_of_several_texts_is_encoded_once(name):
+    model, passes = Kind(name, "eager").model, []
+    sources, tokens = [[5, 6, 7], [8], [5, 6, 7]], [[3, 4], [12, 13], [7, 11]]
+    hook = model.network.get_encoder().register_forward_pre_hook(
+        lambda _, args, given: passes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    logits = model.start(sources).extend(tokens, 2)
+    hook.remove()
+    assert passes == [2]
+    for source, text, found in zip(sources, tokens, logits, strict=True):
+        torch.testing.assert_close(found, forward(model.network, source, text), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
 @pytest.mark.parametrize("kept", [[0, 1, 2], [2], [0, 2]])
 def test_a_source_that_is_encoded_already_is_not_encoded(name, kept):
     model, passes = Kind(name, "eager").model, []

@@ -55,6 +55,17 @@ def test_what_was_begun_is_what_would_have_been_encoded():
     assert encoder.calls[0][1].startswith("bild-ahead")
 
 
+@pytest.mark.parametrize("ahead_of_need", [True, False])
+def test_a_source_of_several_texts_is_encoded_once(ahead_of_need):
+    encoder = Encoder()
+    sources = Sources([[5, 6], [8], [5, 6], [5, 6]], encoder, CPU)
+    if ahead_of_need:
+        sources.begin()
+    keys, _ = values(sources, 4)
+    assert [row[:2] for row in keys] == [[5, 6], [8, 0], [5, 6], [5, 6]]
+    assert sum(count for count, _ in encoder.calls) == 2
+
+
 def test_rows_may_go_and_come_before_it_is_there():
     sources, encoder = begun([[5, 6, 7], [8, 9]])
     sources.keep([1])

@@ -13,6 +13,7 @@ from bild.decoding.transfer import to_device
 from bild.models.cache import Places, RowCache, Shape, next_power, room_for
 from bild.models.compiled import ahead
 from bild.models.compiled.graphs import halves
+from bild.models.sources import distinct_of
 
 CALL = 8
 """Tokens of padding that cost about as much as another pass of the encoder: between one, where arithmetic is slow (half
@@ -51,7 +52,7 @@ class Sources:
     def begin(self) -> None:
         """Encode all of them in another thread, while something else is done that does not need them yet."""
         if not any(self._encoded):
-            self._coming = ahead.begin(partial(self._encode, list(self.tokens)))
+            self._coming = ahead.begin(partial(self._encode_once, list(self.tokens)))
 
     def are_there(self, rows: Sequence[int]) -> bool:
         """Whether the sources of these rows are encoded."""
@@ -131,7 +132,16 @@ class Sources:
         lengths = [len(self.tokens[b]) for b in rows]
         for group in [range(len(rows))] if self._rounds_up else alike(lengths):
             together = [rows[at] for at in group]
-            self._store(together, self._encode([self.tokens[b] for b in together]))
+            self._store(together, self._encode_once([self.tokens[b] for b in together]))
+
+    def _encode_once(self, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Keys and values of some sources; one that is there several times, for several texts, is encoded once."""
+        distinct, numbers = distinct_of(tokens)
+        tensors = self._encode(distinct)
+        if len(distinct) == len(tokens):
+            return tensors
+        chosen = torch.tensor(numbers, device=tensors[0].device)
+        return [tensor[chosen] for tensor in tensors]
 
     def _store(self, rows: Sequence[int], tensors: list[Tensor]) -> None:
         if len(rows) == len(self.tokens) and self._cache is None and self._places.are_in_order and not self._rounds_up:

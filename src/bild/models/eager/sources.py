@@ -16,6 +16,7 @@ from bild.models.eager.cache import cache_over
 from bild.models.parts import encoder_of, states_in
 from bild.models.passes import Source, run
 from bild.models.seams import Pass
+from bild.models.sources import distinct_of
 
 
 class Encoded:
@@ -42,10 +43,12 @@ class Encoded:
         """Of some rows, each ``[S, D]``; those that have not been encoded are, in one pass."""
         missing = [b for b in rows if self.states[b] is None]
         if missing:
-            ids, mask = padded([self.tokens[b] for b in missing], self.network.device)
+            # One that is there several times, for several texts, is encoded once.
+            distinct, numbers = distinct_of([self.tokens[b] for b in missing])
+            ids, mask = padded(distinct, self.network.device)
             states = encoder_of(self.network)(input_ids=ids, attention_mask=mask)[0]
-            for b, row in zip(missing, states, strict=True):
-                self.states[b] = row[: len(self.tokens[b])]
+            for b, number in zip(missing, numbers, strict=True):
+                self.states[b] = states[number, : len(self.tokens[b])]
         return [states for b in rows if (states := self.states[b]) is not None]
 
     def keep(self, rows: Sequence[int]) -> None:
