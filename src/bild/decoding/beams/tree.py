@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -85,30 +85,42 @@ class Tree:
 
     def _follow(self, wanted: Sequence[Way]) -> None:
         """A row for each of these ways, before all others: the one that has read most of it."""
-        lengths, searches = self.scorer.lengths, {way.search for way in wanted}
-        stay, row_of = list[int](), dict[Node, int]()
-        for b, ((search, node), length) in enumerate(zip(self._rows, lengths, strict=True)):
-            if search not in searches:
-                stay.append(b)
-                continue
-            above: Node | None = node.above(length)
-            while above is not None and above not in row_of:
-                row_of[above] = b
-                above = above.parent
-        rows, kept = list[int](), list[int]()
-        for way in wanted:
-            known = way.node
-            while known not in row_of:
-                assert known.parent is not None
-                known = known.parent
-            rows.append(row_of[known])
-            # What is asked may have been read before; its scores were not kept, so it is read again.
-            kept.append(min(known.depth, way.since - 1))
-        rows, kept = rows + stay, kept + [lengths[b] for b in stay]
+        lengths = self.scorer.lengths
+        # What is asked may have been read before; its scores were not kept, so it is read again.
+        enough = {way.search: way.since - 1 for way in wanted}
+        row_of = self._read_by(enough)
+        found = [_last_of(way.node, row_of) for way in wanted]
+        if None in found:
+            row_of = self._read_by(dict.fromkeys(enough, 0))
+            found = [_last_of(way.node, row_of) for way in wanted]
+        known = [node for node in found if node is not None]
+        stay = [b for b, (search, _) in enumerate(self._rows) if search not in enough]
+        rows = [*(row_of[node] for node in known), *stay]
+        kept = [min(node.depth, enough[way.search]) for way, node in zip(wanted, known, strict=True)]
         if rows != list(range(len(lengths))):
             self.scorer.keep(rows)
-        self.scorer.truncate(kept)
+        self.scorer.truncate([*kept, *(lengths[b] for b in stay)])
         self._rows = [*((way.search, way.node) for way in wanted), *(self._rows[b] for b in stay)]
+
+    def _read_by(self, depths: Mapping[Search, int]) -> dict[Node, int]:
+        """A row that has read the way to each node, of some searches and no higher up than a depth of each."""
+        row_of: dict[Node, int] = {}
+        for b, ((search, node), length) in enumerate(zip(self._rows, self.scorer.lengths, strict=True)):
+            highest = depths.get(search)
+            if highest is not None:
+                above: Node | None = node.above(length)
+                while above is not None and above not in row_of and above.depth >= highest:
+                    row_of[above] = b
+                    above = above.parent
+        return row_of
+
+
+def _last_of(node: Node, some: Container[Node]) -> Node | None:
+    """The last one of some nodes on the way to this one."""
+    at: Node | None = node
+    while at is not None and at not in some:
+        at = at.parent
+    return at
 
 
 def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[Node]]) -> dict[Node, Candidates]:
