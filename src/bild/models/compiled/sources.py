@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,17 @@ CALL = 8
 a millisecond a token of the bundled large model by AVX2), and some ten, where it is fast."""
 Encoder = Callable[[Sequence[Sequence[int]]], list[Tensor]]
 """Keys, then values, of some sources in every decoder layer, each ``[N, H, S, D]``."""
+
+
+class Ready(NamedTuple):
+    """What a pass looks up."""
+
+    held: list[Tensor]
+    """Keys, then values, as the cache gives them."""
+    counts: list[int]
+    """Tokens of the source in each place that can be seen."""
+    tensors: list[Tensor]
+    """Keys, then values, then the mask that follows from both."""
 
 
 class Sources:
@@ -46,7 +58,7 @@ class Sources:
         self._places = Places(len(self.tokens))
         self._encoded = [False] * len(self.tokens)
         self._cache: RowCache | None = None
-        self._ready: list[Tensor] | None = None
+        self._ready: Ready | None = None
         self._coming: Future[list[Tensor]] | None = None
 
     def begin(self) -> None:
@@ -69,24 +81,24 @@ class Sources:
         missing = [b for b in needed if not self._encoded[b]]
         if missing:
             self._add(missing)
-        if self._ready is None or not (self._in_places or self._ready[-1].shape[0] == rows):
-            assert self._cache is not None
-            held = self._cache.in_places() if self._in_places else self._cache.side_by_side(rows)
-            # A row that is not encoded yet reads nothing; what its padding sees is zero, and not nothing at all.
-            counts = [1] * (self._cache.places.end if self._in_places else rows)
-            for place, row, done in zip(self._cache.places.of_rows, self.tokens, self._encoded, strict=True):
-                counts[place] = len(row) if done else 1
+        assert self._cache is not None
+        held = self._cache.in_places() if self._in_places else self._cache.side_by_side(rows)
+        # A row that is not encoded yet reads nothing; what its padding sees is zero, and not nothing at all.
+        counts = [1] * (self._cache.places.end if self._in_places else rows)
+        for place, row, done in zip(self._cache.places.of_rows, self.tokens, self._encoded, strict=True):
+            counts[place] = len(row) if done else 1
+        # Rows that only change their order, or are copied to where their copies stood, change none of it.
+        if self._ready is None or self._ready.held is not held or self._ready.counts != counts:
             lengths = to_device(torch.tensor(counts), self._device)
             column = torch.arange(self._cache.columns, device=self._device)
-            self._ready = [*held, (column < lengths[:, None])[:, None, None]]
-        return self._ready
+            self._ready = Ready(held, counts, [*held, (column < lengths[:, None])[:, None, None]])
+        return self._ready.tensors
 
     def keep(self, rows: Sequence[int]) -> None:
         """As :meth:`RowCache.keep`."""
         self._arrive()
         self.tokens = [self.tokens[b] for b in rows]
         self._encoded = [self._encoded[b] for b in rows]
-        self._ready = None
         if self._cache is None:
             self._places.keep(rows)
         else:
@@ -98,7 +110,6 @@ class Sources:
         other._arrive()
         self.tokens += other.tokens
         self._encoded += other._encoded
-        self._ready = None
         shapes = next((cache.shapes for cache in (self._cache, other._cache) if cache is not None), None)
         if shapes is None:
             self._places.join(len(other.tokens))
@@ -152,7 +163,6 @@ class Sources:
             self._cache.write(rows, tensors)
         for b in rows:
             self._encoded[b] = True
-        self._ready = None
 
 
 def alike(lengths: Sequence[int], call: int = CALL) -> list[list[int]]:
