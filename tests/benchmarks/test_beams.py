@@ -14,16 +14,25 @@ def result(*rounds: Commit) -> Result:
 
 RESULTS = [
     result(
-        Commit(0, (5,), ("large",), (5, 6, 7), 1, "window", work={"large": Work(1, 9)}, confidences=(0.95, 0.31, 0.99)),
+        Commit(
+            0,
+            (5, 2, 3),
+            ("small",) * 3,
+            (5, 6, 7),
+            1,
+            "window",
+            work={"large": Work(1, 9)},
+            confidences=(0.95, 0.31, 0.99),
+        ),
         Commit(0, (6,), ("large",), (8,), 1, "unsure", work={"large": Work(1, 5)}, confidences=(0.35,)),
         Commit(0, (1,), ("large",), (), 0, "unsure", True, "eos", {"large": Work(1, 2)}, confidences=(1.0,)),
     ),
-    result(Commit(0, (5, 1), ("small", "large"), (5,), 1, "window", True, "eos", {"large": Work(1, 4)}, (0.3,))),
+    result(Commit(0, (5, 2, 3, 1), ("small",) * 4, (5,), 1, "window", True, "eos", {"large": Work(1, 4)}, (0.3,))),
 ]
 
 
 def test_a_way_is_counted_a_text():
-    found = row("exact", RESULTS, [0.010, 0.020], [["5 6 1", "5 1"]], RESULTS[::-1])
+    found = row("exact", RESULTS, [0.010, 0.020], [["5 2 3 6 1", "5 2 3 1"]], RESULTS[::-1])
     assert (found["ms"], found["passes"], found["read"], found["layers"]) == (15.0, 2.0, 10.0, 1.75)
     assert (found["same_text"], found["texts"], found["bleu"]) == (0, 2, 100.0)
 
@@ -36,6 +45,8 @@ def test_layers_behind_the_first_that_went_say_nothing():
 
 
 def test_the_page_has_both_tables():
-    page = render("Here.", [row("exact", RESULTS, [0.010, 0.020], [["5 6 1", "5 1"]], RESULTS)], agreement(RESULTS))
+    page = render(
+        "Here.", [row("exact", RESULTS, [0.010, 0.020], [["5 2 3 6 1", "5 2 3 1"]], RESULTS)], agreement(RESULTS)
+    )
     assert "| exact | 100.0 | 2 of 2 | 15.0 | 2.0 | 10.0 | 1.75 |" in page
     assert "| confidence from | 0.3 | 0.9 |" in page and "| chosen | 67% | 50% |" in page
