@@ -6,10 +6,11 @@ from beams import agreement, render, row
 
 from bild import Result
 from bild.decoding import Commit, Work
+from tests.networks import word_tokenizer
 
 
 def result(*rounds: Commit) -> Result:
-    return Result.of(list(rounds), None, 0.1, 0.2)
+    return Result.of(list(rounds), word_tokenizer(), 0.1, 0.2)
 
 
 RESULTS = [
@@ -32,7 +33,7 @@ RESULTS = [
 
 
 def test_a_way_is_counted_a_text():
-    found = row("exact", RESULTS, [0.010, 0.020], [["5 2 3 6 1", "5 2 3 1"]], RESULTS[::-1])
+    found = row("exact", RESULTS, [0.010, 0.020], [["w5 w2 w3 w6", "w5 w2 w3"]], RESULTS[::-1])
     assert (found["ms"], found["passes"], found["read"], found["layers"]) == (15.0, 2.0, 10.0, 1.75)
     assert (found["same_text"], found["texts"], found["bleu"]) == (0, 2, 100.0)
 
@@ -46,7 +47,7 @@ def test_layers_behind_the_first_that_went_say_nothing():
 
 def test_the_page_has_both_tables():
     page = render(
-        "Here.", [row("exact", RESULTS, [0.010, 0.020], [["5 2 3 6 1", "5 2 3 1"]], RESULTS)], agreement(RESULTS)
+        "Here.", [row("exact", RESULTS, [0.010, 0.020], [["w5 w2 w3 w6", "w5 w2 w3"]], RESULTS)], agreement(RESULTS)
     )
     assert "| exact | 100.0 | 2 of 2 | 15.0 | 2.0 | 10.0 | 1.75 |" in page
     assert "| confidence from | 0.3 | 0.9 |" in page and "| chosen | 67% | 50% |" in page
