@@ -46,7 +46,7 @@ BEAMS: list[dict[str, Any]] = [
     {"num_beams": 4, "num_return_sequences": 3},
     {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 2},
     {"num_beams": 2, "prefix_allowed_tokens_fn": lambda row, _: list(range(row, VOCAB_SIZE, 2)) or [EOS]},
-    {"num_beams": 2, "encoder_repetition_penalty": 2.0, "early_stopping": "never"},
+    {"num_beams": 2, "repetition_penalty": 2.0, "early_stopping": "never"},
 ]
 
 
