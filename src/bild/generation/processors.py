@@ -112,7 +112,9 @@ def of_row(processor: Any, row: int, rows: int) -> Any:
     own: Any = copy(processor)
     if isinstance(own, logits_process.RepetitionPenaltyLogitsProcessor):
         if isinstance(own.prompt_ignore_length, Tensor):
-            own.prompt_ignore_length = own.prompt_ignore_length[row : row + 1]
+            # A beam search has one for every hypothesis.
+            first = row * len(own.prompt_ignore_length) // rows
+            own.prompt_ignore_length = own.prompt_ignore_length[first : first + 1]
     elif isinstance(own, logits_process.EncoderRepetitionPenaltyLogitsProcessor):
         source = row * len(own.encoder_input_ids) // rows
         own.encoder_input_ids = own.encoder_input_ids[source : source + 1]  # type: ignore[assignment]
