@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -68,3 +69,10 @@ class ToyScorer:
 
     def keep(self, rows: Sequence[int]) -> None:
         self.read = [list(self.read[b]) for b in rows]
+
+
+def never_twice(prefix: Tokens, logits: torch.Tensor) -> torch.Tensor:
+    """A processor that forbids the last token."""
+    logits = logits.clone()
+    logits[prefix[-1]] = -math.inf
+    return logits

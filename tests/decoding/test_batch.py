@@ -26,7 +26,7 @@ from bild.decoding import (
     decode,
 )
 from bild.errors import ScoreError
-from tests.toy import ToyModel, ToyScorer
+from tests.toy import ToyModel, ToyScorer, never_twice
 
 EOS = 6
 SMALL, LARGE = ToyModel(1, blend=0.75), ToyModel(2, blend=0.75)
@@ -48,12 +48,6 @@ POLICIES = [
     Policy.large(),
     Policy.small(),
 ]
-
-
-def never_twice(prefix, logits):
-    logits = logits.clone()
-    logits[prefix[-1]] = -math.inf
-    return logits
 
 
 def request(seed: int) -> Request:

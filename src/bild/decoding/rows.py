@@ -175,6 +175,20 @@ class Request:
         if self.logprobs is not None and self.logprobs < 0:
             raise ValueError(f"logprobs is {self.logprobs}; allowed is 0 or more, or None")
 
+    def ended(self, last: int, length: int, tokens: Callable[[], Sequence[int]]) -> FinishReason | None:
+        """Whether a continuation ends with its last token, and why.
+
+        Args:
+            last: the token.
+            length: how many there are, the prompt's included.
+            tokens: gives all of them, where stop strings are to be looked for.
+        """
+        if last in self.eos_token_ids:
+            return "eos"
+        if self.stop is not None and self.stop(tokens()):
+            return "stop"
+        return "length" if length - len(self.prompt) >= self.max_new_tokens else None
+
 
 def searches(policy: Policy) -> bool:
     """Whether there is a beam search under this policy: of one model alone, or what is as good as the large one's."""
@@ -242,14 +256,7 @@ class Row(History):
 
     def ended(self) -> FinishReason | None:
         """Whether the text ends with the last token written, and why."""
-        request = self.request
-        if self.tokens[-1] in request.eos_token_ids:
-            return "eos"
-        if request.stop is not None and request.stop(self.tokens):
-            return "stop"
-        if len(self.tokens) - self.prompt_length >= request.max_new_tokens:
-            return "length"
-        return None
+        return self.request.ended(self.tokens[-1], len(self.tokens), lambda: self.tokens)
 
     def stops(self) -> HandOverReason | None:
         """Why a drafter gives up the turn behind the last token, whatever it would write next; None: it goes on."""

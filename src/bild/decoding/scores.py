@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from bild.errors import ScoreError
 
 
 class Summary:
@@ -77,3 +81,22 @@ class Scores(NamedTuple):
     def select(self, rows: list[int]) -> Scores:
         """Of these rows alone."""
         return Scores(self.logits[rows], self.summary.select(rows))
+
+
+def check_numbers(highest: Sequence[float], whose: str, row: int, written: int) -> None:
+    """Refuse to go on from scores that are not numbers.
+
+    Args:
+        highest: the largest score of each position; it is no number either where any is none.
+        whose: scores, for the message.
+        row: its index.
+        written: new tokens before the first position.
+
+    Raises:
+        ScoreError: one of them is NaN or infinite.
+    """
+    if any(score != score or score == math.inf for score in highest):
+        raise ScoreError(
+            f"{whose} scores are not numbers (NaN or infinite) in row {row} after {written} new tokens; load it in a "
+            "wider dtype, such as float32"
+        )

@@ -15,10 +15,9 @@ from bild.decoding.grouping import Group, groups
 from bild.decoding.likelihood import Scored, scored
 from bild.decoding.rows import Row, Rules
 from bild.decoding.scorer import Reader, Scorer, read, rolling, unread
-from bild.decoding.scores import Scores
+from bild.decoding.scores import Scores, check_numbers
 from bild.decoding.transfer import to_device, to_host
 from bild.decoding.verdict import Verdict
-from bild.errors import ScoreError
 
 AT_ONCE = 8
 """Tokens that a model which decodes alone writes in one round, where it can: a stream shows them as they come."""
@@ -181,12 +180,7 @@ class LocalVerifier(Reader):
 
     def check(self, row: Row, highest: Sequence[float]) -> None:
         """Refuse to go on from scores that are not numbers: one for each position up to the token to be written."""
-        if any(score != score or score == math.inf for score in highest):
-            written = row.committed - row.prompt_length
-            raise ScoreError(
-                f"the {self.name} model's scores are not numbers (NaN or infinite) in row {row.index} after "
-                f"{written} new tokens; load it in a wider dtype, such as float32"
-            )
+        check_numbers(highest, f"the {self.name} model's", row.index, row.committed - row.prompt_length)
 
 
 def alike(one: Rules, other: Rules) -> bool:

@@ -121,9 +121,9 @@ def _batch(
     jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None, starts: Starts = anew
 ) -> Loop:
     sources = [job.source for job in jobs]
-    beams = [row for row in rows if row.rules.beams is not None]
-    if beams:
-        return _searched(sources, beams, models, alone, starts)
+    if rows[0].rules.beams is not None:
+        # Texts that are searched have batches of their own.
+        return _searched(sources, rows, models, alone, starts)
     if models.verifier is not None and alone != "small":
         elsewhere = _drafter(models, None, sources, starts) if alone is None else None
         return Batch(list(rows), models.verifier(jobs), elsewhere, models.large.vocab_size)

@@ -342,7 +342,6 @@ class BigLittleDecoder:
         """
         prompter, asked = self.asked(options)
         resolved = self.resolve_policy(policy, lossless=lossless, searches=asked.searches)
-        self._drafting(drafter, resolved)
         rules = self.rules(resolved, asked.choice(), reward, asked.beams(), drafter)
         check_count("batch_size", batch_size)
         check_count("lanes", lanes)

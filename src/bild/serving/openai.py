@@ -9,11 +9,10 @@ from typing import Any
 from bild.serving import fields
 from bild.serving.fields import Check, anything, boolean, mapping, neutral, number, text, whole
 from bild.serving.problems import bad
-from bild.serving.service import Ask, Service
+from bild.serving.service import MOST_BEAMS, Ask, Service
 
 LONGEST_STOP = 256
 MOST_TOKENS = 1 << 20
-MOST_BEAMS = 16
 INT64 = (-(1 << 63), (1 << 63) - 1)
 ROLES = ("system", "developer", "user", "assistant")
 

@@ -22,6 +22,9 @@ from bild.serving.quotas import Quotas
 from bild.serving.settings import Settings
 from bild.serving.texts import Trimmer, Writing
 
+MOST_BEAMS = 16
+"""Hypotheses that a request may ask for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:

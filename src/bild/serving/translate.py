@@ -11,7 +11,7 @@ from bild.serving.fields import Check, anything, boolean, text
 from bild.serving.markup import cut_html, escape
 from bild.serving.problems import Problem, bad
 from bild.serving.sentences import Piece, cut
-from bild.serving.service import Ask, Service, Text
+from bild.serving.service import MOST_BEAMS, Ask, Service, Text
 from bild.serving.settings import Languages
 
 NAMES = {
@@ -32,7 +32,6 @@ def _texts(name: str, value: Any) -> Any:
     return value
 
 
-MOST_BEAMS = 16
 LEAST_BEAMS = 4
 """Of a search for alternatives, as Argos Translate has them."""
 

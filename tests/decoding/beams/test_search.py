@@ -16,7 +16,7 @@ from bild.decoding.beams import BeamBatch
 from bild.decoding.commits import Commit, Hypothesis
 from bild.decoding.rows import Beams
 from bild.errors import ScoreError
-from tests.toy import ToyModel, ToyScorer
+from tests.toy import ToyModel, ToyScorer, never_twice
 
 SIZE, EOS = 9, 8
 SMALL, LARGE = ToyModel(1, SIZE, blend=0.8), ToyModel(2, SIZE, blend=0.8)
@@ -59,12 +59,6 @@ def plain(model: ToyModel, request: Request, beams: Beams) -> list[Hypothesis]:
             beams.early_stopping is True or live[0][0] / longest**beams.length_penalty <= finished[-1].score
         ):
             return finished
-
-
-def never_twice(prefix, logits):
-    logits = logits.clone()
-    logits[prefix[-1]] = -math.inf
-    return logits
 
 
 def request(seed: int) -> Request:

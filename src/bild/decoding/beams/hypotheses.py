@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bild.decoding.commits import Hypothesis
 from bild.decoding.rows import Beams, FinishReason, Row
-from bild.errors import ScoreError
+from bild.decoding.scores import check_numbers
 
 
 class Node:
@@ -148,12 +148,7 @@ class Search:
 
     def ends(self, node: Node) -> FinishReason | None:
         """Whether a hypothesis ends with this token, and why."""
-        request = self.row.request
-        if node.token in request.eos_token_ids:
-            return "eos"
-        if request.stop is not None and request.stop(self.tokens(node)):
-            return "stop"
-        return "length" if node.depth - self.row.prompt_length >= request.max_new_tokens else None
+        return self.row.request.ended(node.token, node.depth, lambda: self.tokens(node))
 
     @property
     def agreed(self) -> Node:
@@ -169,11 +164,8 @@ class Search:
     def _best(self, candidates: Sequence[Candidates]) -> list[tuple[float, Node, int]]:
         """The best continuations of all hypotheses, in falling order; what is forbidden is none of them."""
         # What is no number stands before all others.
-        if any(math.isnan(each[0][1]) or each[0][1] == math.inf for each in candidates):
-            raise ScoreError(
-                f"the model's scores are not numbers (NaN or infinite) in row {self.row.index} after "
-                f"{self.live[0].depth - self.row.prompt_length} new tokens; load it in a wider dtype, such as float32"
-            )
+        written = self.live[0].depth - self.row.prompt_length
+        check_numbers([each[0][1] for each in candidates], "the model's", self.row.index, written)
         found = ranked(self.live, candidates)[: self.keeps]
         return [each for each in found if each[0] > -math.inf] or found[:1]
 

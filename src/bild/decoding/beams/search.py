@@ -13,7 +13,6 @@ the last of ``width`` in it, by the large model's scores up to those that live a
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from bild.decoding.beams.hypotheses import Candidates, Node, Search, ranked
@@ -36,8 +35,8 @@ class BeamBatch:
 
     def __init__(self, rows: Sequence[Row], large: Scorer, small: Scorer | None = None, name: Writer = "large") -> None:
         self._searches = [Search(row, _beams(row)) for row in rows]
-        self._large = Tree(large, self._searches, name)
-        self._small = None if small is None else Tree(small, self._searches, "small")
+        self._large, self._name = Tree(large, self._searches), name
+        self._small = None if small is None else Tree(small, self._searches)
 
     @property
     def rows(self) -> list[Row]:
@@ -64,14 +63,8 @@ class BeamBatch:
         """
         searches, drafts = self._searches, self._draft(window)
         wanted = [Way(search, leaf, search.live[0].depth) for search in searches for leaf in _leaves(search.live)]
-        known, counts = self._large.read(wanted)
-        read = Counter[Search]()
-        for way, count in zip(wanted, counts, strict=True):
-            read[way.search] += count
-        commits = [
-            _accepted(search, draft, known, self._large.name, read[search])
-            for search, draft in zip(searches, drafts, strict=True)
-        ]
+        known, read = self._large.read(wanted)
+        commits = [_accepted(draft, known, self._name, read[draft.search]) for draft in drafts]
         self.keep([b for b, search in enumerate(searches) if not search.done])
         yield from commits
 
@@ -105,28 +98,14 @@ class BeamBatch:
 
     def _draft(self, window: int | None) -> list[_Layers]:
         """Let the small model go on from what lives, a layer of hypotheses a pass."""
-        drafts = [_Layers(search.live) for search in self._searches]
-        small = self._small
-        if small is None:
-            return drafts
-        limit = math.inf if window is None else window
-        going = {
-            search: draft
-            for search, draft in zip(self._searches, drafts, strict=True)
-            if min(limit, search.row.rules.window) > 0
-        }
-        while going:
-            wanted = [Way(search, node, node.depth) for search, draft in going.items() for node in draft.layers[-1]]
-            known, counts = small.read(wanted)
-            for way, count in zip(wanted, counts, strict=True):
-                going[way.search].read += count
-            for search, draft in going.items():
-                draft.add(search, known)
-            going = {
-                search: draft
-                for search, draft in going.items()
-                if draft.reason is None and len(draft.layers) - 1 < min(limit, search.row.rules.window)
-            }
+        small, limit = self._small, math.inf if window is None else window
+        drafts = [
+            _Layers(search, 0 if small is None else min(limit, search.row.rules.window)) for search in self._searches
+        ]
+        while small is not None and (going := [draft for draft in drafts if draft.goes_on]):
+            known, read = small.read([Way(draft.search, node, node.depth) for draft in going for node in draft.last])
+            for draft in going:
+                draft.add(known, read[draft.search])
         return drafts
 
 
@@ -141,17 +120,28 @@ class _Layers:
     """What is drafted for one text.
 
     Args:
-        live: the hypotheses it goes on from.
+        search: of the text; drafts go on from what lives.
+        room: most layers.
     """
 
-    def __init__(self, live: Sequence[Node]) -> None:
-        for node in live:
+    def __init__(self, search: Search, room: float) -> None:
+        for node in search.live:
             node.children = {}
-        self.layers = [list(live)]
-        """Those that live, then the drafted layers."""
+        self.search, self.room = search, room
+        self.layers: list[list[Node]] = []
         self.read = 0
         self.reason: HandOverReason | None = None
         self.confidences: list[float] = []
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is another layer to draft."""
+        return self.reason is None and len(self.layers) < self.room
+
+    @property
+    def last(self) -> list[Node]:
+        """The hypotheses to go on from."""
+        return self.layers[-1] if self.layers else self.search.live
 
     @property
     def work(self) -> dict[Writer, Work]:
@@ -162,12 +152,19 @@ class _Layers:
     @property
     def tokens(self) -> tuple[int, ...]:
         """The best drafted hypothesis, from those that live on."""
-        return tuple(node.token for node in self.layers[-1][0].path(self.layers[0][0].depth))
+        return tuple(node.token for node in self.last[0].path(self.search.live[0].depth))
 
-    def add(self, search: Search, known: Mapping[Node, Candidates]) -> None:
-        """Draft one more layer: the best that do not end, and some to spare."""
-        width, last = search.beams.width, self.layers[-1]
+    def add(self, known: Mapping[Node, Candidates], read: int) -> None:
+        """Draft one more layer: the best that do not end, and some to spare.
+
+        Args:
+            known: how each of the last hypotheses may go on.
+            read: tokens that were read for it.
+        """
+        search, last = self.search, self.last
+        width = search.beams.width
         layer, confidence = list[Node](), 1.0
+        self.read += read
         for score, parent, token in ranked(last, [known[node] for node in last]):
             node = Node(parent, token, score, parent.depth + 1)
             if score > -math.inf and search.ends(node) is None:
@@ -197,8 +194,10 @@ def _leaves(nodes: Sequence[Node]) -> Iterator[Node]:
             yield node
 
 
-def _accepted(search: Search, draft: _Layers, known: Mapping[Node, Candidates], name: Writer, read: int) -> Commit:
+def _accepted(draft: _Layers, known: Mapping[Node, Candidates], name: Writer, read: int) -> Commit:
     """Search on as far as all that lives has been read, and make final what all hypotheses share."""
+    # What lives is replaced by what comes of it.
+    search, drafted = draft.search, draft.tokens
     row, accepted = search.row, 0
     while True:
         search.advance([known[node] for node in search.live])
@@ -211,7 +210,6 @@ def _accepted(search: Search, draft: _Layers, known: Mapping[Node, Candidates], 
     path = (search.agreed if best is None else best.node).path(row.committed)
     row.tokens += [node.token for node in path]
     row.committed = len(row.tokens)
-    drafted = draft.tokens
     return Commit(
         row=row.index,
         tokens=tuple(node.token for node in path),

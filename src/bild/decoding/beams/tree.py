@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Container, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -9,7 +10,6 @@ from typing import NamedTuple
 import torch
 
 from bild.decoding.beams.hypotheses import Candidates, Node, Search
-from bild.decoding.draft import Writer
 from bild.decoding.scorer import Scorer
 from bild.decoding.scores import Scores
 from bild.decoding.transfer import to_host
@@ -30,8 +30,8 @@ class Read(NamedTuple):
 
     candidates: dict[Node, Candidates]
     """The best continuations of every node that was read, as many as its search looks at."""
-    tokens: list[int]
-    """How many were read on the way to each node that was asked for."""
+    tokens: Counter[Search]
+    """How many were read for each search."""
 
 
 class Tree:
@@ -40,11 +40,10 @@ class Tree:
     Args:
         scorer: has read nothing, or the beginning of each prompt; a row a search.
         searches: in the order of its rows.
-        name: of the model.
     """
 
-    def __init__(self, scorer: Scorer, searches: Sequence[Search], name: Writer) -> None:
-        self.scorer, self.name = scorer, name
+    def __init__(self, scorer: Scorer, searches: Sequence[Search]) -> None:
+        self.scorer = scorer
         self._rows = [(search, search.root) for search in searches]
         """Whose each row is, and on the way to which node it has read."""
 
@@ -59,7 +58,10 @@ class Tree:
             for way in wanted
         ]
         scores = self.scorer.summarize([*tokens, *([] for _ in range(idle))], last=max(map(len, asked)))
-        return Read(_likeliest(Scores(*scores), wanted, asked), [len(each) for each in tokens])
+        read = Counter[Search]()
+        for way, each in zip(wanted, tokens, strict=True):
+            read[way.search] += len(each)
+        return Read(_likeliest(Scores(*scores), wanted, asked), read)
 
     def read_prompts(self, limit: int) -> bool:
         """Read at most ``limit`` more tokens of each prompt, all but the last; True when no row has more."""

@@ -59,6 +59,8 @@ class Sources:
         self._encoded = [False] * len(self.tokens)
         self._cache: RowCache | None = None
         self._ready: Ready | None = None
+        self._is_stale = False
+        """Whether rows have gone, come or been encoded since."""
         self._coming: Future[list[Tensor]] | None = None
 
     def begin(self) -> None:
@@ -81,24 +83,32 @@ class Sources:
         missing = [b for b in needed if not self._encoded[b]]
         if missing:
             self._add(missing)
+        ready = self._ready
+        if ready is None or self._is_stale or not (self._in_places or ready.tensors[-1].shape[0] == rows):
+            ready = self._ready = self._look_up(rows, ready)
+            self._is_stale = False
+        return ready.tensors
+
+    def _look_up(self, rows: int, before: Ready | None) -> Ready:
+        """What so many rows look up; as before, if they only changed their order, or were copied to where copies stood."""
         assert self._cache is not None
         held = self._cache.in_places() if self._in_places else self._cache.side_by_side(rows)
         # A row that is not encoded yet reads nothing; what its padding sees is zero, and not nothing at all.
         counts = [1] * (self._cache.places.end if self._in_places else rows)
         for place, row, done in zip(self._cache.places.of_rows, self.tokens, self._encoded, strict=True):
             counts[place] = len(row) if done else 1
-        # Rows that only change their order, or are copied to where their copies stood, change none of it.
-        if self._ready is None or self._ready.held is not held or self._ready.counts != counts:
-            lengths = to_device(torch.tensor(counts), self._device)
-            column = torch.arange(self._cache.columns, device=self._device)
-            self._ready = Ready(held, counts, [*held, (column < lengths[:, None])[:, None, None]])
-        return self._ready.tensors
+        if before is not None and before.held is held and before.counts == counts:
+            return before
+        lengths = to_device(torch.tensor(counts), self._device)
+        column = torch.arange(self._cache.columns, device=self._device)
+        return Ready(held, counts, [*held, (column < lengths[:, None])[:, None, None]])
 
     def keep(self, rows: Sequence[int]) -> None:
         """As :meth:`RowCache.keep`."""
         self._arrive()
         self.tokens = [self.tokens[b] for b in rows]
         self._encoded = [self._encoded[b] for b in rows]
+        self._is_stale = True
         if self._cache is None:
             self._places.keep(rows)
         else:
@@ -110,6 +120,7 @@ class Sources:
         other._arrive()
         self.tokens += other.tokens
         self._encoded += other._encoded
+        self._is_stale = True
         shapes = next((cache.shapes for cache in (self._cache, other._cache) if cache is not None), None)
         if shapes is None:
             self._places.join(len(other.tokens))
@@ -163,6 +174,7 @@ class Sources:
             self._cache.write(rows, tensors)
         for b in rows:
             self._encoded[b] = True
+        self._is_stale = True
 
 
 def alike(lengths: Sequence[int], call: int = CALL) -> list[list[int]]:
