@@ -90,7 +90,7 @@ class Sources:
         return ready.tensors
 
     def _look_up(self, rows: int, before: Ready | None) -> Ready:
-        """What so many rows look up; as before, if they only changed their order, or were copied to where copies stood."""
+        """What so many rows look up: as before, if they only changed their order or went where copies stood."""
         assert self._cache is not None
         held = self._cache.in_places() if self._in_places else self._cache.side_by_side(rows)
         # A row that is not encoded yet reads nothing; what its padding sees is zero, and not nothing at all.
