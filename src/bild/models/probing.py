@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from bild.models.short_list import short_list_of, spread
 
 SHARE = 0.1
 """Of the spread of logits: rounding in 16 bits costs less where different kernels compute them."""
+NOISE = 4.0
+"""How many times the difference that one rounding makes is still rounding."""
+MOST = 0.5
+"""Share of the spread of logits that no rounding excuses."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention")
 """What configurations call the width of a window or chunk."""
 FEWEST, BEYOND = 5, 3
@@ -89,6 +94,31 @@ class Reference:
         return int(self.own.get_seq_length())
 
 
+class Rounding:
+    """What rounding makes of a trial, found out where it matters.
+
+    Args:
+        network: modules of our own.
+        source: as for :class:`Reference`.
+        tokens: that it read.
+        whole: logits ``[T, V]`` of all of them, read in one piece.
+    """
+
+    def __init__(self, network: PreTrainedModel, source: list[int], tokens: list[int], whole: Tensor) -> None:
+        self._trial = network, source, tokens, whole
+
+    def explains(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two computations of the same logits need not differ by more."""
+        apart = difference(one, other)
+        return apart <= SHARE or (apart <= MOST and apart <= tolerance(self._noise))
+
+    @cached_property
+    def _noise(self) -> float:
+        network, source, tokens, whole = self._trial
+        with nudged(network):
+            return difference(whole, Reference(network, source).read(tokens, len(tokens)))
+
+
 def are_numbers(logits: Tensor) -> bool:
     """Whether logits can be compared; −∞ forbids a token and is a number here."""
     return not bool((logits.isnan() | (logits == math.inf)).any())
@@ -97,6 +127,15 @@ def are_numbers(logits: Tensor) -> bool:
 def disagree(one: Tensor, other: Tensor, share: float = SHARE) -> bool:
     """Whether two computations of the same logits differ by more than ``share`` of their spread."""
     return not difference(one, other) <= share
+
+
+def tolerance(noise: float) -> float:
+    """Share of the spread of logits by which two right computations may differ.
+
+    Args:
+        noise: what they differ by for rounding alone, at this depth, width and dtype.
+    """
+    return min(MOST, max(SHARE, NOISE * noise))
 
 
 @contextmanager

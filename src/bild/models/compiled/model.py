@@ -28,7 +28,7 @@ from bild.models.compiled.graphs import Encode, EncodeForBoth, Read
 from bild.models.compiled.scorer import CompiledScorer
 from bild.models.eager.model import EagerModel
 from bild.models.eager.scorer import EagerScorer
-from bild.models.probing import SHARE, difference, nudged
+from bild.models.probing import difference, nudged, tolerance
 
 logger = logging.getLogger("bild")
 
@@ -39,10 +39,6 @@ PLACES = 7
 """Likewise, places of the storage where the rows of a pass are named."""
 MANY = 1 << 20
 """More rows, tokens or columns than anybody will ask for."""
-NOISE = 4.0
-"""How many times the difference that rounding makes between two uncompiled computations is still rounding."""
-MOST = 0.5
-"""Share of the spread of logits that no rounding excuses."""
 
 
 def graph_name(network: PreTrainedModel) -> str:
@@ -254,11 +250,10 @@ class CompiledModel(EagerModel):
         noise = difference(expected, pieces.extend([tokens[2:]], scored))
         with nudged(self.modules):
             noise = max(noise, difference(expected, self._uncompiled([source]).extend([tokens], scored)))
-        allowed = min(MOST, max(SHARE, NOISE * noise))
         scorer = self.scorer([source])
         scorer.extend([tokens[:2] + tokens[:1]])
         scorer.truncate([2])
-        if not difference(expected, scorer.extend([tokens[2:]], scored)) <= allowed:
+        if not difference(expected, scorer.extend([tokens[2:]], scored)) <= tolerance(noise):
             raise RuntimeError("its compiled graph scores tokens differently")
 
     def _uncompiled(self, sources: Sequence[Sequence[int]]) -> Any:

@@ -20,7 +20,7 @@ from bild.models.loading.vocabulary import head_size
 from bild.models.long_texts import LongScorer
 from bild.models.parts import decoder_of
 from bild.models.positions import limits_of, most
-from bild.models.probing import Reference, disagree
+from bild.models.probing import Reference, Rounding
 from bild.models.seams import own_modules, position_table, relative_bias_modules, takes_positions
 from bild.models.short_list import short_list_of
 from bild.models.spread import refuse_spread
@@ -177,11 +177,12 @@ class EagerModel:
                 f"the scores of {name} are not numbers (NaN or infinite) in {dtype}; its weights are damaged, or it "
                 "needs a wider dtype, such as float32"
             )
-        if reference.length != len(tokens) or disagree(whole, pieces):
+        rounding = Rounding(self.modules, source, tokens, whole)
+        if reference.length != len(tokens) or not rounding.explains(whole, pieces):
             raise LoadError(
                 f"{name} scores tokens differently when it reads several on top of a cache; it cannot verify drafts"
             )
-        self.batches = self._takes_rows() and self._reads_rows(source, tokens, whole)
+        self.batches = self._takes_rows() and self._reads_rows(source, tokens, whole, rounding)
 
     def _takes_rows(self) -> bool:
         """Whether each row can be told where it stands, or only the differences of positions matter."""
@@ -190,7 +191,7 @@ class EagerModel:
         places = getattr(decoder_of(self.modules), "embed_positions", None)
         return places is not None and position_table(places)[0].dim() == 2
 
-    def _reads_rows(self, source: list[int], tokens: list[int], whole: Tensor) -> bool:
+    def _reads_rows(self, source: list[int], tokens: list[int], whole: Tensor, rounding: Rounding) -> bool:
         """Whether rows of several lengths, with sources of several, score as each does alone."""
         self.batches = True
         try:
@@ -200,4 +201,4 @@ class EagerModel:
             short = EagerScorer(self, [source[:1]]).extend([tokens[:3]])[0]
         except Exception:  # whatever a network makes of masks and positions that differ by row
             return False
-        return not disagree(whole[1:], scored[0]) and not disagree(short, scored[1, -1:])
+        return rounding.explains(whole[1:], scored[0]) and rounding.explains(short, scored[1, -1:])
