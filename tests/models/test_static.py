@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
@@ -33,6 +35,7 @@ from tests.networks import (
 BESIDE = 2
 """Numbers that stand beside the new tokens of a row."""
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
+RESIDENT = Path("/proc/self/statm")
 
 pytestmark = pytest.mark.compiles
 
@@ -70,6 +73,29 @@ def test_encodes_once_and_not_before_the_first_token(name, monkeypatch):
         scorer.extend([[token]])
         scorer.truncate([1])
     assert passes == [3]
+
+
+@pytest.mark.skipif(not RESIDENT.exists(), reason="the memory of a process is looked up as Linux shows it")
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_pass_writes_the_columns_of_its_tokens_and_no_other(name):
+    """Every layer's storage was once copied out and back in each pass, which no score shows."""
+    model = static_model(name)
+    # Zeros of numpy's are memory only once they are written.
+    storage = [
+        torch.from_numpy(np.zeros((1, *shape.middle, 1 << 18, shape.width), dtype=np.float32))
+        for shape in model.storage
+    ]
+    rows = torch.tensor([[0] * model.graphs.has_places + [0, 2, 3, 4]])
+    before = resident()
+    model.graphs.read(rows, 1, storage, [])
+    written = resident() - before
+    assert all(each[0, :, :3].abs().sum((0, 2)).bool().tolist() == [True, True, False] for each in storage)
+    assert written < storage[0].numel() * storage[0].element_size() / 2
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(RESIDENT.read_text().split()[1]) * 4096
 
 
 @every_batching

@@ -27,10 +27,13 @@ class RowLayer(StaticLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new tokens' keys and values ``[B, H, T, D]``; return the whole storage of the rows."""
         count, device = self.positions.shape[0], self.positions.device
-        rows = (torch.arange(count, device=device) if self.places is None else self.places)[:, None]
+        rows = torch.arange(count, device=device) if self.places is None else self.places
         assert self.keys is not None and self.values is not None
+        heads = torch.arange(self.keys.shape[1], device=device)
+        # Of the storage itself: written through a view, Inductor would copy all of it out and back in each layer.
+        places = rows[:, None, None], heads[:, None], self.positions[:, None]
         for storage, states in ((self.keys, key_states), (self.values, value_states)):
-            storage.transpose(1, 2).index_put_((rows, self.positions), states.transpose(1, 2).to(storage.dtype))
+            storage.index_put_(places, states.to(storage.dtype))
         return of_places(self.keys, self.places), of_places(self.values, self.places)
 
     def get_seq_length(self) -> Tensor:  # type: ignore[override]
