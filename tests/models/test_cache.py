@@ -126,6 +126,17 @@ def test_copies_of_a_row_that_never_change_are_made_once():
     assert len(copied([0, 1, 1], [4, 9, 9])) == 1 and named(cache, [4, 9, 9]) == [1, 2, 2]
 
 
+@pytest.mark.parametrize("first", ["of its own", "of tensors"])
+def test_rows_in_one_piece_join_rows_that_are_not(first):
+    """A cache that was made holds all tensors of a shape in one piece, one of given tensors each by itself."""
+    own, given = filled([4, 9]), RowCache.holding([each.clone() for each in filled([9, 5], first=6).tensors])
+    one, other, lengths = (own, given, [9, 5]) if first == "of its own" else (given, own, [4, 9])
+    one.join(other, lengths)
+    assert numbers(one, [4, 9, 9, 5] if one is own else [9, 5, 4, 9]) == ([1, 2, 6, 7] if one is own else [6, 7, 1, 2])
+    one.keep([3, 0, 3], [5, 4, 5] if one is own else [9, 9, 9])
+    assert numbers(one, [5, 4, 5] if one is own else [9, 9, 9]) == ([7, 1, 7] if one is own else [2, 6, 2])
+
+
 def test_whoever_gets_a_place_sees_nothing_of_its_last_row():
     cache = filled([4, 9, 2])
     cache.keep([0], [4])
