@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from pathlib import Path
 from random import Random
@@ -95,7 +96,7 @@ def test_a_pass_writes_the_columns_of_its_tokens_and_no_other(name):
 
 def resident() -> int:
     """Bytes of memory that this process holds."""
-    return int(RESIDENT.read_text().split()[1]) * 4096
+    return int(RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @every_batching

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -149,7 +148,7 @@ class RowCache:
         self._written = set[int]()
         """Places that hold whole rows, of those that stand there or stood there last."""
         self._used = 0
-        self._hold(_zeros(self.shapes, max(self.places.end, capacity or 0), columns), alike(self.shapes))
+        self._allocate(max(self.places.end, capacity or 0), columns)
 
     @classmethod
     def holding(cls, tensors: Sequence[Tensor], places: Places | None = None) -> RowCache:
@@ -296,15 +295,34 @@ class RowCache:
         before, used = self._held, min(self._used, columns)
         rows = min(before[0].shape[0], capacity) if before else 0
         self.columns = columns
-        self._hold(_zeros(self.shapes, capacity, columns), alike(self.shapes))
+        self._allocate(capacity, columns)
         for old, new in zip(before, self._held, strict=True):
             new[:rows, ..., :used, :] = old[:rows, ..., :used, :]
 
+    def _allocate(self, capacity: int, columns: int) -> None:
+        """Hold zeros: tensors of each shape in one piece ``[N, rows, …, columns, D]``."""
+        groups: dict[Shape, list[int]] = {}
+        for number, shape in enumerate(self.shapes):
+            groups.setdefault(shape, []).append(number)
+        pieces = [
+            torch.zeros(
+                (len(group), capacity, *shape.middle, columns, shape.width), dtype=shape.dtype, device=shape.device
+            )
+            for shape, group in groups.items()
+        ]
+        self._hold(pieces, list(groups.values()))
+
     def _hold(self, pieces: list[Tensor], groups: list[list[int]]) -> None:
-        """Hold tensors in pieces: what is done to all of a piece costs one call, however many layers there are."""
+        """Hold tensors in pieces: what is done to all of a piece costs one call, however many layers there are.
+
+        Args:
+            pieces: ``[N, rows, …, columns, D]``.
+            groups: numbers of the tensors of each.
+        """
         self._pieces, self._groups = pieces, groups
-        numbered = zip(itertools.chain(*groups), (tensor for piece in pieces for tensor in piece.unbind()), strict=True)
-        self._held: list[Tensor] = [tensor for _, tensor in sorted(numbered, key=itemgetter(0))]
+        unbound = (tensor for piece in pieces for tensor in piece.unbind())
+        numbered = dict(zip(itertools.chain(*groups), unbound, strict=True))
+        self._held: list[Tensor] = [numbered[number] for number in range(len(numbered))]
         self._seen: list[Tensor] = self._held
 
     def _first(self, rows: int) -> list[Tensor]:
@@ -333,23 +351,3 @@ def room_for(columns: int) -> int:
 def next_power(number: int) -> int:
     """The lowest power of two that is not below a number."""
     return 1 << (number - 1).bit_length() if number > 1 else 1
-
-
-def alike(shapes: Sequence[Shape]) -> list[list[int]]:
-    """Numbers of the tensors of each shape."""
-    groups: dict[Shape, list[int]] = {}
-    for number, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(number)
-    return list(groups.values())
-
-
-def _zeros(shapes: Sequence[Shape], rows: int, columns: int) -> list[Tensor]:
-    """Tensors of each shape in one piece ``[N, rows, …, columns, D]``, as :func:`alike` has them."""
-    return [
-        torch.zeros(
-            (len(group), rows, *shapes[group[0]].middle, columns, shapes[group[0]].width),
-            dtype=shapes[group[0]].dtype,
-            device=shapes[group[0]].device,
-        )
-        for group in alike(shapes)
-    ]

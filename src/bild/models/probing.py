@@ -110,7 +110,7 @@ class Rounding:
     def explains(self, one: Tensor, other: Tensor) -> bool:
         """Whether two computations of the same logits need not differ by more."""
         apart = difference(one, other)
-        return apart <= SHARE or (apart <= MOST and apart <= tolerance(self._noise))
+        return apart <= SHARE or apart <= tolerance(self._noise)
 
     @cached_property
     def _noise(self) -> float:

@@ -240,7 +240,7 @@ class CompiledModel(EagerModel):
         """The compiled network must say what the uncompiled one says, or rounding apart from it.
 
         How much rounding makes at this depth, width and dtype is what uncompiled computations differ by: in one piece
-        and in two, and one rounding apart (in 8 bits pieces make no difference at all).
+        and in two, and one rounding apart (in 8 bits pieces may make no difference at all).
         """
         source, tokens = self.probe_tokens()
         scored = len(tokens) - 2
