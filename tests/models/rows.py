@@ -113,7 +113,7 @@ class Ragged:
     def __init__(self, kind: Kind, rng: Random, rows: int) -> None:
         self.kind, model = kind, kind.model
         self.sources = [random_source(rng, model.network) for _ in range(rows)]
-        self.scorer = model.start(self.sources)
+        self.scorer = model.start(self.sources) if rows else None
         self.singles = [model.start([source]) for source in self.sources]
         self.texts: list[list[int]] = [[] for _ in self.sources]
 
@@ -153,6 +153,17 @@ class Ragged:
         self.texts += other.texts
         self.sources += other.sources
         assert self.scorer.lengths == self.lengths
+
+    def copy(self, rows: list[int]) -> Ragged | None:
+        """These rows as a batch of their own, too; None where the scorer says that it cannot."""
+        scorer = self.scorer.copy(rows)
+        if scorer is None:
+            return None
+        other = Ragged(self.kind, Random(0), rows=0)
+        other.scorer, other.sources = scorer, [self.sources[b] for b in rows]
+        other.singles, other.texts = [self._fork(b) for b in rows], [list(self.texts[b]) for b in rows]
+        assert scorer.lengths == other.lengths
+        return other
 
     def _fork(self, row: int):
         """Another single row that has read the same."""

@@ -159,6 +159,20 @@ def test_storage_grows_by_powers_of_two_and_shrinks_with_its_longest_row():
     assert all(tensor.is_contiguous() for tensor in cache.tensors)
 
 
+def test_a_copy_of_some_rows_is_a_cache_of_its_own():
+    lengths = [3, 1, 2, 4]
+    cache = filled(lengths)
+    cache.keep([3, 0, 2], [4, 3, 2])
+    copy = cache.copy([2, 0], [2, 4])
+    assert numbers(copy, [2, 4]) == [3, 4]
+    for tensor in copy.tensors:
+        tensor += 10
+    assert numbers(cache, [4, 3, 2]) == [4, 1, 3]
+    cache.join(cache.copy([1], [3]), [3])
+    copy.keep([1, 0], [4, 2])
+    assert numbers(cache, [4, 3, 2, 3]) == [4, 1, 3, 1] and numbers(copy, [4, 2]) == [14, 13]
+
+
 def test_a_joined_cache_has_room_for_rows_to_come():
     cache = filled([4])
     for count in range(2, 6):

@@ -252,6 +252,24 @@ def test_a_batch_joins_whatever_either_has_read(kind, read):
 
 
 @every_architecture
+def test_a_copy_of_rows_and_they_go_on_apart(kind):
+    rng = Random(23)
+    batch = Ragged(kind, rng, rows=3)
+    batch.extend([random_tokens(rng, count) for count in (5, 12, 3)])
+    batch.keep([2, 1])
+    copy = batch.copy([1, 0])
+    assert (copy is None) == kind.model.is_encoder_decoder
+    if copy is None:
+        return
+    copy.truncate([7, 3])
+    for each in (batch, copy, batch, copy):
+        each.extend([random_tokens(rng, 2), random_tokens(rng, 1)], last=2)
+    batch.keep([0])
+    copy.join(batch)
+    copy.extend([random_tokens(rng, 40) for _ in range(3)], last=3)
+
+
+@every_architecture
 def test_a_place_that_held_nan_is_taken_by_another_row(kind):
     """One text overflows; neither its neighbours nor whoever gets its place next may see anything of it."""
     rng = Random(22)

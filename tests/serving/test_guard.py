@@ -268,6 +268,7 @@ BOARD = [
     *[f"spec_decode_num_{name}" for name in SPECULATIVE],
     *[f"{name}_bucket" for name in [*BUCKETS, "iteration_tokens_total"]],
     *["generation_tokens_total", "prompt_tokens_total", "request_success_total"],
+    *["prefix_cache_queries_total", "prefix_cache_hits_total"],
     *["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"],
 ]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bild.serving import build_app
+from tests.evaluation.chats import chat_pair
 from tests.serving.conftest import TestClient, decoder, is_idle, started, wait_until
 
 TEXTS = ["w7 w8 w9", "w3", "w20 w21 w22 w23 w5 w6", "w11 w12"]
@@ -390,6 +391,31 @@ def test_lenient_passes_over_unknown_fields_and_counts_them(pair):
     answer = client.post("/v1/completions", json={"prompt": "w7", "max_tokens": 3, "temprature": 1})
     assert answer.status_code == 200
     assert 'unknown_fields_total{engine="0",model_name="bild"} 1.0' in client.get("/metrics").text
+    own.engine.stop()
+
+
+def test_the_next_turn_of_a_conversation_says_how_much_of_it_was_known():
+    pair = chat_pair(256)
+    own = started(pair)
+    client = TestClient(build_app(own))
+    turns = [{"role": "user", "content": " ".join(f"w{5 + at}" for at in range(24)) + " w6 w7" * 8}]
+    usages = []
+    for _ in range(2):
+        answer = client.post("/v1/chat/completions", json={"messages": turns, "max_tokens": 9}).json()
+        said = answer["choices"][0]["message"]["content"]
+        assert said == pair.generate([turns], max_new_tokens=9)[0].text
+        usages.append(answer["usage"])
+        turns += [{"role": "assistant", "content": said}, TURN]
+    first, second = (usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    # All of the first turn's prompt, and its answer but for the last token, which nobody read.
+    assert first == 0 and second >= usages[0]["prompt_tokens"]
+    several = {"messages": turns, "max_tokens": 3, "n": 2, "temperature": 1, "seed": 1}
+    usage = client.post("/v1/chat/completions", json=several).json()["usage"]
+    assert usages[1]["prompt_tokens"] <= usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+    labels, asked = '{engine="0",model_name="bild"}', sum(each["prompt_tokens"] for each in [*usages, usage, usage])
+    done = f"bild:prefix_cache_queries_total{labels} {float(asked)}"
+    wait_until(lambda: done in client.get("/metrics").text)
+    assert f"bild:prefix_cache_hits_total{labels} 0.0" not in client.get("/metrics").text
     own.engine.stop()
 
 

@@ -26,6 +26,7 @@ def test_every_option_reaches_what_it_is_for(tmp_path, monkeypatch):
         pair="my/pair", dtype="int8", runtime="static", drafter="ngram", device="cpu", trust_remote_code=True,
         middle="small", middle_window=2, reward="rules:good",
         src_lang="de", tgt_lang="en", max_rows=3, max_cells=99, queue=5, queue_tokens=77, pace="goodput", timeout=9,
+        prefix_tokens=55,
         api_key_file=str(keys), key_requests=2, key_rate=30, cors_origin=["https://a"], translate=["de:en=x "],
         metrics_prefix="vllm", lenient=True,
     )  # fmt: skip
@@ -34,7 +35,7 @@ def test_every_option_reaches_what_it_is_for(tmp_path, monkeypatch):
         "runtime": "static", "trust_remote_code": True, "middle": "small", "middle_window": 2, "reward": "rules:good",
     }  # fmt: skip
     limits, settings = made.limits, made.settings
-    assert (limits.rows, limits.cells, limits.queue, limits.queue_tokens) == (3, 99, 5, 77)
+    assert (limits.rows, limits.cells, limits.queue, limits.queue_tokens, limits.prefix_tokens) == (3, 99, 5, 77, 55)
     assert made.languages == ("de", "en") and settings.languages == (Languages("de", "en", "x "),)
     assert (settings.model, settings.timeout_s, settings.cors) == ("pair", 9, ("https://a",))
     assert (settings.key_requests, settings.key_rate, settings.lenient) == (2, 30, True)
@@ -58,6 +59,7 @@ def test_a_plan_makes_the_service(pair):
         ({"pace": "quick"}, "pace is 'quick'; allowed are fixed"),
         ({"timeout": 0}, "timeout is 0; allowed is more than 0"),
         ({"queue_tokens": 0}, "queue_tokens is 0; allowed is 1 or more"),
+        ({"prefix_tokens": -1}, "prefix_tokens is -1; allowed is 0 or more"),
         ({"key_rate": 3}, "there are none; give keys"),
         ({"translate": ["de"]}, "write SOURCE:TARGET"),
     ],

@@ -52,6 +52,13 @@ def serve(
     queue_tokens: Annotated[
         int, typer.Option(help="Tokens of their sources and prompts, 1….", rich_help_panel=SERVER)
     ] = 1 << 18,
+    prefix_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Tokens of texts that ended, kept for prompts that begin alike, 0…. Decoder-only.",
+            rich_help_panel=SERVER,
+        ),
+    ] = 16384,
     pace: Annotated[
         str,
         typer.Option(
@@ -135,6 +142,7 @@ def serve(
         max_cells=max_cells,
         queue=queue,
         queue_tokens=queue_tokens,
+        prefix_tokens=prefix_tokens,
         pace=pace,
         timeout=timeout,
         api_key_file=api_key_file,

@@ -18,7 +18,7 @@ from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.drafters.drafter import Drafter
 from bild.decoding.policy import Policy
 from bild.decoding.rows import Request, Row, Rules, Segments
-from bild.decoding.scorer import Scorer
+from bild.decoding.scorer import Scorer, copied
 from bild.decoding.segments import Way, apart, room, ways
 from bild.decoding.verdict import Verdict, learner
 from bild.decoding.verifier import LocalVerifier, Verifier
@@ -88,12 +88,16 @@ class Batch:
         large: judges drafts and writes.
         drafter: proposes tokens; None where the large model decodes all rows alone.
         vocab_size: ids a drafter may propose are below; None: it is trusted.
+        scorers: all that the verifier and the drafter read with, as they were started.
+        parting: told the places of rows that are about to leave, ended or cancelled.
     """
 
     rows: list[Row]
     large: Verifier
     drafter: Drafter | None = None
     vocab_size: int | None = None
+    scorers: Sequence[Scorer] = ()
+    parting: Callable[[Batch, Sequence[int]], None] | None = None
 
     def round(self, window: int | None = None, most: int = 1) -> Iterator[Commit]:
         """Let every row write until its drafter hands over, and the large model judge what was drafted.
@@ -171,7 +175,7 @@ class Batch:
             raise ValueError("a batch with a drafter and one without cannot join; start both of the same models")
         if not self.rows:
             # Whoever left last took nothing along: the models still hold what the last rows have read.
-            self.large, self.drafter = other.large, other.drafter
+            self.large, self.drafter, self.scorers = other.large, other.drafter, other.scorers
         elif other.rows:
             self.large.join(other.large)
             if self.drafter is not None and other.drafter is not None:
@@ -190,11 +194,28 @@ class Batch:
         if list(rows) != sorted(set(rows)) or not set(rows) <= set(range(len(self.rows))):
             raise ValueError(f"cannot keep rows {list(rows)} of {len(self.rows)}; name places in ascending order")
         if len(rows) < len(self.rows):
+            if self.parting is not None:
+                self.parting(self, sorted(set(range(len(self.rows))) - set(rows)))
             # Also where none goes on: a verifier elsewhere is told so.
             self.large.keep(rows)
             if rows and self.drafter is not None:
                 self.drafter.keep(rows)
         self.rows = [self.rows[b] for b in rows]
+
+    def copies(self, row: int) -> list[Scorer | None]:
+        """What each of the scorers has read of a row that is final, as one of its own; None of those that go on from
+        what another one has read.
+
+        Args:
+            row: its place.
+        """
+        known = max(0, self.rows[row].committed - 1)
+        made = [copied(scorer, [row]) for scorer in self.scorers]
+        for copy in made:
+            if copy is not None:
+                # Behind that there may be a draft that was rolled back.
+                copy.truncate([known])
+        return made
 
     def read(self, limit: int) -> bool:
         """Let both models read at most ``limit`` prompt tokens of each row; True once nothing but drafting is left.

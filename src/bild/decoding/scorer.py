@@ -51,6 +51,27 @@ class Scorer(Protocol):
         """
 
 
+class Copying(Scorer, Protocol):
+    """A scorer whose rows can be copied."""
+
+    def copy(self, rows: Sequence[int]) -> Self | None:
+        """Another scorer, which has read the same of these rows; this one stays as it is.
+
+        Args:
+            rows: places in the batch.
+
+        Returns:
+            None where there are sources beside the text.
+        """
+
+
+def copied(scorer: Scorer, rows: Sequence[int]) -> Scorer | None:
+    """A copy of some rows, where the scorer can make one (:class:`Copying`); one that goes on from what another has
+    read cannot."""
+    copy: Callable[[Sequence[int]], Scorer | None] | None = getattr(scorer, "copy", None)
+    return None if copy is None else copy(rows)
+
+
 Take = Callable[[int, int, float], bool]
 """Of a row, the token it has written and its probability: whether the row goes on."""
 

@@ -4,6 +4,7 @@ from bild.engine.admission import Admission, Limits
 from bild.engine.engine import Engine, Load, Turn
 from bild.engine.memory import Memory
 from bild.engine.opening import Job, Middle, Models, begin, drafts_beams, opener, small_of
+from bild.engine.prefix_cache import PrefixCache
 from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Ticket, Written
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Middle",
     "Models",
     "Place",
+    "PrefixCache",
     "Ticket",
     "Turn",
     "Written",

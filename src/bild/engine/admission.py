@@ -24,6 +24,8 @@ class Limits:
         queue: requests that may wait for their first row, 1….
         queue_tokens: tokens of sources and prompts that may wait for a row, 1…; one request alone may have more.
         source_tokens: tokens of new sources read in one turn, 1…: an encoder's pass cannot be cut, and all wait for it.
+        prefix_tokens: tokens of texts that ended, 0…, kept beside all that: a prompt that begins as one of them is
+            read from where they part. Decoder-only.
 
     Raises:
         InputError: a limit below 1.
@@ -34,10 +36,12 @@ class Limits:
     queue: int = 128
     queue_tokens: int = 1 << 18
     source_tokens: int = 2048
+    prefix_tokens: int = 16384
 
     def __post_init__(self) -> None:
         for name in ("rows", "cells", "queue", "queue_tokens", "source_tokens"):
             check_count(name, getattr(self, name))
+        check_count("prefix_tokens", self.prefix_tokens, least=0)
 
 
 @dataclass

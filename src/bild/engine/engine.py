@@ -20,6 +20,7 @@ from bild.decoding.threads import with_threads_of_here
 from bild.engine.admission import Admission, Limits, cells
 from bild.engine.lane import Lane
 from bild.engine.opening import Job, Open
+from bild.engine.prefix_cache import PrefixCache
 from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Sink, Ticket, Written, unread
 from bild.errors import BusyError, StoppedError, check_count
 
@@ -105,6 +106,7 @@ class Engine:
         limits: of rows, memory and queue.
         lanes: threads that decode side by side, 1…, each with ``torch.get_num_threads()`` for its products.
         pace: how long drafts may be; default: as long as the policies say.
+        prefixes: what was read of texts that ended; None: every prompt is read whole.
         clock: seconds; another one in tests.
         watch: is handed every turn, on the thread it was made by.
 
@@ -119,6 +121,7 @@ class Engine:
         *,
         lanes: int = 1,
         pace: Pace | None = None,
+        prefixes: PrefixCache | None = None,
         clock: Callable[[], float] = time.monotonic,
         watch: Callable[[Turn], None] | None = None,
     ) -> None:
@@ -138,7 +141,9 @@ class Engine:
             told = partial(self._tell, worker), partial(self._fail, worker)
             # What a beam search takes says nothing of how long drafts of others should be.
             worker.batches = {
-                (alone, searched): Lane(open, alone, *told, Fixed() if searched else own, clock)
+                (alone, searched): Lane(
+                    open, alone, *told, Fixed() if searched else own, clock, None if searched else prefixes
+                )
                 for searched in (False, True)
                 for alone in (False, True)
             }
@@ -402,7 +407,9 @@ class Engine:
             admitted = now if ticket.admitted is None else ticket.admitted
             self._text_s += RECENT * (now - admitted - self._text_s)
             since, first = ticket.submitted, now if ticket.first is None else ticket.first
-            self._end(worker, ticket, Finished(ticket.id, admitted - since, first - since, now - since))
+            prompt = ticket.row.prompt_length
+            times = admitted - since, first - since, now - since
+            self._end(worker, ticket, Finished(ticket.id, *times, prompt, ticket.known))
 
     def _fail(self, worker: _Worker, ticket: Ticket, reason: str) -> None:
         logger.warning("ticket %d failed: %s", ticket.id, reason)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
-from bild.decoding import Commit, Loop, Pace, Row
+from bild.decoding import Batch, Commit, Loop, Pace, Row
 from bild.engine.opening import Open
+from bild.engine.prefix_cache import PrefixCache, begin_alike
 from bild.engine.tickets import Ticket
 from bild.errors import BildError, one_line
 
@@ -37,17 +38,29 @@ class Lane:
         fail: is called for a ticket whose row cannot be decoded, with the reason.
         pace: how long drafts may be.
         clock: seconds.
+        prefixes: what was read of other texts; None: every prompt is read whole.
     """
 
-    def __init__(self, open: Open, alone: bool, tell: Tell, fail: Fail, pace: Pace, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        open: Open,
+        alone: bool,
+        tell: Tell,
+        fail: Fail,
+        pace: Pace,
+        clock: Callable[[], float],
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         self._open, self.alone, self._tell, self._fail = open, alone, tell, fail
-        self._pace, self._clock = pace, clock
+        self._pace, self._clock, self._prefixes = pace, clock, prefixes
         self.tickets: dict[int, Ticket] = {}
         """All that have a row here, by id."""
         self.failures = 0
         """Turns in a row that failed without a culprit."""
         self._batch: Loop | None = None
         self._reading: list[Loop] = []
+        self._behind: list[Ticket] = []
+        """Those whose prompts begin as one does that is being read."""
         self._suspects: list[Ticket] = []
         self._parked: list[Ticket] = []
         self._proof: Ticket | None = None
@@ -91,6 +104,7 @@ class Lane:
             self.tickets.pop(id, None)
         self._suspects = [ticket for ticket in self._suspects if ticket.id not in gone]
         self._parked = [ticket for ticket in self._parked if ticket.id not in gone]
+        self._behind = [ticket for ticket in self._behind if ticket.id not in gone]
         for batch in self._batches():
             stay = [b for b, row in enumerate(batch.rows) if row.index not in gone]
             if len(stay) < len(batch.rows):
@@ -106,14 +120,59 @@ class Lane:
                 self._begin(tickets)
 
     def _begin(self, tickets: Sequence[Ticket]) -> None:
-        batch = self._opened(tickets)
-        if max(len(ticket.row.tokens) for ticket in tickets) > READ_TOKENS:
+        fresh: list[Ticket] = []
+        for ticket in tickets:
+            if (batch := self._continued(ticket)) is not None:
+                self._add(batch, len(ticket.row.tokens) - ticket.known)
+            elif self._is_being_read(ticket, fresh):
+                self._behind.append(ticket)
+            else:
+                fresh.append(ticket)
+        if fresh:
+            self._add(self._opened(fresh), max(len(ticket.row.tokens) for ticket in fresh))
+
+    def _add(self, batch: Loop, longest: int) -> None:
+        """Let a batch that begins go on, its prompts first if they are long."""
+        if longest > READ_TOKENS:
             self._reading.append(batch)
         else:
             self._join(batch)
 
+    def _continued(self, ticket: Ticket) -> Loop | None:
+        """A batch that goes on from another text."""
+        opened = None
+        if self._prefixes is not None:
+            opened = self._prefixes.open(self._open, ticket.job, ticket.row, self.alone)
+        if opened is None:
+            return None
+        batch, ticket.known = opened
+        return self._told_of_parting(batch)
+
+    def _is_being_read(self, ticket: Ticket, fresh: Sequence[Ticket]) -> bool:
+        """Whether a prompt that begins alike is being read, or about to be."""
+        if self._prefixes is None or len(ticket.row.tokens) <= READ_TOKENS:
+            return False
+        rows = [*(row for batch in self._reading for row in batch.rows), *(other.row for other in fresh)]
+        return any(len(row.tokens) > READ_TOKENS and begin_alike(row.tokens, ticket.row.tokens) for row in rows)
+
     def _opened(self, tickets: Sequence[Ticket]) -> Loop:
-        return self._open([ticket.job for ticket in tickets], [ticket.row for ticket in tickets], self.alone)
+        rows = [ticket.row for ticket in tickets]
+        return self._told_of_parting(self._open([ticket.job for ticket in tickets], rows, self.alone))
+
+    def _told_of_parting(self, batch: Loop) -> Loop:
+        if self._prefixes is not None and isinstance(batch, Batch):
+            batch.parting = self._remember
+        return batch
+
+    def _remember(self, batch: Batch, places: Iterable[int]) -> None:
+        """Keep what was read of rows, for others that begin alike."""
+        assert self._prefixes is not None
+        try:
+            self._prefixes.remember(batch, places, self.alone)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._prefixes.forget()
 
     def _join(self, batch: Loop) -> None:
         if self._batch is None or not self._batch.rows:
@@ -123,8 +182,16 @@ class Lane:
 
     def _read(self) -> None:
         """Read on in the prompts that came first."""
-        if self._reading and self._reading[0].read(READ_TOKENS):
-            self._join(self._reading.pop(0))
+        if self._reading:
+            if not self._reading[0].read(READ_TOKENS):
+                return
+            batch = self._reading.pop(0)
+            if self._prefixes is not None and isinstance(batch, Batch):
+                self._remember(batch, range(len(batch.rows)))
+            self._join(batch)
+        # Also where whoever they waited for is gone.
+        behind, self._behind = self._behind, []
+        self._begin(behind)
 
     def _round(self, batch: Loop) -> None:
         together, start = len(batch.rows), self._clock()
@@ -180,8 +247,11 @@ class Lane:
         return True
 
     def _suspect_all(self, error: Exception, rows: int) -> bool:
-        self._batch, self._reading, self._parked = None, [], []
+        self._batch, self._reading, self._behind, self._parked = None, [], [], []
         short = is_out_of_memory(error) and rows > 1
+        if self._prefixes is not None:
+            # It may be what the memory is short of, and nobody should go on from it who is a suspect.
+            self._prefixes.forget()
         self.failures += not short
         if self.failures >= PATIENCE:
             raise BrokenError(f"{self.failures} turns in a row have failed") from error

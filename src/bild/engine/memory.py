@@ -7,7 +7,7 @@ from typing import Any
 
 from bild.decoding import Loop, Row, Rules, Scorer
 from bild.decoding.common import common
-from bild.engine.opening import Job, Models, begin
+from bild.engine.opening import Job, Models, are_current, begin
 from bild.errors import InputError
 
 
@@ -39,7 +39,7 @@ class Memory:
             raise InputError("a beam search has no memory of the last text; leave num_beams or the memory out")
         # Another drafter or another model alone is read with in another order, or not at all.
         kind = models, rules.policy.alone
-        self._known = self._common(job.request.prompt) if kind == self._kind and _are_current(models) else 0
+        self._known = self._common(job.request.prompt) if kind == self._kind and are_current(models) else 0
         if not self._known:
             self.forget()
         self._kind, self._taken = kind, 0
@@ -63,9 +63,3 @@ class Memory:
         # Behind what is final there may be a draft that was rolled back when the text ended.
         last = self._row.tokens[: self._row.committed - 1]
         return min(common(prompt, last), len(prompt) - 1)
-
-
-def _are_current(models: Models) -> bool:
-    """Whether the networks are those that have read the last text."""
-    middle = None if models.middle is None else models.middle.model
-    return all(model is None or model.is_current() for model in (models.large, models.small, middle))

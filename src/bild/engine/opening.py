@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -72,10 +72,6 @@ class Models(NamedTuple):
     """Makes what judges in the large model's place, where that is elsewhere."""
 
 
-Open = Callable[[Sequence[Job], Sequence[Row], bool], Loop]
-"""Makes a batch of jobs and their rows; true where the small model decodes them alone."""
-
-
 Starts = Callable[[Callable[[], Scorer]], Scorer]
 """Gives the scorer of a model of a new batch; told how it is made. They are asked for in the same order each time."""
 
@@ -83,6 +79,20 @@ Starts = Callable[[Callable[[], Scorer]], Scorer]
 def anew(make: Callable[[], Scorer]) -> Scorer:
     """One that has read nothing."""
     return make()
+
+
+class Open(Protocol):
+    """Makes batches."""
+
+    def __call__(self, jobs: Sequence[Job], rows: Sequence[Row], alone: bool, starts: Starts = anew) -> Loop:
+        """A batch.
+
+        Args:
+            jobs: one a row.
+            rows: they may have written something before.
+            alone: whether the small model decodes them alone.
+            starts: gives the models' scorers.
+        """
 
 
 def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models, starts: Starts = anew) -> Loop:
@@ -111,8 +121,8 @@ def opener(models: Models) -> Open:
     """Makes the batches of an engine: rows of which both models or the large one decode may share one."""
     drafts = models.small is not None or not (isinstance(models.drafter, Recipe) and models.drafter.needs_small)
 
-    def opened(jobs: Sequence[Job], rows: Sequence[Row], alone: bool) -> Loop:
-        return _batch(jobs, rows, models, "small" if alone else None if drafts else "large")
+    def opened(jobs: Sequence[Job], rows: Sequence[Row], alone: bool, starts: Starts = anew) -> Loop:
+        return _batch(jobs, rows, models, "small" if alone else None if drafts else "large", starts)
 
     return opened
 
@@ -128,18 +138,23 @@ def _batch(
         elsewhere = _drafter(models, None, sources, starts) if alone is None else None
         return Batch(list(rows), models.verifier(jobs), elsewhere, models.large.vocab_size)
     encoded = [job.encoded for job in jobs if job.encoded is not None]
+    scorers: list[Scorer] = []
+
+    def started(make: Callable[[], Scorer]) -> Scorer:
+        scorers.append(starts(make))
+        return scorers[-1]
 
     def first() -> Scorer:
         return small_of(models).start(sources) if alone == "small" else models.large.start(sources, encoded or None)
 
-    scorer = starts(first)
+    scorer = started(first)
     drafter = None
     if alone is None:
         # Somebody else drafts first.
         prepare(scorer)
-        drafter = _drafter(models, scorer, sources, starts)
+        drafter = _drafter(models, scorer, sources, started)
     verifier = LocalVerifier(scorer, "small" if alone == "small" else "large")
-    return Batch(list(rows), verifier, drafter, models.large.vocab_size)
+    return Batch(list(rows), verifier, drafter, models.large.vocab_size, scorers)
 
 
 def _searched(
@@ -157,6 +172,12 @@ def _searched(
 def drafts_beams(models: Models) -> bool:
     """Whether the small model alone is what drafts, as layers of a beam search can only be by a model."""
     return models.small is not None and models.drafter == Recipe() and models.middle is None
+
+
+def are_current(models: Models) -> bool:
+    """Whether the networks are still those that have read what was read."""
+    middle = None if models.middle is None else models.middle.model
+    return all(model is None or model.is_current() for model in (models.large, models.small, middle))
 
 
 def small_of(models: Models) -> Model:

@@ -38,6 +38,10 @@ class Finished:
     """Seconds from its arrival to its first token."""
     total_s: float
     """Seconds from its arrival to its last token."""
+    prompt: int = 0
+    """Tokens of its prompt."""
+    known: int = 0
+    """Those among them that had been read of another text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class Ticket:
     ended: bool = False
     told: int = 0
     """Tokens its owner has been told of."""
+    known: int = 0
+    """Tokens of its prompt that had been read of another text."""
     row: Row = field(init=False)
 
     def __post_init__(self) -> None:

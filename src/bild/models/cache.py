@@ -12,6 +12,7 @@ The contract:
   moves those behind the first that changed, when he next does.
 * **join**: another cache's rows go on behind these (:meth:`RowCache.join`), in places that are free; only columns that
   were read are copied.
+* **copy**: some rows become a cache of their own as well (:meth:`RowCache.copy`).
 * Whether a network can be read this way at all is asked and tried when a model is made (see
   :class:`~bild.models.eager.EagerModel`), never in the middle of a text.
 
@@ -239,6 +240,21 @@ class RowCache:
         pieces = other._pieces if other._groups == self._groups else self._pieces_of(other._held)
         self._fill(new, pieces, other.places.of_rows, needed)
         self._used = max(self._used, needed)
+
+    def copy(self, rows: Sequence[int], lengths: Sequence[int], capacity: int | None = None) -> RowCache:
+        """Some rows, as a cache of their own; this one stays as it is.
+
+        Args:
+            rows: their numbers.
+            lengths: tokens each of them has read.
+            capacity: rows there is room for, at least so many; None: no more.
+        """
+        used = max([0, *lengths])
+        other = RowCache(self.shapes, len(rows), room_for(used), capacity)
+        pieces = self._pieces if other._groups == self._groups else other._pieces_of(self._held)
+        other._used = used
+        other._fill(range(len(rows)), pieces, [self.places.of_rows[row] for row in rows], used)
+        return other
 
     def write(self, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
         """Make whole rows ``[N, …, L, D]`` those of these numbers; columns behind theirs become zero."""

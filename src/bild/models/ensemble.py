@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bild.decoding import Scorer, Scores, Summary
+from bild.decoding.scorer import copied
 from bild.errors import InputError
 from bild.models.protocol import Model
 
@@ -62,6 +63,16 @@ class EnsembleScorer:
     def join(self, other: Self) -> None:
         for own, more in zip(self._all, other._all, strict=True):
             own.join(more)
+
+    def copy(self, rows: Sequence[int]) -> EnsembleScorer | None:
+        """See :class:`~bild.decoding.scorer.Copying`."""
+        base, *others = (copied(scorer, rows) for scorer in self._all)
+        weighted = [
+            (other, weight) for other, (_, weight) in zip(others, self.others, strict=True) if other is not None
+        ]
+        if base is None or len(weighted) < len(self.others):
+            return None
+        return EnsembleScorer(base, weighted, self.own)
 
     @property
     def _alone(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bild.decoding.scorer import Scorer
+from bild.decoding.scorer import Scorer, copied
 from bild.decoding.scores import Summary
 from bild.models.passes import check_last
 
@@ -64,6 +64,16 @@ class LongScorer:
         self._scorer.join(other._scorer)
         self._texts += other._texts
         self._long += other._long
+
+    def copy(self, rows: Sequence[int]) -> LongScorer | None:
+        """See :class:`~bild.decoding.scorer.Copying`."""
+        scorer = copied(self._scorer, rows)
+        if scorer is None:
+            return None
+        other = LongScorer(scorer, self._switch)
+        other._texts = [list(self._texts[b]) for b in rows]
+        other._long = [self._long[b] for b in rows]
+        return other
 
     def _read(self, tokens: Tokens, last: int) -> Tensor:
         """Read new tokens that lie, in each row, on one side of the switch."""

@@ -147,11 +147,13 @@ class Answer:
         commits = [commit for text in texts for commit in text.writing.commits]
         written = sum(len(each.tokens) for text in texts for each in (text.writing, *text.others))
         drafted, accepted = sum(len(each.draft) for each in commits), sum(each.accepted for each in commits)
+        ends = [text.end for text in texts[:: self.work.ask.count] if text.end is not None]
         details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
         return {
             "prompt_tokens": prompt,
             "completion_tokens": written,
             "total_tokens": prompt + written,
+            "prompt_tokens_details": {"cached_tokens": sum(end.known for end in ends)},
             "completion_tokens_details": details,
         }
 

@@ -37,6 +37,8 @@ class Board:
         count, seconds = self._counter, self._histogram
         self.generated = count("generation_tokens", "Tokens written.")
         self.prompts = count("prompt_tokens", "Tokens of sources and prompts.")
+        self.asked = count("prefix_cache_queries", "Tokens of prompts, that might have been read before.")
+        self.known = count("prefix_cache_hits", "Tokens of prompts that had been read before, of another text.")
         self.drafts = count("spec_decode_num_drafts", "Drafts handed over.")
         self.drafted = count("spec_decode_num_draft_tokens", "Tokens drafted.")
         self.accepted = count("spec_decode_num_accepted_tokens", "Drafted tokens that stayed.")
@@ -87,6 +89,8 @@ class Board:
             self.ttft.observe(end.ttft_s)
             self.latency.observe(end.total_s)
             self.queued.observe(end.queue_s)
+            self.asked.inc(end.prompt)
+            self.known.inc(end.known)
         for failed in turn.failed:
             (self.row_failures if failed.failure == "row" else self.cancelled).inc()
 

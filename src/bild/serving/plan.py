@@ -76,6 +76,7 @@ def plan(
     max_cells: int = 65536,
     queue: int = 128,
     queue_tokens: int = 1 << 18,
+    prefix_tokens: int = Limits.prefix_tokens,
     pace: str = "fixed",
     timeout: float = 300,
     api_key_file: str | None = None,
@@ -102,7 +103,9 @@ def plan(
     return Plan(
         models={**models, "dtype": dtype, "device": device, "runtime": runtime, "trust_remote_code": trust_remote_code},
         languages=(src_lang, tgt_lang),
-        limits=Limits(rows=max_rows, cells=max_cells, queue=queue, queue_tokens=queue_tokens),
+        limits=Limits(
+            rows=max_rows, cells=max_cells, queue=queue, queue_tokens=queue_tokens, prefix_tokens=prefix_tokens
+        ),
         pace=pace,
         lanes=lanes,
         settings=Settings(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -76,6 +77,16 @@ class CompiledScorer:
         self._cache.join(other._cache, other._lengths)
         self._lengths += other._lengths
         self._join_sources(other)
+
+    @inferring
+    def copy(self, rows: Sequence[int]) -> Self | None:
+        """See :class:`~bild.decoding.scorer.Copying`."""
+        if self.sources is not None:
+            return None
+        other = copy.copy(self)
+        other._lengths = [self._lengths[b] for b in rows]
+        other._cache = self._cache.copy(rows, other._lengths, self.graphs.rounded(len(rows)))
+        return other
 
     def prepare(self) -> None:
         """See :func:`bild.decoding.scorer.prepare`: sources are encoded where a core is idle."""

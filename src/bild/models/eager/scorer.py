@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -92,6 +93,16 @@ class EagerScorer:
         self._lengths += other._lengths
         if self.sources is not None and other.sources is not None:
             self.sources.join(other.sources)
+
+    @inferring
+    def copy(self, rows: Sequence[int]) -> Self | None:
+        """See :class:`~bild.decoding.scorer.Copying`."""
+        if self.sources is not None:
+            return None
+        other = copy.copy(self)
+        other._lengths = [self._lengths[b] for b in rows]
+        other._cache = self._cache.copy(rows, other._lengths)
+        return other
 
     def _modules(self, model: EagerModel) -> PreTrainedModel:
         """What this scorer reads with."""

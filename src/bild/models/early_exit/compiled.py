@@ -203,6 +203,10 @@ class CompiledUpper(CompiledScorer):
         self._lower = lower
         super().__init__(model, [[]] * len(lower.lengths))
 
+    def above(self, lower: CompiledLower) -> None:
+        """Read the hidden states of these layers from now on."""
+        self._lower = lower
+
     def _shapes(self, model: CompiledModel) -> Sequence[Shape]:
         # The halves are those of the layers below.
         middle = len(model.storage) // 2

@@ -191,6 +191,10 @@ class EagerUpper(EagerScorer):
         self._lower, self._split = lower, model
         super().__init__(model, [[]] * len(lower.lengths))
 
+    def above(self, lower: EagerLower) -> None:
+        """Read the hidden states of these layers from now on."""
+        self._lower = lower
+
     def _modules(self, model: EagerModel) -> PreTrainedModel:
         return self._split.upper
 

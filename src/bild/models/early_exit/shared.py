@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from bild.decoding import Scorer
+from bild.decoding.scorer import Copying, Scorer
 from bild.decoding.scores import Summary
 from bild.models.passes import check_last
 
 Tokens = Sequence[Sequence[int]]
 
 
-class LowerScorer(Scorer, Protocol):
+class LowerScorer(Copying, Protocol):
     """The layers below the exit, with the norm and the head; keeps the hidden states of what it has read."""
 
     def follow(self, tokens: Tokens) -> None:
         """Read new tokens and score none."""
+
+
+class UpperScorer(Copying, Protocol):
+    """The layers above the exit."""
+
+    def above(self, lower: Any) -> None:
+        """Read the hidden states of these layers from now on."""
 
 
 class SplitScorer:
@@ -32,7 +39,7 @@ class SplitScorer:
         upper: the layers above, reading the hidden states of ``lower``.
     """
 
-    def __init__(self, lower: LowerScorer, upper: Scorer) -> None:
+    def __init__(self, lower: LowerScorer, upper: UpperScorer) -> None:
         self._lower, self._upper = lower, upper
         self._alone = True
 
@@ -75,6 +82,14 @@ class SplitScorer:
         self._upper.join(other._upper)
         if self._alone:
             self._lower.join(other._lower)
+
+    def copy(self, rows: Sequence[int]) -> SplitScorer | None:
+        """See :class:`~bild.decoding.scorer.Copying`; the small model's side is shared anew."""
+        lower, upper = self._lower.copy(rows), self._upper.copy(rows)
+        if lower is None or upper is None:
+            return None
+        upper.above(lower)
+        return SplitScorer(lower, upper)
 
 
 class ExitScorer:

@@ -1,0 +1,159 @@
+"""What the models have read of many texts, for others that begin with the same tokens: a turn of a conversation begins
+with all turns before it, and every request with what the service tells the model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bild.decoding import Batch, Loop, Row, Scorer
+from bild.decoding.common import common
+from bild.decoding.scorer import copied
+from bild.engine.opening import Job, Models, Open, are_current
+
+WORTH = 32
+"""Tokens that a text must have in common with another one, so that copying what was read of them pays."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A text, and what the models have read of it."""
+
+    tokens: NDArray[np.int64]
+    scorers: Sequence[Scorer | None]
+    alone: bool
+
+    def common(self, tokens: NDArray[np.int64]) -> int:
+        """How many tokens another text begins with alike."""
+        length = min(len(self.tokens), len(tokens))
+        differ = self.tokens[:length] != tokens[:length]
+        return int(differ.argmax()) if differ.any() else length
+
+
+class PrefixCache:
+    """Keeps what was read of texts that ended and of prompts, those used last; of decoder-only models.
+
+    May be used by several threads. What is kept of a text is copied, so a text is not changed by what comes of the
+    others. What is read in other pieces is rounded otherwise: in number formats of few bits a text may differ from the
+    one that is read whole, where two tokens are nearly as likely.
+
+    Args:
+        models: of the pair.
+        tokens: most tokens of all texts together, 1…; each takes as much memory as it does in a batch.
+    """
+
+    def __init__(self, models: Models, tokens: int) -> None:
+        self._models, self._most = models, tokens
+        self._lock = threading.Lock()
+        # Texts by what they begin with, and all in the order of their last use.
+        self._beginnings: dict[tuple[bool, bytes], list[_Known]] = {}
+        self._used: dict[_Known, None] = {}
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts that are kept."""
+        with self._lock:
+            return self._size()
+
+    def forget(self) -> None:
+        """Keep nothing of what was read so far."""
+        with self._lock:
+            self._beginnings, self._used = {}, {}
+
+    def open(self, open: Open, job: Job, row: Row, alone: bool) -> tuple[Loop, int] | None:
+        """A batch of one row that goes on from a text that was read before, and how much of it; None: there is none.
+
+        Args:
+            open: makes batches.
+            job: of the row.
+            row: it.
+            alone: whether the small model decodes it alone.
+        """
+        if not are_current(self._models):
+            self.forget()
+            return None
+        found = self._find(np.array(row.tokens, dtype=np.int64), alone)
+        if found is None:
+            return None
+        known, count = found
+        scorers = iter(known.scorers)
+
+        def start(make: Callable[[], Scorer]) -> Scorer:
+            held = next(scorers, None)
+            copy = None if held is None else copied(held, [0])
+            if copy is None:
+                return make()
+            copy.truncate([count])
+            return copy
+
+        return open([job], [row], alone, start), count
+
+    def remember(self, batch: Batch, places: Iterable[int], alone: bool) -> None:
+        """Keep what was read of these rows, as far as it is final.
+
+        Args:
+            batch: of the rows.
+            places: theirs.
+            alone: whether the small model decodes them alone.
+        """
+        for place in places:
+            row = batch.rows[place]
+            tokens = np.array(row.tokens[: max(0, row.committed - 1)], dtype=np.int64)
+            if not WORTH <= len(tokens) <= self._most or self._covers(tokens, alone):
+                continue
+            scorers = batch.copies(place)
+            if scorers and scorers[0] is not None:
+                self._add(_Known(tokens, scorers, alone))
+
+    def _find(self, tokens: NDArray[np.int64], alone: bool) -> tuple[_Known, int] | None:
+        """The text that has most in common with another one, whose last token is always read, for what follows."""
+        with self._lock:
+            alike = self._beginnings.get(_beginning(tokens, alone), ()) if len(tokens) > WORTH else ()
+            if not alike:
+                return None
+            known = max(alike, key=lambda each: each.common(tokens))
+            self._touch(known)
+            return known, min(known.common(tokens), len(tokens) - 1)
+
+    def _covers(self, tokens: NDArray[np.int64], alone: bool) -> bool:
+        """Whether a text begins so that is kept."""
+        with self._lock:
+            for known in self._beginnings.get(_beginning(tokens, alone), ()):
+                if known.common(tokens) == len(tokens):
+                    self._touch(known)
+                    return True
+            return False
+
+    def _add(self, new: _Known) -> None:
+        with self._lock:
+            alike = self._beginnings.setdefault(_beginning(new.tokens, new.alone), [])
+            for old in [each for each in alike if each.common(new.tokens) == len(each.tokens)]:
+                alike.remove(old)
+                del self._used[old]
+            alike.append(new)
+            self._used[new] = None
+            while self._size() > self._most:
+                oldest = next(iter(self._used))
+                del self._used[oldest]
+                self._beginnings[_beginning(oldest.tokens, oldest.alone)].remove(oldest)
+            self._beginnings = {beginning: texts for beginning, texts in self._beginnings.items() if texts}
+
+    def _touch(self, known: _Known) -> None:
+        del self._used[known]
+        self._used[known] = None
+
+    def _size(self) -> int:
+        return sum(len(known.tokens) for known in self._used)
+
+
+def _beginning(tokens: NDArray[np.int64], alone: bool) -> tuple[bool, bytes]:
+    return alone, tokens[:WORTH].tobytes()
+
+
+def begin_alike(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether enough of two texts is the same that only one of them should be read."""
+    return common(one[:WORTH], other[:WORTH]) == WORTH
