@@ -243,3 +243,26 @@ def test_networks_that_were_changed_read_anew():
 def test_encoders_keep_nothing():
     pair = BigLittleDecoder(build("t5"), build("t5", seed=1))
     assert pair.engine()._workers[0].batches[False, False]._prefixes is None
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("kind", PAIRS)
+def test_texts_of_one_call_read_what_they_begin_with_twice_at_most(kind, width):
+    pair = PAIRS[kind]
+    prompts = [[*SYSTEM, *random.Random(seed).choices(range(2, 30), k=1 + seed)] for seed in range(8)]
+    found = list(pair.generate_each(prompts, "exact", batch_size=width, max_new_tokens=8, eos_token_id=1))
+    assert [each.token_ids for each in found] == [alone(pair, prompt) for prompt in prompts]
+    read = [sum(commit.work["large"].read for commit in each.rounds) for each in found]
+    # The first is read with its rounds, the second before them and is kept; all others go on from it.
+    assert read[0] >= len(prompts[0])
+    assert sum(count < len(SYSTEM) for count in read) >= 6
+
+
+def test_a_prompt_that_nobody_else_begins_with_is_not_kept(monkeypatch):
+    pair, kept = PAIRS["small"], []
+    monkeypatch.setattr("bild.engine.prefix_cache.PrefixCache._add", lambda cache, new: kept.append(len(new.tokens)))
+    prompts = [random.Random(seed).choices(range(2, 30), k=60) for seed in range(4)]
+    list(pair.generate_each(prompts, "exact", batch_size=2, max_new_tokens=8))
+    assert kept == []
+    list(pair.generate_each([*prompts, prompts[0]], "exact", batch_size=2, max_new_tokens=8))
+    assert kept == [59]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from bild.decoding.commits import Commit
@@ -98,7 +98,7 @@ class Stats:
         """Counts of several texts added up; the rates follow from the sums."""
         total = cls()
         for stats in many:
-            for name, value in asdict(stats).items():
+            for name, value in stats._counts():
                 if isinstance(value, dict):
                     counts = getattr(total, name)
                     for key, count in value.items():
@@ -109,4 +109,8 @@ class Stats:
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and rates as plain JSON values."""
-        return {**asdict(self), **{name: getattr(self, name) for name in RATES}}
+        counts = {name: dict(value) if isinstance(value, dict) else value for name, value in self._counts()}
+        return counts | {name: getattr(self, name) for name in RATES}
+
+    def _counts(self) -> Iterator[tuple[str, Any]]:
+        return ((each.name, getattr(self, each.name)) for each in fields(self))

@@ -109,7 +109,7 @@ def begin(jobs: Sequence[Job], first: int, rules: Rules, models: Models, starts:
         InputError: a small model is needed, and there is none.
     """
     rows = [Row(first + at, job.request, within(rules)) for at, job in enumerate(jobs)]
-    return _batch(jobs, rows, models, rules.policy.alone, starts)
+    return open_batch(jobs, rows, models, rules.policy.alone, starts)
 
 
 def within(rules: Rules) -> Rules:
@@ -122,14 +122,26 @@ def opener(models: Models) -> Open:
     drafts = models.small is not None or not (isinstance(models.drafter, Recipe) and models.drafter.needs_small)
 
     def opened(jobs: Sequence[Job], rows: Sequence[Row], alone: bool, starts: Starts = anew) -> Loop:
-        return _batch(jobs, rows, models, "small" if alone else None if drafts else "large", starts)
+        return open_batch(jobs, rows, models, "small" if alone else None if drafts else "large", starts)
 
     return opened
 
 
-def _batch(
+def open_batch(
     jobs: Sequence[Job], rows: Sequence[Row], models: Models, alone: Writer | None, starts: Starts = anew
 ) -> Loop:
+    """A batch of rows.
+
+    Args:
+        jobs: one a row.
+        rows: they may have written something before.
+        models: of the pair.
+        alone: which of them decodes; None: both.
+        starts: gives their scorers.
+
+    Raises:
+        InputError: a small model is needed, and there is none.
+    """
     sources = [job.source for job in jobs]
     if rows[0].rules.beams is not None:
         # Texts that are searched have batches of their own.

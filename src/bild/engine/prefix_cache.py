@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bild.decoding import Batch, Loop, Row, Scorer
+from bild.decoding import Batch, Loop, Row, Rules, Scorer
 from bild.decoding.common import common
 from bild.decoding.scorer import copied
-from bild.engine.opening import Job, Models, Open, are_current
+from bild.engine.opening import Job, Models, Open, Starts, anew, are_current, open_batch, within
 
 WORTH = 32
 """Tokens that a text must have in common with another one, so that copying what was read of them pays."""
@@ -52,6 +52,8 @@ class PrefixCache:
         # Texts by what they begin with, and all in the order of their last use.
         self._beginnings: dict[tuple[bool, bytes], list[_Known]] = {}
         self._used: dict[_Known, None] = {}
+        # Beginnings of prompts that were read since.
+        self._seen: set[bytes] = set()
 
     @property
     def tokens(self) -> int:
@@ -91,6 +93,53 @@ class PrefixCache:
             return copy
 
         return open([job], [row], alone, start), count
+
+    def begin(self, jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Loop:
+        """As :func:`~bild.engine.begin`; a prompt that begins as one before is read whole once more and then kept.
+
+        Args:
+            jobs: one a row.
+            first: index of the first row; the others follow.
+            rules: of all rows.
+            models: those of this cache.
+        """
+        decodes = rules.policy.alone
+        alone = decodes == "small"
+
+        def open(jobs: Sequence[Job], rows: Sequence[Row], alone: bool, starts: Starts = anew) -> Loop:
+            return open_batch(jobs, rows, models, decodes, starts)
+
+        batches: list[Loop] = []
+        fresh: list[tuple[Job, Row]] = []
+        for at, job in enumerate(jobs):
+            row = Row(first + at, job.request, within(rules))
+            known = self.open(open, job, row, alone)
+            if known is not None:
+                batches.append(known[0])
+            elif self._is_seen(row.tokens):
+                batch = open([job], [row], alone)
+                batch.read(row.prompt_length)
+                if isinstance(batch, Batch):
+                    self.remember(batch, [0], alone)
+                batches.append(batch)
+            else:
+                fresh.append((job, row))
+        if fresh:
+            batches.append(open([job for job, _ in fresh], [row for _, row in fresh], alone))
+        whole, *others = batches
+        for batch in others:
+            whole.join(batch)
+        return whole
+
+    def _is_seen(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt begins as one before; if not, it is the first one from now on."""
+        if len(prompt) <= WORTH:
+            return False
+        beginning = np.array(prompt[:WORTH], dtype=np.int64).tobytes()
+        with self._lock:
+            seen = beginning in self._seen
+            self._seen.add(beginning)
+            return seen
 
     def remember(self, batch: Batch, places: Iterable[int], alone: bool) -> None:
         """Keep what was read of these rows, as far as it is final.

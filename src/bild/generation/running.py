@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Commit, Loop, Rules
-from bild.engine import Job, Memory, Models, begin
+from bild.engine import Job, Memory, Models, PrefixCache, begin
 from bild.generation.lanes import Take, side_by_side
 from bild.generation.result import Result
 
@@ -23,6 +23,8 @@ are carried through no pass, so waiting for the last one costs little. With draf
 the rows are refilled together; one model alone is 0.86 times as fast, for sources are then encoded a few at a time
 (``benchmarks/refill.py``).
 """
+KEPT = 16384
+"""Tokens of prompts that are kept for others that begin alike."""
 MANY = 1000
 """Rounds in one call, where they are quick: more than any text has."""
 
@@ -48,16 +50,18 @@ def run(
         started += len(taken)
         return first, taken
 
+    opens: Callable[..., Loop] = begin if memory is None else memory.begin
+    if memory is None and rules.beams is None and models.verifier is None and not models.large.is_encoder_decoder:
+        opens = PrefixCache(models, KEPT).begin
+
     def lane(take: Take) -> Iterator[list[Commit]]:
-        return _rounds(take, rules, models, width, begin if memory is None else memory.begin)
+        return _rounds(take, rules, models, width, opens)
 
     for commits in lane(take) if lanes == 1 else side_by_side(lane, take, lanes):
         yield from commits
 
 
-def _rounds(
-    take: Take, rules: Rules, models: Models, width: int, begin: Callable[..., Loop] = begin
-) -> Iterator[list[Commit]]:
+def _rounds(take: Take, rules: Rules, models: Models, width: int, begin: Callable[..., Loop]) -> Iterator[list[Commit]]:
     """Decode jobs in one batch, a list of commits a round."""
     share = REFILL_DRAFTING if rules.policy.alone is None else REFILL_ALONE
     batch: Loop | None = None

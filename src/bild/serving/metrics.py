@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter as TallyOf
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -72,27 +74,30 @@ class Board:
 
     def _count_turns(self) -> None:
         """Count the turns that are not counted yet."""
+        turns: list[Turn] = []
         while self._turns:
             try:
-                turn = self._turns.popleft()
+                turns.append(self._turns.popleft())
             except IndexError:
                 # The other thread was faster.
-                return
-            self._count(turn)
+                break
+        if turns:
+            self._count(turns)
 
-    def _count(self, turn: Turn) -> None:
-        self.turns.observe(turn.seconds)
-        self.iteration.observe(sum(len(commit.tokens) for commit in turn.commits))
-        for commit in turn.commits:
-            self._commit(commit)
-        for end in turn.finished:
+    def _count(self, turns: Sequence[Turn]) -> None:
+        """All at once: a counter that is raised costs a lock, and a text has many commits."""
+        for turn in turns:
+            self.turns.observe(turn.seconds)
+            self.iteration.observe(sum(len(commit.tokens) for commit in turn.commits))
+            for failed in turn.failed:
+                (self.row_failures if failed.failure == "row" else self.cancelled).inc()
+        for end in chain.from_iterable(turn.finished for turn in turns):
             self.ttft.observe(end.ttft_s)
             self.latency.observe(end.total_s)
             self.queued.observe(end.queue_s)
             self.asked.inc(end.prompt)
             self.known.inc(end.known)
-        for failed in turn.failed:
-            (self.row_failures if failed.failure == "row" else self.cancelled).inc()
+        self._commits([commit for turn in turns for commit in turn.commits])
 
     def answered(self, status: int) -> None:
         """Count an answer that was given, and the turns up to it."""
@@ -103,19 +108,21 @@ class Board:
         """Count a field that was passed over; its name is the client's, and no label."""
         self._unknown.inc()
 
-    def _commit(self, commit: Commit) -> None:
-        self.generated.inc(len(commit.tokens))
-        self.by_large.inc(commit.writers.count("large"))
-        if commit.reason is not None:
-            self.drafts.inc()
-            self.drafted.inc(len(commit.draft))
-            self.accepted.inc(commit.accepted)
-            self.rollbacks.inc(commit.rolled_back)
-            self._hand_overs(commit.reason).inc()
-            for position in range(commit.accepted):
-                self._positions(str(position)).inc()
-        if commit.finish_reason is not None:
-            self._success("length" if commit.finish_reason == "length" else "stop").inc()
+    def _commits(self, commits: Sequence[Commit]) -> None:
+        drafted = [commit for commit in commits if commit.reason is not None]
+        self.generated.inc(sum(len(commit.tokens) for commit in commits))
+        self.by_large.inc(sum(commit.writers.count("large") for commit in commits))
+        self.drafts.inc(len(drafted))
+        self.drafted.inc(sum(len(commit.draft) for commit in drafted))
+        self.accepted.inc(sum(commit.accepted for commit in drafted))
+        self.rollbacks.inc(sum(commit.rolled_back for commit in drafted))
+        for reason, count in TallyOf(commit.reason for commit in drafted).items():
+            self._hand_overs(str(reason)).inc(count)
+        for position, count in TallyOf(at for commit in drafted for at in range(commit.accepted)).items():
+            self._positions(str(position)).inc(count)
+        ends = (commit.finish_reason for commit in commits if commit.finish_reason is not None)
+        for end, count in TallyOf("length" if end == "length" else "stop" for end in ends).items():
+            self._success(end).inc(count)
 
     def _gauges(self, engine: Engine) -> None:
         limits = engine.limits

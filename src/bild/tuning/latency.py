@@ -250,7 +250,8 @@ def load(
             done.release()
 
     places: list[Place] = []
-    engine = decoder.engine(Limits(rows=rows, queue=len(jobs)))
+    # The model of a load knows no prompts that were read before.
+    engine = decoder.engine(Limits(rows=rows, queue=len(jobs), prefix_tokens=0))
     thread, due = engine.start(), time.perf_counter()
     try:
         for job in jobs:
