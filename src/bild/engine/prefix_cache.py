@@ -17,6 +17,8 @@ from bild.engine.opening import Job, Models, Open, Starts, anew, are_current, op
 
 WORTH = 32
 """Tokens that a text must have in common with another one, so that copying what was read of them pays."""
+SEEN = 1024
+"""Beginnings of prompts that are known again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +54,8 @@ class PrefixCache:
         # Texts by what they begin with, and all in the order of their last use.
         self._beginnings: dict[tuple[bool, bytes], list[_Known]] = {}
         self._used: dict[_Known, None] = {}
-        # Beginnings of prompts that were read since.
-        self._seen: set[bytes] = set()
+        # Beginnings of prompts, the newest last.
+        self._seen: dict[bytes, None] = {}
 
     @property
     def tokens(self) -> int:
@@ -138,7 +140,9 @@ class PrefixCache:
         beginning = np.array(prompt[:WORTH], dtype=np.int64).tobytes()
         with self._lock:
             seen = beginning in self._seen
-            self._seen.add(beginning)
+            self._seen[beginning] = None
+            if len(self._seen) > SEEN:
+                del self._seen[next(iter(self._seen))]
             return seen
 
     def remember(self, batch: Batch, places: Iterable[int], alone: bool) -> None:
