@@ -12,6 +12,7 @@ from bild.engine import Memory
 from bild.errors import InputError
 from tests.compiled import pair_of
 from tests.evaluation.chats import chat_pair
+from tests.models.on_states.pairs import states_pair
 from tests.networks import build, perturbed
 
 
@@ -24,6 +25,7 @@ def pairs() -> dict[str, BigLittleDecoder]:
         "exit": BigLittleDecoder(large, "exit:1"),
         "middle": BigLittleDecoder(large, small, middle=perturbed(large, 0.05), middle_window=3),
         "several": BigLittleDecoder(large, small, drafter="first:ngram,small"),
+        "states": BigLittleDecoder(*states_pair("llama", max_position_embeddings=256)),
     }
 
 

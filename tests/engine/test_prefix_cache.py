@@ -253,8 +253,9 @@ def test_texts_of_one_call_read_what_they_begin_with_twice_at_most(kind, width):
     found = list(pair.generate_each(prompts, "exact", batch_size=width, max_new_tokens=8, eos_token_id=1))
     assert [each.token_ids for each in found] == [alone(pair, prompt) for prompt in prompts]
     read = [sum(commit.work["large"].read for commit in each.rounds) for each in found]
-    # The first is read with its rounds, the second before them and is kept; all others go on from it.
-    assert read[0] >= len(prompts[0])
+    # The first is read with its rounds, the second before them and is kept; all others go on from it. A small model
+    # that reads states lets the large one read before a round.
+    assert read[0] >= len(prompts[0]) or kind == "states"
     assert sum(count < len(SYSTEM) for count in read) >= 6
 
 

@@ -22,13 +22,22 @@ def draft(
         ),
     ],
     out: training.Out,
+    reads: Annotated[
+        str,
+        typer.Option(
+            help="tokens; or states: what the large model's head reads of each token, too. Its layers are then the "
+            "large model's last ones, and it writes beside it only.",
+            rich_help_panel=DRAFTER,
+        ),
+    ] = "tokens",
     layers: Annotated[
         str,
         typer.Option(
-            help="Decoder layers that it keeps: how many (4), or which, counted from 1 (1,12,30).",
+            help="Decoder layers that it keeps: how many (4), or which, counted from 1 (1,12,30). Default: 4, or 1 "
+            "that reads states.",
             rich_help_panel=DRAFTER,
         ),
-    ] = "4",
+    ] = "",
     choose: Annotated[
         str,
         typer.Option(

@@ -28,7 +28,7 @@ from bild.decoding import (
 )
 from bild.decoding.scorer import prepare
 from bild.errors import InputError
-from bild.models import Model
+from bild.models import Model, reads_states
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ def _searched(
 
 def drafts_beams(models: Models) -> bool:
     """Whether the small model alone is what drafts, as layers of a beam search can only be by a model."""
-    return models.small is not None and models.drafter == Recipe() and models.middle is None
+    if models.small is None or reads_states(models.small.network):
+        return False
+    return models.drafter == Recipe() and models.middle is None
 
 
 def are_current(models: Models) -> bool:

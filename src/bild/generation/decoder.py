@@ -37,6 +37,7 @@ from bild.models import (
     check_kinds,
     check_runtime,
     check_shared_vocabulary,
+    check_writes_alone,
     head_size,
     resolve_device,
     rounded_format,
@@ -608,7 +609,7 @@ class BigLittleDecoder:
         """
         models = self._models
         if policy.alone == "small":
-            small_of(models)
+            check_writes_alone(small_of(models).network)
         check_qualifier(policy, self._middle is not None)
         if self._elsewhere is not None:
             self._elsewhere.check(policy, self.drafter if drafter is None else maker_of(drafter))

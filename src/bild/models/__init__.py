@@ -14,6 +14,7 @@ from bild.models.early_exit import exit_layer
 from bild.models.ensemble import EnsembleModel, EnsembleScorer, OtherSource
 from bild.models.int4 import Int4Linear, check_int4, to_int4
 from bild.models.int8 import Int8Linear, to_int8
+from bild.models.joined import check_writes_alone, reads_states
 from bild.models.loading import (
     INT4,
     INT8,
@@ -64,6 +65,7 @@ __all__ = [
     "check_outlines",
     "check_runtime",
     "check_shared_vocabulary",
+    "check_writes_alone",
     "exit_layer",
     "head_size",
     "is_prepared",
@@ -74,6 +76,7 @@ __all__ = [
     "new_network",
     "read_outline",
     "read_short_list",
+    "reads_states",
     "resolve_device",
     "resolve_dtype",
     "round_weights",

@@ -8,7 +8,9 @@ from bild.errors import InputError, LoadError
 from bild.models.compiled import CompiledModel, is_prepared
 from bild.models.eager import EagerModel
 from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
+from bild.models.joined import reads_states
 from bild.models.loading import check_kinds
+from bild.models.on_states import is_states_pair_prepared, run_on_states
 from bild.models.one_encoder import have_one_encoder, is_pair_prepared, run_one_encoder
 from bild.models.protocol import Model
 from bild.models.spread import refuse_spread
@@ -41,6 +43,9 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
     if large.device != small.device:
         raise LoadError(f"the models are on {large.device} and {small.device}; put both on one device")
     check_kinds(large.config, small.config)
+    if reads_states(small):
+        static = is_states_pair_prepared(large, small) if runtime == "auto" else runtime == "static"
+        return run_on_states(large, small, static)
     if small is not large and large.dtype == small.dtype and have_one_encoder(large, small):
         static = is_pair_prepared(large, small) if runtime == "auto" else runtime == "static"
         return run_one_encoder(large, small, static)

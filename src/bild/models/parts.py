@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
+FINAL_NORMS = ("final_layer_norm", "final_layernorm", "norm", "ln_f", "layer_norm")
+"""What architectures call the norm between the decoder's last layer and the head."""
+
 
 def decoder_of(network: Any) -> Any:
     """The decoder, without the head."""
@@ -29,6 +34,12 @@ def decoder_config(network: Any) -> Any:
     """Likewise of the decoder."""
     text = network.config.get_text_config(decoder=True)
     return getattr(decoder_of(network), "config", text) if network.config.is_encoder_decoder else text
+
+
+def final_norm(network: Any) -> Any:
+    """What the last decoder layer's states go through before the head; BART and Marian have nothing there."""
+    children = dict(decoder_of(network).named_children())
+    return next((children[name] for name in FINAL_NORMS if name in children), nn.Identity())
 
 
 def states_in(cache: Any) -> list[Any]:

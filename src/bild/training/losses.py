@@ -27,15 +27,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.errors import InputError, LoadError
+from bild.models.joined import join_states, reads_states
 from bild.models.one_encoder.comparing import have_one_encoder
-from bild.models.parts import encoder_of
+from bild.models.parts import encoder_of, final_norm
 from bild.models.short_list import scoring
 from bild.training.batches import IGNORED
 from bild.training.recipe import Recipe
 from bild.training.remembering import Memory, are_alike, free_bytes, head_inputs, read_by_head
 
-FINAL_NORMS = ("final_layer_norm", "final_layernorm", "norm", "ln_f", "layer_norm")
-"""What architectures call the norm between the decoder's last layer and the head; BART and Marian have none."""
+DRAFTED, LATER = 3, 0.8
+"""Tokens of a draft that a network which reads states learns to write, and what each counts beside the one before."""
 
 
 class Objective(nn.Module):
@@ -64,6 +65,8 @@ class Objective(nn.Module):
         short_list: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if reads_states(network) and (recipe.loss != "last" or recipe.distill < 1 or recipe.r_drop):
+            raise InputError("a small model that reads states learns distributions alone; give loss last and distill 1")
         if short_list is not None and recipe.loss != "last":
             raise InputError(f"the loss is {recipe.loss}, and inner layers have no short list; remove it, or use last")
         if recipe.distill and teacher is None:
@@ -75,6 +78,9 @@ class Objective(nn.Module):
         self.encodes_once = recipe.trains == "decoder"
         if self.encodes_once:
             freeze_encoder(network)
+        self.reads_states = reads_states(network)
+        if self.reads_states:
+            freeze_words(network)
         self.shares_encoder = self.encodes_once and teacher is not None and have_one_encoder(network, teacher)
         # Where a GPU computes, memory is what is scarce.
         room = free_bytes() // 2 if network.device.type == "cpu" else 0
@@ -104,6 +110,8 @@ class Objective(nn.Module):
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
             numbers = None if numbers is None else numbers * 2
         with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.reads_states:
+                return self.on_states(labels, inputs, numbers)
             own = self.encoded(inputs, numbers) if self.encodes_once else inputs
             with scoring(self.network, self.short_list):
                 output = self.network(**own, use_cache=False, output_hidden_states=bool(self.inner))
@@ -119,6 +127,26 @@ class Objective(nn.Module):
             for layer, weight in self.inner.items():
                 loss = loss + weight * self.cross_entropy(self.read(output, layer), labels, self.smoothing)
         return loss
+
+    def on_states(self, labels: Tensor, inputs: dict[str, Tensor], numbers: Sequence[int] | None) -> Tensor:
+        """The loss of a network that reads states: of the teacher's first, then of those it has made itself of a draft
+        that was a token shorter, each drafted token counting a little less.
+
+        Args:
+            labels: as for :meth:`forward`.
+            inputs: likewise.
+            numbers: of the texts.
+        """
+        taught, states = self.taught_on(inputs, counted(labels), numbers)
+        loss, rest = torch.zeros((), device=labels.device), {**inputs}
+        ids = rest.pop("input_ids")
+        for step in range(DRAFTED):
+            read = join_states(self.network, ids, functional.pad(states, (0, 0, 1, 0))[:, :-1])
+            with scoring(self.network, self.short_list), head_inputs(self.network) as made:
+                logits = self.network(inputs_embeds=read, **rest, use_cache=False).logits
+            loss = loss + LATER**step * self.divergence(taught, logits, labels)
+            states = made[-1]
+        return loss / sum(LATER**step for step in range(DRAFTED))
 
     @torch.no_grad()
     def encoded(self, inputs: dict[str, Tensor], numbers: Sequence[int] | None = None) -> dict[str, Any]:
@@ -148,6 +176,13 @@ class Objective(nn.Module):
             counted: where they count ``[B, T]``.
             numbers: of the texts, where what the teacher's head reads of them is kept.
         """
+        return self.taught_on(inputs, counted, numbers)[0]
+
+    @torch.no_grad()
+    def taught_on(
+        self, inputs: dict[str, Any], counted: Tensor, numbers: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`taught`, and what the teacher's head reads ``[B, T, D]``."""
         (teacher,) = self._teacher
         assert teacher is not None
         if self.reads_teachings is False:
@@ -155,7 +190,7 @@ class Objective(nn.Module):
         with scoring(teacher, self.short_list):
             states = None if numbers is None else self.teachings.of(numbers, counted.shape[1])
             if states is not None:
-                return read_by_head(teacher, states)
+                return read_by_head(teacher, states), states
             with head_inputs(teacher) as read:
                 logits: Tensor = teacher(**inputs, use_cache=False).logits
             if numbers is not None:
@@ -164,7 +199,7 @@ class Objective(nn.Module):
                     again = read_by_head(teacher, read[-1].half().float())
                     self.reads_teachings = are_alike(logits[counted], again[counted])
                 self.teachings.keep(numbers, read[-1], counted)
-        return logits
+        return logits, read[-1]
 
     def listed(self, labels: Tensor) -> Tensor:
         """Labels by their place in the short list; those outside are ignored."""
@@ -210,6 +245,14 @@ def freeze_encoder(network: PreTrainedModel) -> None:
         raise InputError(f"trains is decoder, but {type(network).__name__} has no encoder that could stay; use all")
     for weight in encoder_of(network).parameters():
         weight.requires_grad_(False)
+
+
+def freeze_words(network: PreTrainedModel) -> None:
+    """Let a network that reads states keep the embeddings, norm and head of the one that makes them."""
+    module: Any = network
+    for part in (module.get_input_embeddings(), module.get_output_embeddings(), final_norm(network)):
+        for weight in part.parameters():
+            weight.requires_grad_(False)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -285,12 +328,6 @@ def count_layers(network: PreTrainedModel) -> int:
     if len(lists) != 1:
         raise LoadError(f"the decoder of {type(network).__name__} is not one list of layers; train it with --loss last")
     return len(lists[0])
-
-
-def final_norm(network: PreTrainedModel) -> nn.Module:
-    """What the last layer's state goes through before the head."""
-    children = dict(network.get_decoder().named_children())
-    return next((children[name] for name in FINAL_NORMS if name in children), nn.Identity())
 
 
 def targets_in(labels: Tensor) -> int:

@@ -86,6 +86,28 @@ def test_the_result_is_a_checkpoint_that_transformers_and_bild_load(large, made)
     assert set(small.token_ids) <= set(ids)
 
 
+def test_one_that_reads_states_begins_with_the_last_layer_and_learns_beside_the_large_model(large, tmp_path, caplog):
+    out = tmp_path / "out"
+    make(large, out, Shape(reads="states", head_vocabulary=LISTED))
+    facts = json.loads((out / "training.json").read_text())
+    assert facts["beginning"]["layers"] == [LAYERS] and facts["held_out"]["mean_acceptance_length"] >= 1
+    whole, learnt = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (large, out))
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+        assert torch.equal(whole[name], learnt[name])
+    mlp = "mlp.up_proj.weight"
+    assert not torch.equal(whole[f"model.layers.{LAYERS - 1}.{mlp}"], learnt[f"model.layers.0.{mlp}"])
+    caplog.clear()
+    pair = bild.BigLittleDecoder.from_pretrained(large=large, small=out, dtype="float32", device="cpu")
+    # Of the layer that it does not know transformers says nothing.
+    assert not any("joined" in record.getMessage() for record in caplog.records)
+    joined = pair.small.network.joined.weight
+    assert not torch.equal(joined[:, joined.shape[0] :], torch.eye(joined.shape[0]))
+    texts, alone = (pair.generate([[5, 6], [9, 3, 4]], policy, max_new_tokens=8) for policy in ("exact", "large"))
+    assert [each.token_ids for each in texts] == [each.token_ids for each in alone]
+    # The same call finds that it is done.
+    make(large, out, Shape(reads="states", head_vocabulary=LISTED))
+
+
 def test_its_list_holds_what_the_large_model_writes_most(made):
     counts: dict[int, int] = {}
     for label in lines(made / "labels.jsonl"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from bild.errors import LoadError, one_line
+from bild.models.joined import MARK, attach_joined, unreported
 from bild.models.loading import gguf
 from bild.models.loading.adapters import Adapter, adapter_of, merge
 from bild.models.loading.hardware import bytes_of_weights, check_memory
@@ -122,6 +124,8 @@ def load_network(
     if trainable and quantised:
         raise LoadError(f"{name}: its weights are quantised ({method_of(config)}) and cannot be trained")
     network = _read_network(source, config, dtype, device if quantised else None, trust_remote_code)
+    if getattr(config, MARK, False):
+        attach_joined(network, source.model)
     if source.adapter is not None:
         network = merge(source.adapter, network)
     network = _on_device(network, name, None if quantised else device)
@@ -177,16 +181,17 @@ def _read_network(
     else:
         place = without_pickle(source.model)
     options: dict[str, Any] = {} if device is None else {"device_map": {"": device}}
-    network, report = read(
-        kind,
-        place,
-        config=config,
-        dtype=dtype,
-        output_loading_info=True,
-        use_safetensors=True,
-        trust_remote_code=trust,
-        **options,
-    )
+    with unreported() if getattr(config, MARK, False) else nullcontext():
+        network, report = read(
+            kind,
+            place,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=trust,
+            **options,
+        )
     check(report)
     loaded: PreTrainedModel = network
     return loaded

@@ -19,12 +19,14 @@ from bild.errors import InputError, LoadError
 from bild.generation.chains import as_ids
 from bild.models import load_network, resolve_device, write_short_list
 from bild.models.cutting import count_layers, with_layers
+from bild.models.joined import add_joined
 from bild.models.loading import Outline
 from bild.models.probing import disagree
 from bild.training.alignment import Teacher, inputs_of, learnable
 from bild.training.batches import IGNORED, Collator
 from bild.training.checkpoint import writing
 from bild.training.corpus import Corpus
+from bild.training.drafting.fitting import TOKENS, fit_joined
 from bild.training.drafting.layers import Batch, choose_layers
 from bild.training.drafting.room import check_room
 from bild.training.drafting.shape import Shape, spaced, which_layers, written
@@ -73,6 +75,9 @@ class Beginning:
         layers = choose_layers(network, self.shape, self._texts(corpus))
         encoder = self._encoder_layers(network)
         small = with_layers(network, layers, encoder)
+        if self.shape.reads == "states":
+            add_joined(small)
+            fit_joined(small, network, self._texts(corpus, TOKENS))
         check_room(folder, sum(weight.numel() for weight in small.parameters()))
         ids, share = self._short_list(corpus)
         facts = {"layers": [index + 1 for index in layers], "of": count_layers(network)}
@@ -105,15 +110,16 @@ class Beginning:
             self.teacher.large, dtype=dtype, device=device, trust_remote_code=self.teacher.trust_remote_code
         )
 
-    def _texts(self, corpus: Corpus) -> list[Batch]:
-        """Some of the texts, from all over the corpus, one a batch: nothing is padded."""
+    def _texts(self, corpus: Corpus, tokens: int = MEASURED) -> list[Batch]:
+        """Some of the texts, so many tokens, from all over the corpus, one a batch: nothing is padded."""
         start = self.config.decoder_start_token_id if self.config.is_encoder_decoder else None
         pad = self.tokenizer.pad_token_id
         collate = Collator(corpus, 0 if pad is None else pad, start)
         order = np.random.default_rng(0).permutation(len(corpus))
         batches: list[Batch] = []
-        while len(batches) < len(order) and sum(int((each["labels"] != IGNORED).sum()) for each in batches) < MEASURED:
+        while len(batches) < len(order) and tokens > 0:
             batches.append(collate([int(order[len(batches)])]))
+            tokens -= int((batches[-1]["labels"] != IGNORED).sum())
         return batches
 
     def _encoder_layers(self, network: PreTrainedModel) -> list[int] | None:

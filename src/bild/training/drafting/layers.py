@@ -31,6 +31,8 @@ def choose_layers(network: PreTrainedModel, shape: Shape, texts: Sequence[Batch]
     asked = which_layers(shape.layers, total)
     if isinstance(asked, list):
         return asked
+    if shape.reads == "states":
+        return list(range(total - asked, total))
     even = spaced(asked, total)
     if shape.choose == "even" or asked == total:
         return even

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from bild.errors import InputError
 
 CHOICES = ("auto", "even", "measured")
+READS = ("tokens", "states")
 DEFAULT_LIST = 8192
 """Tokens of a short list where nobody says how many."""
 LARGE_VOCABULARY = 2 * DEFAULT_LIST
@@ -23,7 +24,7 @@ class Shape:
     """Layers and tokens of a drafter.
 
     Args:
-        layers: how many decoder layers, ``"4"``, or which, counted from 1: ``"1,12,30"``.
+        layers: how many decoder layers, ``"4"``, or which, counted from 1: ``"1,12,30"``. Empty: 4, or 1.
         choose: how so many are chosen: ``"even"``: at equal distances, the first and the last among them;
             ``"measured"``: those without which the large model's output changes most; ``"auto"``: whichever of the two
             comes nearer to the large model before anything is trained.
@@ -31,21 +32,28 @@ class Shape:
             which then encodes for both.
         head_vocabulary: tokens that are ever drafted, the most frequent ones of what the large model writes, 1…;
             0: all. None: 8192 where the vocabulary has more than twice as many, else all.
+        reads: ``"tokens"``, or ``"states"``: of the large model, too (:mod:`bild.models.on_states`); so many layers are
+            then its last ones.
 
     Raises:
         InputError: a value out of range.
     """
 
-    layers: str = "4"
+    layers: str = ""
     choose: str = "auto"
     encoder_layers: str | None = None
     head_vocabulary: int | None = None
+    reads: str = "tokens"
 
     def __post_init__(self) -> None:
+        if not self.layers:
+            object.__setattr__(self, "layers", "1" if self.reads == "states" else "4")
         for name in ("layers", "encoder_layers"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[0-9]+(,[0-9]+)*", value):
                 raise InputError(f"{name} is {value!r}; write how many (4), or which, counted from 1 (1,12,30)")
+        if self.reads not in READS:
+            raise InputError(f"reads is {self.reads!r}; allowed are {', '.join(READS)}")
         if self.choose not in CHOICES:
             raise InputError(f"choose is {self.choose!r}; allowed are {', '.join(CHOICES)}")
         if self.choose != "auto" and "," in self.layers:
@@ -57,7 +65,13 @@ class Shape:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        names = ("layers", "choose", "encoder_layers", "head_vocabulary")
+        names = (
+            "layers",
+            "choose",
+            "encoder_layers",
+            "head_vocabulary",
+            *(["reads"] if self.reads != READS[0] else []),
+        )
         return {name: getattr(self, name) for name in names}
 
     def list_size(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
