@@ -123,7 +123,10 @@ def test_provenance_says_what_it_was_made_of(made):
     facts = json.loads((made / "training.json").read_text())
     assert facts["beginning"]["of"] == LAYERS and len(facts["beginning"]["layers"]) == 2
     assert facts["beginning"]["short_list"]["tokens"] == LISTED
-    assert facts["held_out"]["prompts"] == 4 and facts["held_out"]["mean_acceptance_length"] >= 1
+    held_out = facts["held_out"]
+    assert held_out["prompts"] == 4 and held_out["policy"] == "exact" and held_out["mean_acceptance_length"] >= 1
+    # More is drafted where nothing is doubted, and a smaller share of it kept.
+    assert held_out["without_doubt"]["acceptance_rate"] < (held_out["acceptance_rate"] or 1)
     assert not (made / "start").exists()
 
 
