@@ -4,7 +4,7 @@ from bild.engine.admission import Admission, Limits
 from bild.engine.engine import Engine, Load, Turn
 from bild.engine.memory import Memory
 from bild.engine.opening import Job, Middle, Models, begin, drafts_beams, opener, small_of
-from bild.engine.prefix_cache import PrefixCache
+from bild.engine.prefix_cache import PrefixCache, can_keep
 from bild.engine.tickets import Event, Failed, Failure, Finished, Place, Ticket, Written
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Turn",
     "Written",
     "begin",
+    "can_keep",
     "drafts_beams",
     "opener",
     "small_of",

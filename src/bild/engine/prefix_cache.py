@@ -55,7 +55,7 @@ class PrefixCache:
         self._beginnings: dict[tuple[bool, bytes], list[_Known]] = {}
         self._used: dict[_Known, None] = {}
         # Beginnings of prompts, the newest last.
-        self._seen: dict[bytes, None] = {}
+        self._seen: dict[tuple[bool, bytes], None] = {}
 
     @property
     def tokens(self) -> int:
@@ -77,11 +77,11 @@ class PrefixCache:
             row: it.
             alone: whether the small model decodes it alone.
         """
-        if not are_current(self._models):
-            self.forget()
-            return None
         found = self._find(np.array(row.tokens, dtype=np.int64), alone)
         if found is None:
+            return None
+        if not are_current(self._models):
+            self.forget()
             return None
         known, count = found
         scorers = iter(known.scorers)
@@ -118,7 +118,7 @@ class PrefixCache:
             known = self.open(open, job, row, alone)
             if known is not None:
                 batches.append(known[0])
-            elif self._is_seen(row.tokens):
+            elif self._is_seen(row.tokens, alone):
                 batch = open([job], [row], alone)
                 batch.read(row.prompt_length)
                 if isinstance(batch, Batch):
@@ -133,11 +133,11 @@ class PrefixCache:
             whole.join(batch)
         return whole
 
-    def _is_seen(self, prompt: Sequence[int]) -> bool:
+    def _is_seen(self, prompt: Sequence[int], alone: bool) -> bool:
         """Whether a prompt begins as one before; if not, it is the first one from now on."""
         if len(prompt) <= WORTH:
             return False
-        beginning = np.array(prompt[:WORTH], dtype=np.int64).tobytes()
+        beginning = _beginning(np.array(prompt[:WORTH], dtype=np.int64), alone)
         with self._lock:
             seen = beginning in self._seen
             self._seen[beginning] = None
@@ -205,6 +205,11 @@ class PrefixCache:
 
 def _beginning(tokens: NDArray[np.int64], alone: bool) -> tuple[bool, bytes]:
     return alone, tokens[:WORTH].tobytes()
+
+
+def can_keep(models: Models) -> bool:
+    """Whether what these models have read can be kept: there are no sources beside it, and it is here."""
+    return models.verifier is None and not models.large.is_encoder_decoder
 
 
 def begin_alike(one: Sequence[int], other: Sequence[int]) -> bool:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from bild.decoding import Beams, Choice, Commit, Maker, Policy, Rules
 from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.edge.connection import DEFAULT_TIMEOUT_S, Channel, Traffic
-from bild.engine import Engine, Job, Limits, Middle, Models, PrefixCache, opener, small_of
+from bild.engine import Engine, Job, Limits, Middle, Models, PrefixCache, can_keep, opener, small_of
 from bild.errors import InputError, check_count
 from bild.generation import running
 from bild.generation.drafting import check_search, check_small, maker_of
@@ -392,7 +392,7 @@ class BigLittleDecoder:
         limits = Limits() if limits is None else limits
         if not self.batches:
             limits = replace(limits, rows=1)
-        keeps = limits.prefix_tokens and not self.large.is_encoder_decoder and self._models.verifier is None
+        keeps = limits.prefix_tokens and can_keep(self._models)
         prefixes = PrefixCache(self._models, limits.prefix_tokens) if keeps else None
         return Engine(opener(self._models), limits, prefixes=prefixes, **options)
 

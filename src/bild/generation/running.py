@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Commit, Loop, Rules
-from bild.engine import Job, Memory, Models, PrefixCache, begin
+from bild.engine import Job, Limits, Memory, Models, PrefixCache, begin, can_keep
 from bild.generation.lanes import Take, side_by_side
 from bild.generation.result import Result
 
@@ -23,8 +23,6 @@ are carried through no pass, so waiting for the last one costs little. With draf
 the rows are refilled together; one model alone is 0.86 times as fast, for sources are then encoded a few at a time
 (``benchmarks/refill.py``).
 """
-KEPT = 16384
-"""Tokens of prompts that are kept for others that begin alike."""
 MANY = 1000
 """Rounds in one call, where they are quick: more than any text has."""
 
@@ -51,8 +49,8 @@ def run(
         return first, taken
 
     opens: Callable[..., Loop] = begin if memory is None else memory.begin
-    if memory is None and rules.beams is None and models.verifier is None and not models.large.is_encoder_decoder:
-        opens = PrefixCache(models, KEPT).begin
+    if memory is None and rules.beams is None and can_keep(models):
+        opens = PrefixCache(models, Limits.prefix_tokens).begin
 
     def lane(take: Take) -> Iterator[list[Commit]]:
         return _rounds(take, rules, models, width, opens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +18,7 @@ from bild.models.compiled import ahead, rounds
 from bild.models.compiled.calling import MOST_RAGGED, RAGGED
 from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import PartOfSources, Sources
-from bild.models.eager.scorer import inferring
+from bild.models.eager.scorer import copy_rows, inferring
 from bild.models.passes import check_last, numbers_of
 from bild.models.short_list import spread
 
@@ -81,12 +80,7 @@ class CompiledScorer:
     @inferring
     def copy(self, rows: Sequence[int]) -> Self | None:
         """See :class:`~bild.decoding.scorer.Copying`."""
-        if self.sources is not None:
-            return None
-        other = copy.copy(self)
-        other._lengths = [self._lengths[b] for b in rows]
-        other._cache = self._cache.copy(rows, other._lengths, self.graphs.rounded(len(rows)))
-        return other
+        return copy_rows(self, rows, self.graphs.rounded(len(rows)))
 
     def prepare(self) -> None:
         """See :func:`bild.decoding.scorer.prepare`: sources are encoded where a core is idle."""

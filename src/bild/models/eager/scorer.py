@@ -21,6 +21,7 @@ from bild.models.seams import Pass
 from bild.models.short_list import spread
 
 if TYPE_CHECKING:
+    from bild.models.compiled.scorer import CompiledScorer
     from bild.models.eager.model import EagerModel
 
 
@@ -39,6 +40,25 @@ def inferring(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return within
+
+
+S = TypeVar("S", bound="EagerScorer | CompiledScorer")
+
+
+def copy_rows(scorer: S, rows: Sequence[int], capacity: int | None = None) -> S | None:
+    """See :class:`~bild.decoding.scorer.Copying`; of either runtime.
+
+    Args:
+        scorer: what has read them.
+        rows: places in its batch.
+        capacity: rows the copy has room for; None: no more than it has.
+    """
+    if scorer.sources is not None:
+        return None
+    other = copy.copy(scorer)
+    other._lengths = [scorer._lengths[b] for b in rows]
+    other._cache = scorer._cache.copy(rows, other._lengths, capacity)
+    return other
 
 
 class EagerScorer:
@@ -97,12 +117,7 @@ class EagerScorer:
     @inferring
     def copy(self, rows: Sequence[int]) -> Self | None:
         """See :class:`~bild.decoding.scorer.Copying`."""
-        if self.sources is not None:
-            return None
-        other = copy.copy(self)
-        other._lengths = [self._lengths[b] for b in rows]
-        other._cache = self._cache.copy(rows, other._lengths)
-        return other
+        return copy_rows(self, rows)
 
     def _modules(self, model: EagerModel) -> PreTrainedModel:
         """What this scorer reads with."""

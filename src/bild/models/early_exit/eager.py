@@ -19,11 +19,12 @@ from bild.models.cache import Shape
 from bild.models.eager.model import EagerModel
 from bild.models.eager.scorer import EagerScorer
 from bild.models.eager.sources import Encoded, Sources
+from bild.models.eager.states import HeldStates, TakingScorer, half_of_states
 from bild.models.early_exit.shared import SplitScorer
 from bild.models.early_exit.split import split
-from bild.models.passes import Placed, Source
+from bild.models.passes import Placed
 from bild.models.probing import disagree
-from bild.models.seams import Pass, own_modules
+from bild.models.seams import own_modules
 
 EXACT = 0.01
 """Share of the spread of logits by which two computations by the same kernels may differ. It is small because learned
@@ -54,9 +55,7 @@ class ExitModel(EagerModel):
     @property
     def half(self) -> Shape:
         """Of half of the hidden states at the exit."""
-        return Shape(
-            (1,), self.config.get_text_config(decoder=True).hidden_size // 2, self.dtype, self.shapes[-1].device
-        )
+        return half_of_states(self)
 
     def _origin(self, network: PreTrainedModel) -> PreTrainedModel:
         return self.whole
@@ -145,7 +144,7 @@ class SplitModel(EagerModel):
         return True
 
 
-class EagerLower(EagerScorer):
+class EagerLower(HeldStates, TakingScorer):
     """The layers below; see :class:`~bild.models.early_exit.shared.LowerScorer`."""
 
     model: ExitModel
@@ -154,34 +153,14 @@ class EagerLower(EagerScorer):
         """Read new tokens and score none."""
         self._extend(tokens, 0)
 
-    def states(self, positions: Tensor, row: int | None) -> Tensor:
-        """Hidden states ``[B, T, D]`` at these positions ``[B, T]``; any behind the last one read.
-
-        Args:
-            positions: of rows.
-            row: the only one of them; None: all.
-        """
-        tensors = self._cache.tensors
-        halves = [tensors[len(tensors) // 2 - 1], tensors[-1]]
-        if row is not None:
-            halves = [half[row : row + 1] for half in halves]
-        index = positions.clamp(max=self._cache.columns - 1)[..., None].to(halves[0].device)
-        return torch.cat([half[:, 0].take_along_dim(index, dim=1) for half in halves], -1)
-
     def _shapes(self, model: EagerModel) -> Sequence[Shape]:
         assert isinstance(model, ExitModel)
         middle = len(model.shapes) // 2
         return [*model.shapes[:middle], model.half, *model.shapes[middle:], model.half]
 
-    def _run(
-        self, now: Pass, rows: Tensor, past: Cache, mask: Any, positions: Tensor | None, source: Source | None
-    ) -> Tensor:
-        now.takes_states = True
-        logits = super()._run(now, rows, past, mask, positions, source)
-        assert now.states is not None
+    def _take(self, states: Tensor, past: Cache) -> None:
         own: Any = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
-        own.layers[-1].update(*now.states[:, None].chunk(2, dim=-1))
-        return logits
+        own.layers[-1].update(*states[:, None].chunk(2, dim=-1))
 
 
 class EagerUpper(EagerScorer):

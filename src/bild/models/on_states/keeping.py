@@ -11,36 +11,21 @@ from torch import Tensor
 from transformers import Cache
 
 from bild.decoding import Scorer
-from bild.models.cache import RowCache, Shape
+from bild.models.cache import Shape
 from bild.models.eager.model import EagerModel
-from bild.models.eager.scorer import EagerScorer, inferring
+from bild.models.eager.scorer import inferring
+from bild.models.eager.states import HeldStates, TakingScorer, half_of_states
 from bild.models.parts import final_norm
-from bild.models.passes import Source
-from bild.models.seams import Pass
 
 
 def with_states(model: EagerModel) -> list[Shape]:
     """What a model stores of each token where it keeps its states: keys and half a state, values and the other half."""
-    middle, width = len(model.shapes) // 2, model.config.get_text_config(decoder=True).hidden_size
-    half = Shape((1,), width // 2, model.dtype, model.shapes[-1].device)
+    middle, half = len(model.shapes) // 2, half_of_states(model)
     return [*model.shapes[:middle], half, *model.shapes[middle:], half]
 
 
-class Kept:
-    """States ``[B, T, D]`` in the storage of a scorer's rows."""
-
-    _cache: RowCache
-
-    def states(self, positions: Tensor, row: int | None = None) -> Tensor:
-        """At these positions ``[B, T]``; any behind the last one known.
-
-        Args:
-            positions: of rows.
-            row: the only one of them; None: all.
-        """
-        halves = self._halves if row is None else [half[row : row + 1] for half in self._halves]
-        index = positions.clamp(max=self._cache.columns - 1)[..., None].to(halves[0].device)
-        return torch.cat([half[:, 0].take_along_dim(index, dim=1) for half in halves], -1)
+class Kept(HeldStates):
+    """States in the storage of a scorer's rows that others may write, too."""
 
     def put(self, places: Sequence[tuple[int, int]], states: Tensor) -> None:
         """Write states ``[N, D]`` at rows and positions."""
@@ -49,11 +34,6 @@ class Kept:
             rows, positions = torch.tensor(places, device=states.device).T
             for half, part in zip(self._halves, states.chunk(2, -1), strict=True):
                 half[rows, 0, positions] = part.to(half.dtype)
-
-    @property
-    def _halves(self) -> list[Tensor]:
-        tensors = self._cache.tensors
-        return [tensors[len(tensors) // 2 - 1], tensors[-1]]
 
 
 class KeepingModel(EagerModel):
@@ -65,7 +45,7 @@ class KeepingModel(EagerModel):
         return KeepingScorer(self, sources, encoded)
 
 
-class KeepingScorer(Kept, EagerScorer):
+class KeepingScorer(Kept, TakingScorer):
     """One batch of it; see :class:`bild.decoding.Scorer`."""
 
     @inferring
@@ -76,13 +56,6 @@ class KeepingScorer(Kept, EagerScorer):
     def _shapes(self, model: EagerModel) -> Sequence[Shape]:
         return with_states(model)
 
-    def _run(
-        self, now: Pass, rows: Tensor, past: Cache, mask: Any, positions: Tensor | None, source: Source | None
-    ) -> Tensor:
-        now.takes_states = True
-        logits = super()._run(now, rows, past, mask, positions, source)
-        assert now.states is not None
-        states: Tensor = final_norm(self.network)(now.states)
+    def _take(self, states: Tensor, past: Cache) -> None:
         layer: Any = past.layers[-1]
-        layer.update(*states[:, None].chunk(2, dim=-1))
-        return logits
+        layer.update(*final_norm(self.network)(states)[:, None].chunk(2, dim=-1))

@@ -17,12 +17,12 @@ from transformers import Cache
 from bild.decoding import Scorer
 from bild.errors import InputError
 from bild.models.eager.model import EagerModel
-from bild.models.eager.scorer import EagerScorer, inferring
+from bild.models.eager.scorer import inferring
+from bild.models.eager.states import TakingScorer
 from bild.models.joined import ALONE, join_states
 from bild.models.on_states.keeping import KeepingScorer
 from bild.models.parts import final_norm
-from bild.models.passes import Placed, Source
-from bild.models.seams import Pass
+from bild.models.passes import Placed
 
 Tokens = Sequence[Sequence[int]]
 
@@ -149,7 +149,7 @@ class ReadingModel(EagerModel):
         return ReadingScorer(self, large)
 
 
-class ReadingScorer(OnStates, EagerScorer):
+class ReadingScorer(OnStates, TakingScorer):
     """One batch of it; see :class:`bild.decoding.Scorer`. It may know less of a text than it was told to keep."""
 
     def __init__(self, model: EagerModel, large: Keeping) -> None:
@@ -163,14 +163,8 @@ class ReadingScorer(OnStates, EagerScorer):
                 self._made[at if row is None else row] = self._states[at, len(new) - 1]
         return logits
 
-    def _run(
-        self, now: Pass, rows: Tensor, past: Cache, mask: Any, positions: Tensor | None, source: Source | None
-    ) -> Tensor:
-        now.takes_states = True
-        logits = super()._run(now, rows, past, mask, positions, source)
-        assert now.states is not None
-        self._states: Tensor = final_norm(self.network)(now.states)
-        return logits
+    def _take(self, states: Tensor, past: Cache) -> None:
+        self._states: Tensor = final_norm(self.network)(states)
 
     def _together(self, tokens: Tokens, row: int | None) -> Tensor:
         begin = self._lengths[0 if row is None else row]
