@@ -247,6 +247,22 @@ def test_every_line_draws_its_own_numbers_in_whatever_batches(run, bundled):
     assert out.splitlines() == [texts[0], "", texts[1], texts[2]] and len(set(texts)) == 3
 
 
+def test_several_texts_of_every_line(run, bundled, tmp_path):
+    file = tmp_path / "in.txt"
+    file.write_text(f"{TWO[1]}\n\n{TWO[0]}\n", encoding="utf-8")
+    loose = {"do_sample": True, "temperature": 2.0, "seed": 5, "max_new_tokens": 12}
+    drawn = translations(bundled, [text for text in (TWO[1], TWO[0]) for _ in range(2)], **loose)
+    assert drawn[0] != drawn[1]
+    options = ["--do-sample", "--temperature", "2", "--seed", "5", "--max-new-tokens", "12", "--batch-size", "3"]
+    code, out, _ = run("generate", "--input", file, "--num-return-sequences", "2", *options)
+    assert (code, out.split("\n")) == (0, [*drawn[:2], "", "", *drawn[2:], ""])
+    _, out, _ = run("generate", "--input", file, "--num-return-sequences", "2", "--json", *options)
+    sources = [json.loads(line)["source"] for line in out.splitlines()]
+    assert sources == [text for text in (TWO[1], "", TWO[0]) for _ in range(2)]
+    code, out, err = run("generate", "--num-return-sequences", "2", *TWO)
+    assert (code, out) == (2, "") and "set do_sample" in err
+
+
 @pytest.mark.parametrize("command", ["tune", "evaluate"])
 def test_languages_reach_the_pair(command, monkeypatch, capfd, tmp_path):
     asked = []

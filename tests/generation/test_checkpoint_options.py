@@ -10,7 +10,7 @@ from transformers import GenerationConfig, WatermarkingConfig
 
 from bild import BigLittleDecoder, GenerationOptions, InputError
 from bild.generation import checkpoint_options
-from bild.generation.checkpoint_options import REFUSED, SEARCHES, WITHOUT_EFFECT
+from bild.generation.checkpoint_options import PASSED_OVER, REFUSED, WITHOUT_EFFECT
 from tests.networks import build
 
 PROMPT = [[5, 6, 7, 8]]
@@ -36,7 +36,7 @@ def transformers_text(decoder: BigLittleDecoder, **options) -> list[int]:
 
 def test_every_field_of_transformers_is_decided():
     fields = set(vars(GenerationConfig()))
-    decided = [*APPLIED, "do_sample", *REFUSED, *SEARCHES, *WITHOUT_EFFECT]
+    decided = [*APPLIED, "do_sample", *REFUSED, *PASSED_OVER, *WITHOUT_EFFECT]
     assert not fields - set(decided), "transformers has new fields: decide what they mean for the loop"
     assert len(decided) == len(set(decided)), "a field is decided twice"
 
@@ -115,7 +115,6 @@ def test_source_penalties_of_an_encoder_decoder(bundled):
         ("constraints", ["x"]),
         ("force_words_ids", [[5]]),
         ("max_time", 1.0),
-        ("num_return_sequences", 2),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(name, value):
@@ -131,19 +130,19 @@ def test_a_value_that_asks_for_nothing_is_taken(name, value, caplog):
     assert pair(**{name: value}).generate(PROMPT, max_new_tokens=2)[0].token_ids and not caplog.text
 
 
-@pytest.mark.parametrize(("name", "value"), [("penalty_alpha", 0.6), ("dola_layers", "low")])
-def test_another_search_is_named_once(name, value, caplog):
+@pytest.mark.parametrize(("name", "value"), [("penalty_alpha", 0.6), ("num_return_sequences", 2)])
+def test_what_is_recommended_and_passed_over_is_named_once(name, value, caplog):
     decoder = pair(**{name: value})
     with caplog.at_level(logging.WARNING, "bild"):
         for _ in range(3):
             decoder.generate(PROMPT, max_new_tokens=2)
     assert caplog.text.count(f"asks for {name}={value}") == 1
-    with pytest.raises(InputError, match=f"{name} is not available: texts are greedy, drawn, or found by beams"):
-        decoder.generate(PROMPT, **{name: value})
+    with pytest.raises(InputError, match=f"{name} is not available here: .*leave it out"):
+        decoder.stream(PROMPT, **{name: value})
 
 
 def test_a_field_of_a_later_transformers_is_named(monkeypatch, caplog):
-    monkeypatch.delitem(SEARCHES, "dola_layers")
+    monkeypatch.delitem(PASSED_OVER, "dola_layers")
     with caplog.at_level(logging.WARNING, "bild"):
         pair(dola_layers="low").generate(PROMPT, max_new_tokens=2)
     assert "sets dola_layers, which is not known here" in caplog.text

@@ -98,6 +98,10 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(help="Of the draws, 64 bits; each line's own follows from it.", rich_help_panel=TEXT)
     ] = None,
+    num_return_sequences: Annotated[
+        int,
+        typer.Option(help="Texts drawn for each line, 1…; they come one after the other.", rich_help_panel=TEXT),
+    ] = 1,
     batch_size: Annotated[int, typer.Option(help="Texts decoded together, 1…", rich_help_panel=TEXT)] = 1,
     lanes: Annotated[
         int,
@@ -125,8 +129,9 @@ def generate(
     """Decode texts with a small and a large model together.
 
     Results go to stdout, one a line, as soon as they are ready; everything else goes to stderr. Line n of the
-    results belongs to line n of the input: an empty line stays one. A line that cannot be decoded is reported with
-    its number and leaves an empty one, the others still come out; the exit code is then 2.
+    results belongs to line n of the input, or k lines do with --num-return-sequences k: an empty line stays one. A
+    line that cannot be decoded is reported with its number and leaves an empty one, the others still come out; the
+    exit code is then 2.
     """
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
     sources, total = read_sources(texts, input)
@@ -195,5 +200,7 @@ def generate(
     }
     source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
     source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}
-    lines = LineDecoder(decoder, chosen, source, asked, batch_size, lanes, compare)
-    Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)
+    lines = LineDecoder(decoder, chosen, source, asked, batch_size, lanes, compare, num_return_sequences)
+    Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(
+        lines, sources, total and total * num_return_sequences
+    )

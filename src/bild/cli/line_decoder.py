@@ -47,6 +47,7 @@ class LineDecoder:
         batch_size: rows decoded together, 1…
         lanes: batches decoded side by side, 1…
         compare: whether the large model decodes every text, too.
+        copies: texts drawn for each input, 1…
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class LineDecoder:
         batch_size: int,
         lanes: int,
         compare: bool,
+        copies: int = 1,
     ) -> None:
         self.decoder, self.policy, self.source, self.asked = decoder, policy, source, asked
-        self.batch_size, self.lanes, self.compare = batch_size, lanes, compare
+        self.batch_size, self.lanes, self.compare, self.copies = batch_size, lanes, compare, copies
         # Wrong options should fail before the first line is waited for.
-        decoder.generate([], policy, **source, **asked)
+        decoder.generate([], policy, num_return_sequences=copies, **source, **asked)
         self.prompter = decoder.prompter(**source)
         # Token ids say nothing of the language that their text is to be written in.
         self.asked = self.prompter.target_options(decoder.generation_config) | asked
@@ -71,7 +73,7 @@ class LineDecoder:
         """Decode everything.
 
         Args:
-            sources: asked for one after the other, as the decoder has room.
+            sources: asked for one after the other, as the decoder has room; each stands for all its copies.
             done: told of every text in order, as soon as it and those before it are finished.
 
         Raises:
@@ -88,7 +90,7 @@ class LineDecoder:
                     done(waiting.popleft())
 
         def prompts() -> Iterator[list[int]]:
-            iterator = iter(sources)
+            iterator = (source for source in sources for _ in range(self.copies))
             while True:
                 with _noting(outside):
                     source = next(iterator, None)

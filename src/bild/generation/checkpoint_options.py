@@ -24,20 +24,19 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "constraints": ((), "it needs a constrained beam search"),
     "force_words_ids": ((), "it needs a constrained beam search"),
     "max_time": ((), "texts would depend on how fast the machine is"),
-    "num_return_sequences": (
-        (1,),
-        "one result comes back for each input; give the input several times, or read the hypotheses of a beam search",
-    ),
 }
 """Fields that change the text in a way this loop cannot: values that ask for nothing, and why it cannot."""
 
-SEARCHES: dict[str, tuple[Any, ...]] = {
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0.0,),
-    "penalty_alpha": (0.0,),
-    "dola_layers": (),
+_SEARCH = "texts are greedy, drawn, or found by beams"
+PASSED_OVER: dict[str, tuple[tuple[Any, ...], str]] = {
+    "num_beam_groups": ((1,), _SEARCH),
+    "diversity_penalty": ((0.0,), _SEARCH),
+    "penalty_alpha": ((0.0,), _SEARCH),
+    "dola_layers": ((), _SEARCH),
+    "num_return_sequences": ((1,), "one text is written for each input, unless generate is asked for more"),
 }
-"""Fields of other searches than greedy decoding and draws: values that ask for nothing."""
+"""Fields of other searches and of more texts, that a checkpoint may recommend: values that ask for nothing, and what is
+done instead."""
 
 WITHOUT_EFFECT: dict[str, str] = {
     "low_memory": "contrastive search only",
@@ -90,8 +89,8 @@ def check_names(asked: Mapping[str, Any], names: Sequence[str]) -> None:
             continue
         if name in REFUSED:
             raise InputError(f"{name} is not available: {REFUSED[name][1]}; leave it out")
-        if name in SEARCHES:
-            raise InputError(f"{name} is not available: texts are greedy, drawn, or found by beams; leave it out")
+        if name in PASSED_OVER:
+            raise InputError(f"{name} is not available here: {PASSED_OVER[name][1]}; leave it out")
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(names)}"
         raise InputError(f"unknown option {name!r}{hint}")
@@ -100,8 +99,8 @@ def check_names(asked: Mapping[str, Any], names: Sequence[str]) -> None:
 def check_config(config: GenerationConfig, applied: Sequence[str], asked: Mapping[str, Any]) -> None:
     """Whether everything a checkpoint's config asks for is done, or is another way to the same text.
 
-    Another search (beams) is passed over with a warning unless the call asks for one: the checkpoint recommends it, and
-    greedy decoding of the same model is what was asked for.
+    Another search (beams), or several texts of an input, is passed over with a warning unless the call asks for one:
+    the checkpoint recommends it, and greedy decoding of the same model is what was asked for.
 
     Args:
         config: of the large checkpoint.
@@ -117,12 +116,12 @@ def check_config(config: GenerationConfig, applied: Sequence[str], asked: Mappin
                 f"the checkpoint's generation config sets {name}, which is not available here: {reason}; "
                 f"set generation_config.{name} to None to do without"
             )
-    for name, idle in SEARCHES.items():
+    for name, (idle, instead) in PASSED_OVER.items():
         if _asks(config, name, idle):
-            _warn(_recommended(config, name, "texts are greedy, drawn, or found by beams"))
+            _warn(_recommended(config, name, instead))
     if "num_beams" not in asked and _asks(config, "num_beams", (1,)):
         _warn(_recommended(config, "num_beams", "texts are greedy unless a call asks for it"))
-    known = {*applied, *REFUSED, *SEARCHES, *WITHOUT_EFFECT}
+    known = {*applied, *REFUSED, *PASSED_OVER, *WITHOUT_EFFECT}
     for name in sorted(set(vars(DEFAULTS)) - known):
         if _asks(config, name, (getattr(DEFAULTS, name),)):
             _warn(f"the checkpoint's generation config sets {name}, which is not known here and is passed over")

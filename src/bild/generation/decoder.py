@@ -317,6 +317,7 @@ class BigLittleDecoder:
         *,
         batch_size: int = 1,
         lanes: int = 1,
+        num_return_sequences: int = 1,
         attention_mask: Any = None,
         lossless: bool = False,
         drafter: str | Maker | None = None,
@@ -335,6 +336,7 @@ class BigLittleDecoder:
             lanes: batches decoded side by side, 1…, default 1, each by a thread that has ``torch.get_num_threads()``
                 for itself: two lanes of one thread write more texts a second than one of two where products are small.
                 Load the pair under as many threads as a lane has.
+            num_return_sequences: texts drawn for each input, 1…, default 1; so many results follow each other.
             attention_mask: of inputs that are token ids (list, array or tensor), 0 or false where they are padding.
             lossless: insist on the large model's own text; an error with a policy that does not give it.
             drafter: who drafts, see :class:`BigLittleDecoder`; default: :attr:`drafter`.
@@ -346,11 +348,12 @@ class BigLittleDecoder:
         rules = self.rules(resolved, asked.choice(), reward, asked.beams(), drafter)
         check_count("batch_size", batch_size)
         check_count("lanes", lanes)
+        _check_copies(num_return_sequences, asked)
         # What is there already is looked through before anything is decoded; an iterator as it comes.
         lazy = isinstance(inputs, Iterator)
         items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]
         single = not lazy and len(items) == 1
-        jobs = (self._job(prompter, item, asked, index, alone=single) for index, item in enumerate(items))
+        jobs = self._jobs(prompter, items, asked, alone=single, copies=num_return_sequences)
         return self.results_each(jobs if lazy else list(jobs), rules, batch_size, drafter=drafter, lanes=lanes)
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
@@ -359,7 +362,7 @@ class BigLittleDecoder:
         Args:
             text: one input as for :meth:`generate`.
             policy: see :meth:`generate`.
-            options: those of :meth:`generate_each`, without ``batch_size``; and ``memory``, a
+            options: those of :meth:`generate_each` that shape the one text; and ``memory``, a
                 :class:`~bild.engine.Memory` of decoder-only models: a text that begins as the last one did is read
                 from where they part.
 
@@ -377,7 +380,7 @@ class BigLittleDecoder:
         resolved = self.resolve_policy(policy, lossless=lossless, searches=asked.searches)
         models = self._drafting(drafter, resolved)
         rules = self.rules(resolved, asked.choice(), reward, asked.beams(), drafter)
-        job = self._job(prompter, items[0], asked, 0, alone=True)
+        (job,) = self._jobs(prompter, items, asked, alone=True)
         start = time.perf_counter()
         written = running.run([job], rules, models, 1, memory=memory)
         return Stream(written, self.tokenizer, start)
@@ -543,11 +546,16 @@ class BigLittleDecoder:
         """
         prompter, asked = self.asked(options)
         items, _ = as_list(inputs, None, self.pad)
-        return [self._job(prompter, item, asked, index, alone=len(items) == 1) for index, item in enumerate(items)]
+        return list(self._jobs(prompter, items, asked, alone=len(items) == 1))
 
-    def _job(self, prompter: Prompter, item: Input, asked: GenerationOptions, index: int, *, alone: bool) -> Job:
-        with of_input(index, alone=alone):
-            return self._prepare(prompter.encode(item), asked, index)
+    def _jobs(
+        self, prompter: Prompter, items: Iterable[Input], asked: GenerationOptions, *, alone: bool, copies: int = 1
+    ) -> Iterator[Job]:
+        for at, item in enumerate(items):
+            with of_input(at, alone=alone):
+                ids = prompter.encode(item)
+                jobs = [self._prepare(ids, asked, at * copies + copy) for copy in range(copies)]
+            yield from jobs
 
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
         return prepare(ids, asked, index, models=self.parts, tokenizer=self.tokenizer)
@@ -619,3 +627,16 @@ class BigLittleDecoder:
         if self._middle is not None:
             check_middle(self._middle.name, self._middle.window, drafter, self._small is not None)
         return models._replace(drafter=maker_of(drafter))
+
+
+def _check_copies(count: int, asked: GenerationOptions) -> None:
+    """Refuse several texts of an input where they would all be the same one."""
+    check_count("num_return_sequences", count)
+    if count > 1 and asked.searches:
+        raise InputError(
+            f"num_return_sequences is {count}, and the one result of a beam search has all its hypotheses; leave it out"
+        )
+    if count > 1 and not asked.do_sample:
+        raise InputError(
+            f"num_return_sequences is {count}, and greedy texts of one input are all the same; set do_sample"
+        )
