@@ -39,6 +39,7 @@ def shown(prefix: str) -> list[str]:
 
 PYTHON = [pytest.param(text, id=f"{page.stem}-{number}") for number, (page, text) in enumerate(blocks("python"))]
 COMMANDS = shown("bild ")
+PROGRAM = get_command(app)
 
 
 def test_finds_what_the_pages_show():
@@ -69,7 +70,7 @@ def test_the_readme_s_python_runs(capsys):
 @pytest.mark.parametrize("line", sorted(set(COMMANDS)))
 def test_a_command_parses(line):
     _, name, *arguments = shlex.split(line)
-    command = get_command(app).commands[name]
+    command = PROGRAM.commands[name]
     # A line that is cut short with … names what was said before.
     said = [each for each in arguments if each != "…"]
     with command.make_context(name, said, resilient_parsing=len(said) < len(arguments)) as context:
@@ -82,7 +83,7 @@ def test_a_command_parses(line):
 
 def test_a_command_with_an_option_that_is_gone_does_not_parse():
     with pytest.raises(Exception, match="No such option: --gamma"):
-        get_command(app).commands["generate"].make_context("generate", ["--gamma", "4"])
+        PROGRAM.commands["generate"].make_context("generate", ["--gamma", "4"])
 
 
 def test_programs_and_targets_are_there():

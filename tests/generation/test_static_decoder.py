@@ -30,14 +30,14 @@ POLICIES = {
 }
 # Each architecture once as the large and once as the small model, so that none is compiled twice.
 PAIRS = (
-    ("t5", "mt5"),
-    ("mt5", "t5"),
-    ("bart", "marian"),
-    ("marian", "bart"),
+    ("t5", "bart"),
+    ("bart", "t5"),
+    ("mt5", "marian"),
+    ("marian", "mt5"),
+    ("llama", "gpt2"),
     ("gpt2", "llama"),
-    ("llama", "qwen2"),
     ("qwen2", "mistral"),
-    ("mistral", "gpt2"),
+    ("mistral", "qwen2"),
 )
 
 
@@ -64,7 +64,7 @@ def facts(result: Result) -> tuple:
     return result.token_ids, result.writers, result.finish_reason, rounds
 
 
-@pairs([("t5", "mt5"), ("llama", "qwen2")])
+@pairs([("t5", "bart"), ("llama", "gpt2")])
 @pytest.mark.parametrize("policy", ["large", "exact"])
 def test_static_finds_by_beams_what_eager_finds(large, small, policy):
     options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": LENGTH}
@@ -92,7 +92,7 @@ def test_static_writes_what_eager_writes(large, small, policy):
 
 
 @pytest.mark.parametrize("policy", ["bild", "exact", "speculative_sampling", "adaptive"])
-@pytest.mark.parametrize(("large", "small"), [("t5", "mt5"), ("llama", "qwen2")])
+@pytest.mark.parametrize(("large", "small"), [("t5", "bart"), ("llama", "gpt2")])
 def test_the_same_seed_draws_the_same_text_on_both_runtimes(large, small, policy):
     sampled = {"do_sample": True, "temperature": 0.8, "seed": 7}
     expected = run(pair_of(large, small, "eager"), POLICIES[policy], **sampled)

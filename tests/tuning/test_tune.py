@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache, partial
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,10 +28,12 @@ GRID = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _no_warming_up(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def _no_warming_up():
     """The first calls of networks as small as these are as fast as the last, and half of a tuning's time."""
-    monkeypatch.setattr(bench, "measure", partial(measure, warm_up=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "measure", partial(measure, warm_up=1))
+        yield
 
 
 @cache
@@ -52,9 +55,16 @@ def run(out, budget: float, confidence: float | None = None, **options):
     return tune(decoder(), sets, out=out, budget=budget, confidence=confidence, grid=GRID, max_new_tokens=8, **options)
 
 
-def test_the_budget_decides(tmp_path):
-    strict = run(tmp_path / "strict", 0.0)
-    loose = run(tmp_path / "loose", 100.0)
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory):
+    """A run that may lose all of the quality, and where it lies: ``loose.out``."""
+    out = tmp_path_factory.mktemp("loose")
+    found = run(out, 100.0)
+    return SimpleNamespace(out=out, found=found)
+
+
+def test_the_budget_decides(loose, tmp_path):
+    strict, out, loose = run(tmp_path / "strict", 0.0), loose.out, loose.found
     assert strict.within_budget and max(strict.loss.values()) == 0
     assert loose.policy != strict.policy and max(loose.loss.values()) > 0
     assert set(strict.loss) == {"one", "two"}
@@ -64,7 +74,7 @@ def test_the_budget_decides(tmp_path):
     assert all(a.seconds <= b.seconds for a, b in zip(loose.points, loose.points[1:], strict=False))
     evidence = loose.evidence()
     assert evidence["dev"]["one"]["texts"] == 4 and evidence["dev"]["all"]["bleu_large"][0] == pytest.approx(100)
-    assert json.loads((tmp_path / "loose" / RESULT).read_text())["policy"] == loose.policy.to_dict()
+    assert json.loads((out / RESULT).read_text())["policy"] == loose.policy.to_dict()
 
 
 @pytest.mark.parametrize("confidence", [None, 0.9])
@@ -86,7 +96,7 @@ def test_dev_sets_too_small_for_the_confidence_say_how_many_texts_they_lack(tmp_
     assert run(tmp_path / "not", 0.3, confidence=None).enough_texts
 
 
-def test_the_evidence_says_by_which_bounds_the_policy_was_chosen(tmp_path):
+def test_the_evidence_says_by_which_bounds_the_policy_was_chosen(loose, tmp_path):
     found = run(tmp_path, 100.0, confidence=0.8)
     evidence, promise = found.evidence(), "with confidence 0.8 on as many other texts"
     assert evidence["confidence"] == 0.8 and (promise in evidence["tuned_for"]) != found.policy.lossless
@@ -96,7 +106,7 @@ def test_the_evidence_says_by_which_bounds_the_policy_was_chosen(tmp_path):
     # Half of the four texts of a set judge, and only they were run.
     assert evidence["dev"]["one"]["texts"] == 2 and evidence["dev"]["one"]["loss"]["texts"] == 2
     assert "differs_from_lookup" in evidence["dev"]["one"] and isinstance(evidence["pays"], bool)
-    without = run(tmp_path / "without", 100.0).evidence()
+    without = loose.found.evidence()
     assert "judged" not in without and "no confidence" in without["tuned_for"]
 
 
