@@ -249,16 +249,18 @@ def test_encoders_keep_nothing():
 
 @pytest.mark.parametrize("width", [1, 3, 8])
 @pytest.mark.parametrize("kind", PAIRS)
-def test_texts_of_one_call_read_what_they_begin_with_twice_at_most(kind, width):
+def test_texts_of_one_call_read_what_they_begin_with_once_or_twice(kind, width):
     pair = PAIRS[kind]
     prompts = [[*SYSTEM, *random.Random(seed).choices(range(2, 30), k=1 + seed)] for seed in range(8)]
     found = list(pair.generate_each(prompts, "exact", batch_size=width, max_new_tokens=8, eos_token_id=1))
     assert [each.token_ids for each in found] == [alone(pair, prompt) for prompt in prompts]
     read = [sum(commit.work["large"].read for commit in each.rounds) for each in found]
-    # The first is read with its rounds, the second before them and is kept; all others go on from it. A small model
-    # that reads states lets the large one read before a round.
-    assert read[0] >= len(prompts[0]) or kind == "states"
-    assert sum(count < len(SYSTEM) for count in read) >= 6
+    # One of a batch is read before its rounds and is kept, and all others go on from it. One by one, nobody knows of
+    # the first that others follow: it is read with its rounds. A small model that reads states lets the large one read
+    # before a round.
+    assert read[0] >= len(prompts[0]) or kind == "states" or width > 1
+    went_on = sum(count < len(prompt) for count, prompt in zip(read, prompts, strict=True))
+    assert went_on >= (6 if width == 1 else 8)
 
 
 def test_a_prompt_that_nobody_else_begins_with_is_not_kept(monkeypatch):

@@ -97,7 +97,8 @@ class PrefixCache:
         return open([job], [row], alone, start), count
 
     def begin(self, jobs: Sequence[Job], first: int, rules: Rules, models: Models) -> Loop:
-        """As :func:`~bild.engine.begin`; a prompt that begins as one before is read whole once more and then kept.
+        """As :func:`~bild.engine.begin`; what a prompt begins with is kept if another of these begins alike, or one did
+        before.
 
         Args:
             jobs: one a row.
@@ -118,7 +119,7 @@ class PrefixCache:
             known = self.open(open, job, row, alone)
             if known is not None:
                 batches.append(known[0])
-            elif self._is_seen(row.tokens, alone):
+            elif self._comes_again(row.tokens, jobs[at + 1 :], alone):
                 batch = open([job], [row], alone)
                 batch.read(row.prompt_length)
                 if isinstance(batch, Batch):
@@ -133,10 +134,14 @@ class PrefixCache:
             whole.join(batch)
         return whole
 
-    def _is_seen(self, prompt: Sequence[int], alone: bool) -> bool:
-        """Whether a prompt begins as one before; if not, it is the first one from now on."""
+    def _comes_again(self, prompt: Sequence[int], others: Sequence[Job], alone: bool) -> bool:
+        """Whether a prompt begins as one before, or as one of those that begin with it."""
         if len(prompt) <= WORTH:
             return False
+        return self._is_seen(prompt, alone) or any(begin_alike(prompt, other.request.prompt) for other in others)
+
+    def _is_seen(self, prompt: Sequence[int], alone: bool) -> bool:
+        """Whether a prompt begins as one before; if not, it is the first one from now on."""
         beginning = _beginning(np.array(prompt[:WORTH], dtype=np.int64), alone)
         with self._lock:
             seen = beginning in self._seen
