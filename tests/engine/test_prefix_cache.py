@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -29,9 +29,10 @@ class Asker:
     engine: Engine
     events: dict[int, list[Event]] = field(default_factory=dict)
 
-    def ask(self, *prompts: list[int], policy: str = "exact", **options) -> list[int]:
+    def ask(self, *prompts: list[int], policy: str = "exact", salt: str = "", **options) -> list[int]:
         options = {"max_new_tokens": 8, "eos_token_id": 1} | options
         jobs = [self.pair.jobs(prompt, **options)[0] for prompt in prompts]
+        jobs = [replace(job, request=replace(job.request, salt=salt)) for job in jobs]
         rules = Rules(self.pair.resolve_policy(policy))
         place = self.engine.reserve()
         ids = self.engine.submit(jobs, rules, self.hear, place)
@@ -142,6 +143,20 @@ def test_a_prompt_that_is_asked_for_several_times_is_read_once(lanes):
     known = sorted(own.end(id).known for id in ids)
     # Each lane has a batch of its own, and none waits for another.
     assert known[lanes:] == [len(prompt) - 1] * (4 - lanes)
+
+
+def test_texts_of_different_salt_know_nothing_of_each_other():
+    pair = PAIRS["small"]
+    prompt = [*SYSTEM, *range(2, 30), *range(2, 30)]
+    own = asker(pair, rows=8)
+    # Long ones that come together, where one would wait for the other; and one that comes later.
+    together = [*own.ask(prompt, prompt, salt="a"), *own.ask(prompt, prompt, salt="b"), *own.ask(prompt)]
+    own.run()
+    later = own.ask(prompt, salt="b")
+    own.run()
+    assert [own.tokens(id) for id in (*together, *later)] == [alone(pair, prompt)] * 6
+    known = len(prompt) - 1
+    assert [own.end(id).known for id in (*together, *later)] == [0, known, 0, known, 0, known]
 
 
 def test_whoever_waits_for_a_prompt_goes_on_when_its_owner_leaves():

@@ -416,6 +416,12 @@ def test_the_next_turn_of_a_conversation_says_how_much_of_it_was_known():
     done = f"bild:prefix_cache_queries_total{labels} {float(asked)}"
     wait_until(lambda: done in client.get("/metrics").text)
     assert f"bild:prefix_cache_hits_total{labels} 0.0" not in client.get("/metrics").text
+    salted = {"messages": turns, "max_tokens": 3, "cache_salt": "own"}
+    known = [
+        client.post("/v1/chat/completions", json=asked).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+        for asked in (salted, salted, salted | {"cache_salt": "other"})
+    ]
+    assert known[0] == known[2] == 0 < known[1]
     own.engine.stop()
 
 

@@ -156,6 +156,7 @@ class Request:
             not depend on its neighbours; None: torch's global one.
         logprobs: how likely each token was is recorded (:attr:`Commit.scored`), and so many of the likeliest tokens in
             its place, 0…; None: nothing is. The text is the same.
+        salt: texts of another one share nothing that models have read, though they begin alike.
     """
 
     prompt: Sequence[int]
@@ -166,6 +167,7 @@ class Request:
     process: Callable[[Sequence[int], Tensor], Tensor] | None = None
     generator: torch.Generator | None = None
     logprobs: int | None = None
+    salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt:

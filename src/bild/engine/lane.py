@@ -153,7 +153,7 @@ class Lane:
         if self._prefixes is None or len(ticket.row.tokens) <= READ_TOKENS:
             return False
         rows = [*(row for batch in self._reading for row in batch.rows), *(other.row for other in fresh)]
-        return any(len(row.tokens) > READ_TOKENS and begin_alike(row.tokens, ticket.row.tokens) for row in rows)
+        return any(len(row.tokens) > READ_TOKENS and begin_alike(row.request, ticket.row.request) for row in rows)
 
     def _opened(self, tickets: Sequence[Ticket]) -> Loop:
         rows = [ticket.row for ticket in tickets]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bild.decoding import Batch, Loop, Row, Rules, Scorer
+from bild.decoding import Batch, Loop, Request, Row, Rules, Scorer
 from bild.decoding.common import common
 from bild.decoding.scorer import copied
 from bild.engine.opening import Job, Models, Open, Starts, anew, are_current, open_batch, within
@@ -19,15 +19,18 @@ WORTH = 32
 """Tokens that a text must have in common with another one, so that copying what was read of them pays."""
 SEEN = 1024
 """Beginnings of prompts that are known again."""
+Key = tuple[bool, str, bytes]
+"""What texts have in common of which one may go on from another: whether the small model decodes them alone, their
+salt, and how they begin."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Known:
     """A text, and what the models have read of it."""
 
+    key: Key
     tokens: NDArray[np.int64]
     scorers: Sequence[Scorer | None]
-    alone: bool
 
     def common(self, tokens: NDArray[np.int64]) -> int:
         """How many tokens another text begins with alike."""
@@ -52,10 +55,10 @@ class PrefixCache:
         self._models, self._most = models, tokens
         self._lock = threading.Lock()
         # Texts by what they begin with, and all in the order of their last use.
-        self._beginnings: dict[tuple[bool, bytes], list[_Known]] = {}
+        self._beginnings: dict[Key, list[_Known]] = {}
         self._used: dict[_Known, None] = {}
         # Beginnings of prompts, the newest last.
-        self._seen: dict[tuple[bool, bytes], None] = {}
+        self._seen: dict[Key, None] = {}
 
     @property
     def tokens(self) -> int:
@@ -77,7 +80,7 @@ class PrefixCache:
             row: it.
             alone: whether the small model decodes it alone.
         """
-        found = self._find(np.array(row.tokens, dtype=np.int64), alone)
+        found = self._find(row, alone)
         if found is None:
             return None
         if not are_current(self._models):
@@ -119,7 +122,7 @@ class PrefixCache:
             known = self.open(open, job, row, alone)
             if known is not None:
                 batches.append(known[0])
-            elif self._comes_again(row.tokens, jobs[at + 1 :], alone):
+            elif self._comes_again(row.request, jobs[at + 1 :], alone):
                 batch = open([job], [row], alone)
                 batch.read(row.prompt_length)
                 if isinstance(batch, Batch):
@@ -134,18 +137,18 @@ class PrefixCache:
             whole.join(batch)
         return whole
 
-    def _comes_again(self, prompt: Sequence[int], others: Sequence[Job], alone: bool) -> bool:
+    def _comes_again(self, request: Request, others: Sequence[Job], alone: bool) -> bool:
         """Whether a prompt begins as one before, or as one of those that begin with it."""
-        if len(prompt) <= WORTH:
+        if len(request.prompt) <= WORTH:
             return False
-        return self._is_seen(prompt, alone) or any(begin_alike(prompt, other.request.prompt) for other in others)
+        return self._is_seen(request, alone) or any(begin_alike(request, other.request) for other in others)
 
-    def _is_seen(self, prompt: Sequence[int], alone: bool) -> bool:
+    def _is_seen(self, request: Request, alone: bool) -> bool:
         """Whether a prompt begins as one before; if not, it is the first one from now on."""
-        beginning = _beginning(np.array(prompt[:WORTH], dtype=np.int64), alone)
+        key = _key(np.array(request.prompt[:WORTH], dtype=np.int64), request.salt, alone)
         with self._lock:
-            seen = beginning in self._seen
-            self._seen[beginning] = None
+            seen = key in self._seen
+            self._seen[key] = None
             if len(self._seen) > SEEN:
                 del self._seen[next(iter(self._seen))]
             return seen
@@ -161,26 +164,28 @@ class PrefixCache:
         for place in places:
             row = batch.rows[place]
             tokens = np.array(row.tokens[: max(0, row.committed - 1)], dtype=np.int64)
-            if not WORTH <= len(tokens) <= self._most or self._covers(tokens, alone):
+            key = _key(tokens, row.request.salt, alone)
+            if not WORTH <= len(tokens) <= self._most or self._covers(key, tokens):
                 continue
             scorers = batch.copies(place)
             if scorers and scorers[0] is not None:
-                self._add(_Known(tokens, scorers, alone))
+                self._add(_Known(key, tokens, scorers))
 
-    def _find(self, tokens: NDArray[np.int64], alone: bool) -> tuple[_Known, int] | None:
-        """The text that has most in common with another one, whose last token is always read, for what follows."""
+    def _find(self, row: Row, alone: bool) -> tuple[_Known, int] | None:
+        """The text that has most in common with a row's, whose last token is always read, for what follows."""
+        tokens = np.array(row.tokens, dtype=np.int64)
         with self._lock:
-            alike = self._beginnings.get(_beginning(tokens, alone), ()) if len(tokens) > WORTH else ()
+            alike = self._beginnings.get(_key(tokens, row.request.salt, alone), ()) if len(tokens) > WORTH else ()
             if not alike:
                 return None
             known = max(alike, key=lambda each: each.common(tokens))
             self._touch(known)
             return known, min(known.common(tokens), len(tokens) - 1)
 
-    def _covers(self, tokens: NDArray[np.int64], alone: bool) -> bool:
+    def _covers(self, key: Key, tokens: NDArray[np.int64]) -> bool:
         """Whether a text begins so that is kept."""
         with self._lock:
-            for known in self._beginnings.get(_beginning(tokens, alone), ()):
+            for known in self._beginnings.get(key, ()):
                 if known.common(tokens) == len(tokens):
                     self._touch(known)
                     return True
@@ -188,7 +193,7 @@ class PrefixCache:
 
     def _add(self, new: _Known) -> None:
         with self._lock:
-            alike = self._beginnings.setdefault(_beginning(new.tokens, new.alone), [])
+            alike = self._beginnings.setdefault(new.key, [])
             for old in [each for each in alike if each.common(new.tokens) == len(each.tokens)]:
                 alike.remove(old)
                 del self._used[old]
@@ -197,8 +202,8 @@ class PrefixCache:
             while self._size() > self._most:
                 oldest = next(iter(self._used))
                 del self._used[oldest]
-                self._beginnings[_beginning(oldest.tokens, oldest.alone)].remove(oldest)
-            self._beginnings = {beginning: texts for beginning, texts in self._beginnings.items() if texts}
+                self._beginnings[oldest.key].remove(oldest)
+            self._beginnings = {key: texts for key, texts in self._beginnings.items() if texts}
 
     def _touch(self, known: _Known) -> None:
         del self._used[known]
@@ -208,8 +213,8 @@ class PrefixCache:
         return sum(len(known.tokens) for known in self._used)
 
 
-def _beginning(tokens: NDArray[np.int64], alone: bool) -> tuple[bool, bytes]:
-    return alone, tokens[:WORTH].tobytes()
+def _key(tokens: NDArray[np.int64], salt: str, alone: bool) -> Key:
+    return alone, salt, tokens[:WORTH].tobytes()
 
 
 def can_keep(models: Models) -> bool:
@@ -217,6 +222,6 @@ def can_keep(models: Models) -> bool:
     return models.verifier is None and not models.large.is_encoder_decoder
 
 
-def begin_alike(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether enough of two texts is the same that only one of them should be read."""
-    return common(one[:WORTH], other[:WORTH]) == WORTH
+def begin_alike(one: Request, other: Request) -> bool:
+    """Whether enough of two prompts is the same that only one of them should be read."""
+    return one.salt == other.salt and common(one.prompt[:WORTH], other.prompt[:WORTH]) == WORTH

@@ -22,6 +22,7 @@ def prepare(
     *,
     models: Sequence[Model],
     tokenizer: PreTrainedTokenizerBase | None,
+    salt: str = "",
 ) -> Job:
     """The job of one input.
 
@@ -31,6 +32,7 @@ def prepare(
         index: its place in the call, which chooses its seed.
         models: large and small.
         tokenizer: of the pair; stop strings need it.
+        salt: see :class:`~bild.decoding.Request`.
 
     Raises:
         InputError: more tokens than the models have positions, or an option that cannot be met.
@@ -51,6 +53,7 @@ def prepare(
         process=asked.processor(len(prompt), longest, ids, large.device),
         generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
         logprobs=asked.logprobs,
+        salt=salt,
     )
     return Job(source, request, options=asked.to_dict())
 

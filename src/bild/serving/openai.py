@@ -54,6 +54,7 @@ SHARED: dict[str, Check] = {
     "stop_token_ids": fields.ids(64),
     "include_stop_str_in_output": boolean,
     "bad_words": fields.texts(64, 256),
+    "cache_salt": text,
     # Ours.
     "policy": text,
     "lossless": boolean,
@@ -188,6 +189,7 @@ def _wish(service: Service, given: dict[str, Any], items: list[Any], options: di
         lossless=given.get("lossless", False),
         stops=given.get("stop", ()),
         keep_stop=given.get("include_stop_str_in_output", False),
+        salt=given.get("cache_salt", ""),
     )
     return Wish(
         ask=ask,

@@ -39,6 +39,7 @@ class Ask:
         lossless: whether only the large model's own text will do.
         stops: stop strings.
         keep_stop: whether they are part of the text.
+        salt: requests of another one share nothing that was read.
     """
 
     items: Sequence[Input]
@@ -49,6 +50,7 @@ class Ask:
     lossless: bool = False
     stops: Sequence[str] = ()
     keep_stop: bool = False
+    salt: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,13 @@ class Service:
             with of_input(at, alone=len(ask.items) == 1):
                 ids = prompter.encode(item)
                 for copies in range(ask.count):
-                    jobs.append(self._job(ids, asked, at * ask.count + copies))
+                    jobs.append(self._job(ids, asked, at * ask.count + copies, ask.salt))
         self.engine.check(jobs, rules)
         return Work(jobs, rules, ask)
 
-    def _job(self, ids: list[int], asked: Any, index: int) -> Job:
-        return prepare(ids, asked, index, models=self.decoder.parts, tokenizer=self.decoder.tokenizer)
+    def _job(self, ids: list[int], asked: Any, index: int, salt: str) -> Job:
+        models, tokenizer = self.decoder.parts, self.decoder.tokenizer
+        return prepare(ids, asked, index, models=models, tokenizer=tokenizer, salt=salt)
 
     def writing(self, work: Work, *, live: bool) -> Writing:
         """A text of a request, of which nothing is written yet; live: its pieces are wanted as they come."""
