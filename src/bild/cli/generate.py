@@ -134,7 +134,8 @@ def generate(
     exit code is then 2.
     """
     # Read before anything is loaded: a wrong path should not cost the user half a minute.
-    sources, total = read_sources(texts, input)
+    sources, inputs = read_sources(texts, input)
+    total = None if inputs is None else inputs * num_return_sequences
     check_texts(prefix=prefix, task=task, system=system, stop=stop)
     template = json_object("--chat-template-kwargs", chat_template_kwargs)
     if runtime == "auto" and total is not None and total >= LONG_FILE:
@@ -163,6 +164,7 @@ def generate(
     if logprobs is not None and not as_json:
         raise InputError("logprobs are shown in JSON only; give --json, too, or leave --logprobs out")
     check_count("batch_size", batch_size)
+    check_count("num_return_sequences", num_return_sequences)
     options.share_cores(lanes)
     decoder = options.load_decoder(
         large=large,
@@ -201,6 +203,4 @@ def generate(
     source: dict[str, Any] = {"prefix": prefix, "task": task, "chat": chat, "system": system}
     source |= {"chat_template_kwargs": template, "src_lang": src_lang, "tgt_lang": tgt_lang}
     lines = LineDecoder(decoder, chosen, source, asked, batch_size, lanes, compare, num_return_sequences)
-    Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(
-        lines, sources, total and total * num_return_sequences
-    )
+    Report(decoder, as_json=as_json, stats=stats, trace=trace, compare=compare).run(lines, sources, total)

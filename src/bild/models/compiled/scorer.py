@@ -315,6 +315,27 @@ class CompiledScorer:
         return [torch.cat([scored.get(b, nothing)[i] for b in range(len(rows))]) for i in range(len(nothing))]
 
 
+class StatesScorer(CompiledScorer):
+    """One whose graph reads hidden states, too, which another scorer keeps as its last layer, half of them as its keys
+    and half as its values."""
+
+    @property
+    def keeper(self) -> CompiledScorer:
+        """The other scorer, of the same rows."""
+        raise NotImplementedError
+
+    def reserve(self, columns: int) -> None:
+        super().reserve(columns)
+        # The graph reads one storage, so both have its columns.
+        self.keeper.widen(self.columns)
+        self.widen(self.keeper.columns)
+
+    def placed(self, rows: int) -> list[Tensor]:
+        kept, own = self.keeper.placed(rows), super().placed(rows)
+        middle = len(own) // 2
+        return [*own[:middle], kept[len(kept) // 2 - 1], *own[middle:], kept[-1]]
+
+
 def _taken(take: Take, row: int, tokens: Sequence[int], probabilities: Sequence[float]) -> tuple[int, bool]:
     """How many of the tokens are taken, and whether the row goes on."""
     for count, (token, probability) in enumerate(zip(tokens, probabilities, strict=True), 1):

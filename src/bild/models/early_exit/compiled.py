@@ -18,7 +18,7 @@ from bild.models.compiled import compiling
 from bild.models.compiled.calling import Graph, Graphs
 from bild.models.compiled.graphs import Encode, Read
 from bild.models.compiled.model import EXAMPLE, CompiledModel, graph_name, is_recorded
-from bild.models.compiled.scorer import CompiledScorer
+from bild.models.compiled.scorer import CompiledScorer, StatesScorer
 from bild.models.compiled.sources import PartOfSources, Sources, part_of
 from bild.models.early_exit.eager import ExitModel, SplitModel
 from bild.models.early_exit.graphs import ReadLower, ReadUpper, Score
@@ -196,12 +196,17 @@ class CompiledLower(CompiledScorer):
         self._extend(tokens, 0)
 
 
-class CompiledUpper(CompiledScorer):
+class CompiledUpper(StatesScorer):
     """The layers above, reading the hidden states of the layers below."""
 
     def __init__(self, model: CompiledSplitModel, lower: CompiledLower) -> None:
         self._lower = lower
         super().__init__(model, [[]] * len(lower.lengths))
+
+    @property
+    def keeper(self) -> CompiledLower:
+        """The layers below."""
+        return self._lower
 
     def above(self, lower: CompiledLower) -> None:
         """Read the hidden states of these layers from now on."""
@@ -220,14 +225,3 @@ class CompiledUpper(CompiledScorer):
 
     def _join_sources(self, other: CompiledScorer) -> None:
         """Likewise."""
-
-    def reserve(self, columns: int) -> None:
-        super().reserve(columns)
-        # The graph reads one storage, so both have its columns.
-        self._lower.widen(self.columns)
-        self.widen(self._lower.columns)
-
-    def placed(self, rows: int) -> list[Tensor]:
-        below, own = self._lower.placed(rows), super().placed(rows)
-        middle = len(own) // 2
-        return [*own[:middle], below[len(below) // 2 - 1], *own[middle:], below[-1]]

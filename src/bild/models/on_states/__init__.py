@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from bild.errors import LoadError
 from bild.models.compiled import is_prepared
 from bild.models.joined import add_joined, attach_joined, join_states, reads_states
-from bild.models.on_states.compiled import KEEPING, READING, CompiledKeepingModel, CompiledReadingModel
+from bild.models.on_states.compiled import CompiledKeepingModel, CompiledReadingModel
+from bild.models.on_states.graphs import KEEPING, READING
 from bild.models.on_states.keeping import KeepingModel
 from bild.models.on_states.reading import ReadingModel
 from bild.models.protocol import Model

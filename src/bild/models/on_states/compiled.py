@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,54 +11,18 @@ from transformers import PreTrainedModel
 
 from bild.decoding import Scorer
 from bild.errors import InputError
-from bild.models import joined
 from bild.models.cache import Shape
 from bild.models.compiled import compiling
-from bild.models.compiled.cache import RowLayer
 from bild.models.compiled.calling import Graphs
-from bild.models.compiled.graphs import Encode, Read, Source, summary
+from bild.models.compiled.graphs import Encode, Read
 from bild.models.compiled.model import CompiledModel, graph_name
-from bild.models.compiled.scorer import CompiledScorer
+from bild.models.compiled.scorer import CompiledScorer, StatesScorer
 from bild.models.eager.scorer import inferring
-from bild.models.joined import ALONE, join_states
+from bild.models.joined import ALONE
+from bild.models.on_states.graphs import KEEPING, READING, ReadKeeping, ReadStates
 from bild.models.on_states.keeping import KeepingScorer, Kept, with_states
 from bild.models.on_states.reading import OnStates, ReadingScorer
-from bild.models.parts import final_norm
-from bild.models.passes import Placed
 from bild.models.probing import difference, nudged, tolerance
-from bild.models.seams import Pass, choose
-from bild.models.short_list import short_list_of
-
-_SOURCES = (Path(__file__), Path(joined.__file__))
-_DIGEST = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES)).hexdigest()[:8]
-KEEPING, READING = f"keeping-{_DIGEST}", f"reading-{_DIGEST}"
-"""What the graphs are called, by what is compiled."""
-
-
-class ReadKeeping(Read):
-    """As :class:`Read`; the last of ``keys`` and ``values`` keep what the head reads, half of it in either."""
-
-    def read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor, ...]:
-        now = Pass(new.positions, new.ends, new.wanted, takes_states=True)
-        logits = self.run(now, new.tokens, new.positions, keys[:-1], values[:-1], source)
-        assert now.states is not None
-        states = final_norm(self.network)(now.states)
-        RowLayer(keys[-1], values[-1], new.positions).update(*states[:, None].chunk(2, dim=-1))
-        return summary(logits, short_list_of(self.network))
-
-
-class ReadStates(Read):
-    """As :class:`Read`, on the states in the last of ``keys`` and ``values``, and the states ``[B, K, D]`` it makes."""
-
-    def read(self, new: Placed, keys: Sequence[Tensor], values: Sequence[Tensor], source: Source) -> tuple[Tensor, ...]:
-        before = (new.positions - 1).clamp(min=0)
-        states = torch.cat([choose(half[:, 0], before) for half in (keys[-1], values[-1])], -1)
-        read = join_states(self.network, new.tokens, states * (new.positions > 0)[..., None])
-        now = Pass(new.positions, new.ends, new.wanted, takes_states=True)
-        logits = self.run(now, read, new.positions, keys[:-1], values[:-1], source)
-        assert now.states is not None
-        made = choose(final_norm(self.network)(now.states), new.wanted)
-        return (*summary(logits, short_list_of(self.network)), made)
 
 
 class _OnStates(CompiledModel):
@@ -175,7 +137,7 @@ class CompiledReadingModel(_OnStates):
             raise RuntimeError("its compiled graph scores tokens differently")
 
 
-class CompiledReadingScorer(OnStates, CompiledScorer):
+class CompiledReadingScorer(OnStates, StatesScorer):
     """One batch of it."""
 
     large: CompiledKeepingScorer
@@ -187,16 +149,10 @@ class CompiledReadingScorer(OnStates, CompiledScorer):
     def _shapes(self, model: CompiledModel) -> Sequence[Shape]:
         return model.shapes
 
-    def reserve(self, columns: int) -> None:
-        super().reserve(columns)
-        # The graph reads one storage, so both have its columns.
-        self.large.widen(self.columns)
-        self.widen(self.large.columns)
-
-    def placed(self, rows: int) -> list[Tensor]:
-        theirs, own = self.large.placed(rows), super().placed(rows)
-        middle = len(own) // 2
-        return [*own[:middle], theirs[len(theirs) // 2 - 1], *own[middle:], theirs[-1]]
+    @property
+    def keeper(self) -> CompiledKeepingScorer:
+        """The large model's."""
+        return self.large
 
     def _read(self, rows: list[list[int]], last: int, row: int | None = None) -> Sequence[Tensor]:
         *scores, made = super()._read(rows, last, row)
