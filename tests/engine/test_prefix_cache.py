@@ -278,6 +278,17 @@ def test_texts_of_one_call_read_what_they_begin_with_once_or_twice(kind, width):
     assert went_on >= (6 if width == 1 else 8)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_several_texts_of_a_prompt_read_it_once(width):
+    pair, prompt = PAIRS["small"], [*SYSTEM, 5, 6, 7]
+    asked = {"max_new_tokens": 8, "do_sample": True, "seed": 3, "batch_size": width}
+    found = pair.generate(prompt, "speculative_sampling:window=3", num_return_sequences=3, **asked)
+    expected = pair.generate([prompt] * 3, "speculative_sampling:window=3", **asked)
+    assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+    read = [[sum(c.work["large"].read for c in each.rounds) for each in results] for results in (found, expected)]
+    assert max(read[0]) < len(prompt) and (max(read[1]) > len(prompt)) == (width == 1)
+
+
 def test_a_prompt_that_nobody_else_begins_with_is_not_kept(monkeypatch):
     pair, kept = PAIRS["small"], []
     monkeypatch.setattr("bild.engine.prefix_cache.PrefixCache._add", lambda cache, new: kept.append(len(new.tokens)))

@@ -43,6 +43,8 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the request's processor and the choice of tokens were made of, as JSON values: a verifier elsewhere makes
     them anew."""
+    is_one_of_several: bool = False
+    """Whether others of the same prompt follow, whose reading is then worth keeping."""
 
 
 class Middle(NamedTuple):

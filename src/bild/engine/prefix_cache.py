@@ -122,7 +122,7 @@ class PrefixCache:
             known = self.open(open, job, row, alone)
             if known is not None:
                 batches.append(known[0])
-            elif self._comes_again(row.request, jobs[at + 1 :], alone):
+            elif self._comes_again(job, jobs[at + 1 :], alone):
                 batch = open([job], [row], alone)
                 batch.read(row.prompt_length)
                 if isinstance(batch, Batch):
@@ -137,11 +137,12 @@ class PrefixCache:
             whole.join(batch)
         return whole
 
-    def _comes_again(self, request: Request, others: Sequence[Job], alone: bool) -> bool:
-        """Whether a prompt begins as one before, or as one of those that begin with it."""
-        if len(request.prompt) <= WORTH:
+    def _comes_again(self, job: Job, others: Sequence[Job], alone: bool) -> bool:
+        """Whether a prompt begins as one before, or as one of those that begin with it or follow it."""
+        if len(job.request.prompt) <= WORTH:
             return False
-        return self._is_seen(request, alone) or any(begin_alike(request, other.request) for other in others)
+        is_seen = self._is_seen(job.request, alone)
+        return is_seen or job.is_one_of_several or any(begin_alike(job.request, other.request) for other in others)
 
     def _is_seen(self, request: Request, alone: bool) -> bool:
         """Whether a prompt begins as one before; if not, it is the first one from now on."""

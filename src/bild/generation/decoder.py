@@ -555,7 +555,7 @@ class BigLittleDecoder:
             with of_input(at, alone=alone):
                 ids = prompter.encode(item)
                 jobs = [self._prepare(ids, asked, at * copies + copy) for copy in range(copies)]
-            yield from jobs
+            yield from (replace(job, is_one_of_several=copies > 1) for job in jobs)
 
     def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
         return prepare(ids, asked, index, models=self.parts, tokenizer=self.tokenizer)
