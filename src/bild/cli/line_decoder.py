@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice, tee
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,14 +90,14 @@ class LineDecoder:
                     done(waiting.popleft())
 
         def prompts() -> Iterator[list[int]]:
-            iterator = (source for source in sources for _ in range(self.copies))
+            iterator = iter(sources)
             while True:
                 with _noting(outside):
                     source = next(iterator, None)
                 if source is None:
                     return
                 item = self._prepare(source)
-                waiting.append(item)
+                waiting.extend(replace(item) for _ in range(self.copies))
                 if item.is_decoded:
                     yield item.ids
                 else:
@@ -140,7 +140,8 @@ class LineDecoder:
                 return
 
     def _generate(self, prompts: Iterator[list[int]], policy: str | Policy) -> Iterator[Result]:
-        return self.decoder.generate_each(prompts, policy, batch_size=self.batch_size, lanes=self.lanes, **self.asked)
+        how: dict[str, Any] = {"batch_size": self.batch_size, "lanes": self.lanes, "num_return_sequences": self.copies}
+        return self.decoder.generate_each(prompts, policy, **how, **self.asked)
 
     def _warm_up(self) -> None:
         """The first passes of a process are slow and would be charged to whoever goes first."""
@@ -153,7 +154,7 @@ class LineDecoder:
         places = [item.source.place for item in waiting if item.is_decoded][: self.batch_size * self.lanes]
         if not places:
             return error
-        where = places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}"
+        where = places[0] if places[0] == places[-1] else f"{places[0]} to {places[-1]}"
         return type(error)(f"{where}: {one_line(error)}")
 
 

@@ -353,7 +353,7 @@ class BigLittleDecoder:
         lazy = isinstance(inputs, Iterator)
         items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]
         single = not lazy and len(items) == 1
-        jobs = self._jobs(prompter, items, asked, alone=single, copies=num_return_sequences)
+        jobs = self.prepared(prompter, items, asked, alone=single, copies=num_return_sequences)
         return self.results_each(jobs if lazy else list(jobs), rules, batch_size, drafter=drafter, lanes=lanes)
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
@@ -380,7 +380,7 @@ class BigLittleDecoder:
         resolved = self.resolve_policy(policy, lossless=lossless, searches=asked.searches)
         models = self._drafting(drafter, resolved)
         rules = self.rules(resolved, asked.choice(), reward, asked.beams(), drafter)
-        (job,) = self._jobs(prompter, items, asked, alone=True)
+        (job,) = self.prepared(prompter, items, asked, alone=True)
         start = time.perf_counter()
         written = running.run([job], rules, models, 1, memory=memory)
         return Stream(written, self.tokenizer, start)
@@ -546,19 +546,40 @@ class BigLittleDecoder:
         """
         prompter, asked = self.asked(options)
         items, _ = as_list(inputs, None, self.pad)
-        return list(self._jobs(prompter, items, asked, alone=len(items) == 1))
+        return list(self.prepared(prompter, items, asked, alone=len(items) == 1))
 
-    def _jobs(
-        self, prompter: Prompter, items: Iterable[Input], asked: GenerationOptions, *, alone: bool, copies: int = 1
+    def prepared(
+        self,
+        prompter: Prompter,
+        items: Iterable[Input],
+        asked: GenerationOptions,
+        *,
+        alone: bool,
+        copies: int = 1,
+        salt: str = "",
     ) -> Iterator[Job]:
+        """The jobs of inputs, as they are asked for.
+
+        Args:
+            prompter: what turns them into token ids.
+            items: they.
+            asked: options of the call.
+            alone: whether there is one only, which an error then need not name.
+            copies: texts of each, 1…
+            salt: see :class:`~bild.decoding.Request`.
+
+        Raises:
+            InputError: an input or option that cannot be used.
+        """
         for at, item in enumerate(items):
             with of_input(at, alone=alone):
                 ids = prompter.encode(item)
-                jobs = [self._prepare(ids, asked, at * copies + copy) for copy in range(copies)]
-            yield from (replace(job, is_one_of_several=copies > 1) for job in jobs)
+                indices = range(at * copies, (at + 1) * copies)
+                jobs = [self._prepare(ids, asked, each, salt=salt, is_one_of_several=copies > 1) for each in indices]
+            yield from jobs
 
-    def _prepare(self, ids: list[int], asked: GenerationOptions, index: int) -> Job:
-        return prepare(ids, asked, index, models=self.parts, tokenizer=self.tokenizer)
+    def _prepare(self, ids: list[int], asked: GenerationOptions, index: int, **kept: Any) -> Job:
+        return prepare(ids, asked, index, models=self.parts, tokenizer=self.tokenizer, **kept)
 
     def results(
         self,

@@ -23,6 +23,7 @@ def prepare(
     models: Sequence[Model],
     tokenizer: PreTrainedTokenizerBase | None,
     salt: str = "",
+    is_one_of_several: bool = False,
 ) -> Job:
     """The job of one input.
 
@@ -33,6 +34,7 @@ def prepare(
         models: large and small.
         tokenizer: of the pair; stop strings need it.
         salt: see :class:`~bild.decoding.Request`.
+        is_one_of_several: see :class:`~bild.engine.Job`.
 
     Raises:
         InputError: more tokens than the models have positions, or an option that cannot be met.
@@ -55,7 +57,7 @@ def prepare(
         logprobs=asked.logprobs,
         salt=salt,
     )
-    return Job(source, request, options=asked.to_dict())
+    return Job(source, request, options=asked.to_dict(), is_one_of_several=is_one_of_several)
 
 
 def copyable(source: Sequence[int], large: Model) -> Sequence[int]:

@@ -13,8 +13,7 @@ from typing import Any
 from bild.decoding import Commit, Hypothesis, Policy, Rules
 from bild.engine import Engine, Event, Failed, Finished, Job, Place, Written
 from bild.generation import BigLittleDecoder
-from bild.generation.jobs import prepare
-from bild.generation.prompts import Input, of_input
+from bild.generation.prompts import Input
 from bild.serving.following import follow
 from bild.serving.metrics import Board
 from bild.serving.problems import bad, of_failure
@@ -144,18 +143,10 @@ class Service:
         policy = self.decoder.resolve_policy(ask.policy, lossless=ask.lossless, searches=asked.searches)
         rules = self.decoder.rules(policy, asked.choice(), beams=asked.beams())
         prompter = replace(prompter, tokenizer=self.tokenizer)
-        jobs = []
-        for at, item in enumerate(ask.items):
-            with of_input(at, alone=len(ask.items) == 1):
-                ids = prompter.encode(item)
-                for copies in range(ask.count):
-                    jobs.append(self._job(ids, asked, at * ask.count + copies, ask.salt))
+        single = len(ask.items) == 1
+        jobs = list(self.decoder.prepared(prompter, ask.items, asked, alone=single, copies=ask.count, salt=ask.salt))
         self.engine.check(jobs, rules)
         return Work(jobs, rules, ask)
-
-    def _job(self, ids: list[int], asked: Any, index: int, salt: str) -> Job:
-        models, tokenizer = self.decoder.parts, self.decoder.tokenizer
-        return prepare(ids, asked, index, models=models, tokenizer=tokenizer, salt=salt)
 
     def writing(self, work: Work, *, live: bool) -> Writing:
         """A text of a request, of which nothing is written yet; live: its pieces are wanted as they come."""
