@@ -90,7 +90,7 @@ def alone(seed: int) -> list[Commit]:
     return list(decode([request(seed)], asked.policy, large=ToyScorer(LARGE), drafter=drafter, choice=asked.choice))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.integers(0, 10**6))
 def test_rows_of_any_rules_join_and_leave_without_a_trace(seed):
     rng = random.Random(seed)

@@ -73,7 +73,7 @@ def definition(case: dict, prompt: list[int]) -> brute.Brute:
     return brute.bild(*models(case), prompt, **{name: case[name] for name in names})
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(CASES)
 def test_equals_the_definition(case):
     request = Request(prompt=PROMPT, max_new_tokens=case["limit"], eos_token_ids=case["eos"])
@@ -87,7 +87,7 @@ def test_equals_the_definition(case):
     assert [commit.finish_reason for commit in row] == [None] * (len(row) - 1) + [expected.finish]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(CASES, st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=5), min_size=2, max_size=5))
 def test_batched_equals_row_by_row(case, prompts):
     requests = [
@@ -100,7 +100,7 @@ def test_batched_equals_row_by_row(case, prompts):
         assert [commit.accepted for commit in row] == expected.accepted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(CASES)
 def test_large_models_greedy_text_at_the_lossless_ends(case):
     small, large = models(case)

@@ -274,8 +274,8 @@ def test_texts_of_one_call_read_what_they_begin_with_once_or_twice(kind, width):
     # the first that others follow: it is read with its rounds. A small model that reads states lets the large one read
     # before a round.
     assert read[0] >= len(prompts[0]) or kind == "states" or width > 1
-    went_on = sum(count < len(prompt) for count, prompt in zip(read, prompts, strict=True))
-    assert went_on >= (6 if width == 1 else 8)
+    assert sum(count < len(SYSTEM) for count in read) >= 6
+    assert width == 1 or all(count < len(prompt) for count, prompt in zip(read, prompts, strict=True))
 
 
 @pytest.mark.parametrize("width", [1, 2])

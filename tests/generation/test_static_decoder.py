@@ -129,7 +129,7 @@ def test_the_end_token_ends_both_alike(large, small):
         assert [facts(result) for result in found] == [facts(result) for result in expected]
 
 
-@pairs(PAIRS[:2])
+@pairs([*PAIRS[:2], ("t5", "mt5"), ("mt5", "t5")])
 def test_texts_that_outgrow_the_first_storage(large, small):
     options = {"max_new_tokens": 90, "eos_token_id": []}
     for policy in ("bild", "exact"):
@@ -138,8 +138,9 @@ def test_texts_that_outgrow_the_first_storage(large, small):
         for size in (1, 3):
             found = pair_of(large, small, "static").generate(inputs, POLICIES[policy], batch_size=size, **options)
             assert [facts(result) for result in found] == [facts(result) for result in expected]
-        # All that the positions of Bart allow, and twice what the first storage holds.
-        assert {len(result.token_ids) for result in expected} == {POSITIONS - 1}
+        # Bart has positions for less: twice what the first storage holds, and not three times.
+        longest = POSITIONS - 1 if "bart" in (large, small) else 90
+        assert {len(result.token_ids) for result in expected} == {longest}
 
 
 @pairs([PAIRS[0], PAIRS[3], PAIRS[4]])

@@ -109,7 +109,7 @@ def check(seed: int, commits: list[Commit]) -> None:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([None, SMALL, LARGE]))
-@settings(max_examples=150)
+@settings(max_examples=300)
 def test_the_text_is_that_of_a_plain_search(seed, small):
     check(seed, finish(batch_of([seed], small))[seed])
 

@@ -29,7 +29,7 @@ from tests.decoding.test_sampling import chi_square_p, expected_texts, texts_of
 from tests.toy import ToyModel, ToyScorer
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 10**9))
 def test_equals_the_definition(seed):
     rng = random.Random(seed)

@@ -96,7 +96,7 @@ def facts(commits: list[Commit]) -> list[tuple]:
 
 
 @pytest.mark.parametrize("name", FIXED)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6))
 def test_rows_that_join_and_leave_at_any_round_are_decoded_as_alone(name, seed):
     rng = random.Random(seed)
