@@ -130,7 +130,7 @@ def main() -> None:
         "results": [cell.result(references) for cell in cells],
     }
     found["summary"] = summary(found["results"])
-    file = RESULTS / slug(facts).rpartition("-threads")[0].rpartition("-")[0] / "engines.json"
+    file = RESULTS / slug(facts) / "engines.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if asked.docs:

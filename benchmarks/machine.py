@@ -33,17 +33,16 @@ def describe() -> dict[str, Any]:
 
 
 def slug(facts: dict[str, Any]) -> str:
-    """A machine's name in a file name, like ``amd-epyc-9555p-2-threads``; hosts that hide their model tell apart by
-    their widest vectors.
+    """A processor's name in a file name, like ``amd-epyc-9555p``; where its host hides which model it is, with its
+    family and model number instead, like ``amd-epyc-25-1``.
 
     Args:
         facts: from :func:`describe`.
     """
-    words = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", " ", facts["cpu"], flags=re.IGNORECASE)
-    name = "-".join(re.findall(r"[a-z0-9]+", words.lower()))
-    if "avx2" in (flags := facts.get("flags", [])) and "avx512f" not in flags:
-        name += "-avx2"
-    return f"{name}-{facts['threads']}-threads"
+    words = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", " ", facts["cpu"], flags=re.IGNORECASE).lower()
+    if not re.search(r"\d", words):
+        words += " " + " ".join(facts["cpu_model"].split()[1:])
+    return "-".join(re.findall(r"[a-z0-9]+", words))
 
 
 def read_bandwidth(sizes: tuple[int, ...] = BUFFER_SIZES, rounds: int = KERNEL_ROUNDS) -> dict[str, dict[str, float]]:

@@ -106,7 +106,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     facts = machine.describe()
-    file = args.out / f"step-{machine.slug(facts)}.json"
+    file = args.out / f"step-{machine.slug(facts)}-{facts['threads']}-threads.json"
     results = load(file)
     if not args.table:
         for shape in args.shapes:

@@ -238,6 +238,16 @@ def test_beams_reach_the_loop(run, bundled, policy):
     assert "hypotheses" not in json.loads(run("generate", TWO[0], "--json", "--beams", "1")[1])
 
 
+def test_drawn_beams_reach_the_loop(run, bundled):
+    drawn = ["--beams", "3", "--do-sample", "--temperature", "2", "--top-k", "20", "--seed", "5"]
+    found = [json.loads(line)["hypotheses"] for line in run("generate", *TWO, "--json", *drawn)[1].splitlines()]
+    scores = [[each["score"] for each in line] for line in found]
+    asked = {"num_beams": 3, "do_sample": True, "temperature": 2.0, "top_k": 20}
+    for seed, same in ((5, True), (6, False)):
+        results = bundled.generate(TWO, "large", seed=seed, **asked)
+        assert (scores == [[each.score for each in result.hypotheses] for result in results]) == same
+
+
 def test_every_line_draws_its_own_numbers_in_whatever_batches(run, bundled):
     loose = ["--do-sample", "--temperature", "2", "--seed", "5", "--max-new-tokens", "24"]
     lines = "\n".join([TWO[1], " ", TWO[1], TWO[1]]).encode()

@@ -12,6 +12,7 @@ import torch
 
 from bild import BigLittleDecoder, InputError, Policy, Result
 from bild.decoding import Stats
+from bild.decoding.beams.noise import Noise
 from tests.networks import ARCHITECTURES, EOS, PAD, build, perturbed, random_tokens
 
 LENGTH = 16
@@ -31,13 +32,12 @@ def by_transformers(network: Any, ids: list[int], **options: Any) -> tuple[list[
     found = network.generate(
         input_ids=torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        do_sample=False,
         num_return_sequences=options["num_beams"],
         max_new_tokens=LENGTH,
         output_scores=True,
         return_dict_in_generate=True,
         use_cache=False,
-        **options,
+        **{"do_sample": False, **options},
     )
     start = 1 if network.config.is_encoder_decoder else len(ids)
     return found.sequences[:, start:].tolist(), found.sequences_scores.tolist()
@@ -72,6 +72,58 @@ def test_texts_and_scores_are_those_of_transformers(name, options):
             assert [filled(*each) for each in zip(texts, expected, strict=True)] == expected
             assert [each.score for each in result.hypotheses] == pytest.approx(scores, rel=1e-4)
             assert tuple(result.token_ids) == texts[0]
+
+
+DRAWN: list[dict[str, Any]] = [
+    {"num_beams": 3},
+    {"num_beams": 2, "temperature": 0.7, "top_k": 6, "length_penalty": 0.5, "early_stopping": True},
+    # Both would leave a single token, which a search does not: two stay.
+    {"num_beams": 2, "top_p": 0.001},
+    {"num_beams": 3, "min_p": 1.0, "repetition_penalty": 1.3, "early_stopping": "never"},
+]
+
+
+def draw_as_we_do(network: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers draw with our noise in place of ``torch.multinomial``."""
+    noise, chosen = Noise(torch.Generator().manual_seed(seed)), type(network)._get_top_k_continuations
+
+    def continuations(self: Any, **given: Any) -> Any:
+        scores, texts, length = given["accumulated_log_probs"], given["running_sequences"][0], given["cur_len"]
+        size = scores.shape[-1] // len(texts)
+        gumbel = torch.cat([noise.after(text[:length].tolist(), size) for text in texts])
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "multinomial", lambda p, num_samples: (p.log() + gumbel).topk(num_samples).indices)
+            return chosen(self, **given)
+
+    monkeypatch.setattr(type(network), "_get_top_k_continuations", continuations)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "llama"])
+@pytest.mark.parametrize("options", DRAWN)
+def test_draws_are_those_of_transformers_with_the_same_noise(name, options, monkeypatch):
+    decoder, seed = pair(name), 5
+    draw_as_we_do(decoder.large.network, seed, monkeypatch)
+    for ids in inputs_of(4):
+        expected, scores = by_transformers(decoder.large.network, ids, do_sample=True, **options)
+        for policy in ("large", Policy.exact(fallback_threshold=0.2, max_draft_tokens=3)):
+            drawn: dict[str, Any] = options | {"do_sample": True, "seed": seed, "max_new_tokens": LENGTH}
+            (result,) = decoder.generate([ids], policy, **drawn)
+            texts = [each.tokens for each in result.hypotheses]
+            assert [filled(*each) for each in zip(texts, expected, strict=True)] == expected
+            assert [each.score for each in result.hypotheses] == pytest.approx(scores, rel=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["large", "exact", "small"])
+def test_drawn_texts_of_a_batch_are_those_of_their_seeds(policy):
+    decoder, inputs = pair("llama"), inputs_of(5)
+    options: dict[str, Any] = {"num_beams": 3, "do_sample": True, "max_new_tokens": LENGTH}
+    together = decoder.generate(inputs, policy, batch_size=3, lanes=2, seed=list(range(5)), **options)
+    alone = [decoder.generate([ids], policy, seed=seed, **options)[0] for seed, ids in enumerate(inputs)]
+    assert [facts(result) for result in together] == [facts(result) for result in alone]
+    stream = decoder.stream(inputs[1], policy, seed=1, **options)
+    assert "".join(stream) == alone[1].text
+    same = decoder.generate(inputs[:1] * 5, policy, seed=list(range(5)), **options)
+    assert facts(same[0]) == facts(alone[0]) and len({tuple(result.token_ids) for result in same}) > 1
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
@@ -149,7 +201,6 @@ def test_one_beam_is_no_search():
         (None, {"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'; allowed is True, False"),
         (None, {"length_penalty": 2.0}, "length_penalty shapes a beam search, and this call has none"),
         (None, {"num_beams": 1, "early_stopping": True}, "early_stopping shapes a beam search"),
-        (None, {"num_beams": 2, "do_sample": True}, "num_beams is 2, and a beam search has no do_sample"),
         (None, {"num_beams": 2, "logprobs": 1}, "num_beams is 2, and a beam search has no logprobs"),
         ("bild", {"num_beams": 2}, "a beam search is of one model: take policy 'large', 'small', or 'exact'"),
         ("exact", {"num_beams": 2, "drafter": "ngram"}, "drafted by the small model and no other; take policy 'large'"),

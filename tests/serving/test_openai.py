@@ -104,6 +104,16 @@ def test_a_beam_search_has_n_hypotheses(client, pair, policy):
     assert answer["usage"]["prompt_tokens"] == sum(len(pair.tokenizer(text).input_ids) for text in TEXTS[:2])
 
 
+def test_a_drawn_beam_search_is_that_of_its_seed(client, pair):
+    body = {"prompt": TEXTS[1], "max_tokens": LONGEST, "n": 2, "num_beams": 3, "temperature": 1.5, "seed": 5}
+    answer = client.post("/v1/completions", json=body).json()
+    drawn = {"do_sample": True, "temperature": 1.5, "seed": 5, "top_p": 1.0, "top_k": 0}
+    (result,) = pair.generate(TEXTS[1], num_beams=3, max_new_tokens=LONGEST, **drawn)
+    texts = [pair.tokenizer.decode(each.tokens, skip_special_tokens=True) for each in result.hypotheses[:2]]
+    assert [choice["text"] for choice in answer["choices"]] == texts
+    assert texts[0] != pair.generate(TEXTS[1], num_beams=3, max_new_tokens=LONGEST)[0].text
+
+
 def test_a_beam_search_is_streamed_as_far_as_all_hypotheses_agree(client, pair):
     body = {"prompt": TEXTS[2], "max_tokens": LONGEST, "num_beams": 3, "stream": True}
     found = chunks(client.post("/v1/completions", json=body))
@@ -277,7 +287,7 @@ WRONG = [
     ({"prompt": "w7", "num_beams": 2, "early_stopping": 1}, 400, "early_stopping", "early_stopping is 1"),
     ({"prompt": "w7", "length_penalty": 2}, 400, None, "length_penalty shapes a beam search"),
     ({"prompt": "w7", "num_beams": 2, "policy": "bild"}, 400, None, "a beam search is of one model"),
-    ({"prompt": "w7", "num_beams": 2, "temperature": 1}, 400, None, "a beam search has no do_sample"),
+    ({"prompt": "w7", "num_beams": 2, "logprobs": 1}, 400, None, "a beam search has no logprobs"),
     ({"prompt": "w7", "num_beams": 16, "policy": "exact", "max_tokens": 4000}, 400, None, "or num_beams"),
     ({"prompt": "w7", "n": 5, "temperature": 1}, 400, "n", "a whole number, 1 to 4"),
     ({"prompt": "w7", "n": True}, 400, "n", "n is true"),

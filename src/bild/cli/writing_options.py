@@ -22,7 +22,8 @@ RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 0; 1 = none
 Beams = Annotated[
     int | None,
     typer.Option(
-        help="Hypotheses of a beam search, 2…: of the large model, or by --policy exact with the small one's drafts.",
+        help="Hypotheses of a beam search, 2…: of the large model, or by --policy exact with the small one's drafts. "
+        "With --do-sample it is drawn.",
         rich_help_panel=TEXT,
     ),
 ]

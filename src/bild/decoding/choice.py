@@ -34,6 +34,9 @@ class Choice(Protocol):
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution it picks from, same shape as ``logits``."""
 
+    def warped(self, logits: Tensor) -> Tensor:
+        """The scores ``[N, V]`` whose softmax is that distribution, where chance decides."""
+
 
 @dataclass(frozen=True)
 class Greedy:
@@ -49,6 +52,9 @@ class Greedy:
     def probabilities(self, logits: Tensor) -> Tensor:
         """All on the likeliest token."""
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+
+    def warped(self, logits: Tensor) -> Tensor:
+        return logits
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,12 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution drawn from, same shape as ``logits``."""
-        flat = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
-        if self.warp is not None:
-            flat = self.warp(flat)
-        return flat.softmax(-1).view(logits.shape)
+        return self.warped(logits.flatten(0, -2)).softmax(-1).view(logits.shape)
+
+    def warped(self, logits: Tensor) -> Tensor:
+        """The scores ``[N, V]`` after temperature, top-k and what else there is, in 32 bits at least."""
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return precise if self.warp is None else self.warp(precise)
 
     def __call__(self, scores: Scores, rows: Sequence[History], counts: Sequence[int], level: int = 0) -> Tensor:
         width = scores.logits.shape[1]

@@ -88,8 +88,8 @@ class Rules:
         beams: how the text is searched (:mod:`bild.decoding.beams`); None: it is written token by token.
 
     Raises:
-        ValueError: a policy about segments without a judge, or the other way round; beams with draws, or with a policy
-            that lets other texts pass than the large model's own.
+        ValueError: a policy about segments without a judge, or the other way round; beams with a policy that lets
+            other texts pass than the large model's own.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -98,8 +98,8 @@ class Rules:
     beams: Beams | None = None
 
     def __post_init__(self) -> None:
-        if self.beams is not None and (self.choice.draws or not searches(self.policy)):
-            raise ValueError("beams go with the likeliest tokens and with exact, large or small; change the policy")
+        if self.beams is not None and not searches(self.policy):
+            raise ValueError("beams go with exact, large or small; change the policy")
         about_segments = self.policy.segment is not None
         if about_segments != (self.segments is not None) and self.policy.alone is None:
             raise ValueError("a policy about segments goes with a reward that judges them; give both, or neither")

@@ -95,22 +95,24 @@ def processors_of(
 def warpers_of(asked: GenerationOptions) -> list[Any]:
     """What shapes a draw."""
     chain: list[Any] = []
+    # As in transformers, a beam search has a token that does not end the text.
+    least = max(2, 1 + len(as_ids(asked.eos_token_id))) if asked.searches else 1
     if asked.temperature not in (None, 1.0):
         chain.append(TemperatureLogitsWarper(asked.temperature))
     if asked.top_h is not None:
         chain.append(TopHLogitsWarper(asked.top_h))
     if asked.top_k:
-        chain.append(TopKLogitsWarper(asked.top_k))
+        chain.append(TopKLogitsWarper(asked.top_k, min_tokens_to_keep=least))
     if asked.top_p not in (None, 1.0):
-        chain.append(TopPLogitsWarper(asked.top_p))
+        chain.append(TopPLogitsWarper(asked.top_p, min_tokens_to_keep=least))
     if asked.min_p:
-        chain.append(MinPLogitsWarper(asked.min_p))
+        chain.append(MinPLogitsWarper(asked.min_p, min_tokens_to_keep=least))
     if asked.typical_p not in (None, 1.0):
-        chain.append(TypicalLogitsWarper(asked.typical_p))
+        chain.append(TypicalLogitsWarper(asked.typical_p, min_tokens_to_keep=least))
     if asked.epsilon_cutoff:
-        chain.append(EpsilonLogitsWarper(asked.epsilon_cutoff))
+        chain.append(EpsilonLogitsWarper(asked.epsilon_cutoff, min_tokens_to_keep=least))
     if asked.eta_cutoff:
-        chain.append(EtaLogitsWarper(asked.eta_cutoff))
+        chain.append(EtaLogitsWarper(asked.eta_cutoff, min_tokens_to_keep=least))
     return chain
 
 

@@ -63,8 +63,9 @@ class GenerationOptions:
             generator says.
         logprobs: how likely each token was is recorded, and so many of the likeliest in its place, 0…
             (:attr:`Result.logprobs`); None: nothing is. The text is the same.
-        num_beams: hypotheses of a beam search, 2…; what it finds is in :attr:`Result.hypotheses`. 1, as None: the text
-            is written token by token. Default 1, whatever the checkpoint recommends.
+        num_beams: hypotheses of a beam search, 2…; what it finds is in :attr:`Result.hypotheses`. With ``do_sample``
+            its layers are drawn. 1, as None: the text is written token by token. Default 1, whatever the checkpoint
+            recommends.
         length_penalty: of a beam search, any number; above 0 favours long texts, below 0 short ones; default from the
             checkpoint, else 1.
         early_stopping: when a beam search ends: True: with the ``num_beams``-th finished hypothesis; False: when none
@@ -114,9 +115,8 @@ class GenerationOptions:
             value = getattr(self, name)
             if value is not None and not (name in DRAWS and not self.do_sample) and not valid(value):
                 raise InputError(f"{name} is {value!r}; allowed is {allowed}")
-        if self.searches and (self.do_sample or self.logprobs is not None):
-            other = "do_sample" if self.do_sample else "logprobs"
-            raise InputError(f"num_beams is {self.num_beams}, and a beam search has no {other}; leave one of them out")
+        if self.searches and self.logprobs is not None:
+            raise InputError(f"num_beams is {self.num_beams}, and a beam search has no logprobs; leave one of them out")
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             check_seed(seed)
         if "" in self._stop_strings or not all(isinstance(each, str) for each in self._stop_strings):

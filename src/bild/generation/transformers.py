@@ -48,6 +48,9 @@ PREPARED = {
 }
 """Arguments of the large model that ``generate`` makes by itself in every version."""
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+SEARCHES = ("beam_search", "beam_sample")
+MODES = ("greedy_search", "sample", *SEARCHES)
+"""Of ``generate``, as it calls them; the others decode in other ways."""
 KEPT = "_bild_pair"
 """Attribute of a large model."""
 
@@ -164,8 +167,8 @@ class Call:
         if unknown:
             unknown -= made_by_generate(self.model)
         stateful = [type(processor).__name__ for processor in self.processors if isinstance(processor, STATEFUL)]
-        if mode not in ("greedy_search", "sample", "beam_search"):
-            raise InputError(f"this asks for {mode.value}; allowed are greedy_search, sample and beam_search")
+        if mode not in MODES:
+            raise InputError(f"this asks for {mode.value}; allowed are {', '.join(MODES)}")
         if outputs:
             raise InputError(f"{outputs[0]} is not available: rejected draft tokens have no scores; leave it out")
         if unknown:
@@ -256,7 +259,7 @@ class Call:
     def beams(self) -> Beams | None:
         """How texts are searched; None: they are not."""
         config: Any = self.config
-        if config.get_generation_mode() != "beam_search":
+        if not _searches(config):
             return None
         return Beams(width=config.num_beams, length_penalty=config.length_penalty, early_stopping=config.early_stopping)
 
@@ -302,9 +305,14 @@ class Call:
         return output
 
 
+def _searches(config: GenerationConfig) -> bool:
+    """Whether texts are found by a beam search, drawn or not."""
+    return config.get_generation_mode() in SEARCHES
+
+
 def _one_each(config: GenerationConfig, ids: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """What a beam search begins with, once a text: ``generate`` repeats it for every hypothesis."""
-    if config.get_generation_mode() != "beam_search":
+    if not _searches(config):
         return ids, given
     width, count = config.num_beams or 1, len(ids)
 

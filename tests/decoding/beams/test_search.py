@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bild.decoding import Policy, Request, Row, Rules, Sampling
+from bild.decoding import Choice, Greedy, Policy, Request, Row, Rules, Sampling
 from bild.decoding.beams import BeamBatch
+from bild.decoding.beams.noise import Noise
 from bild.decoding.commits import Commit, Hypothesis
 from bild.decoding.rows import Beams
 from bild.errors import ScoreError
@@ -20,6 +21,7 @@ from tests.toy import ToyModel, ToyScorer, never_twice
 
 SIZE, EOS = 9, 8
 SMALL, LARGE = ToyModel(1, SIZE, blend=0.8), ToyModel(2, SIZE, blend=0.8)
+LIKELIEST = Greedy()
 
 
 def ending(request: Request, tokens: Sequence[int]) -> str | None:
@@ -30,8 +32,14 @@ def ending(request: Request, tokens: Sequence[int]) -> str | None:
     return "length" if len(tokens) - len(request.prompt) >= request.max_new_tokens else None
 
 
-def plain(model: ToyModel, request: Request, beams: Beams) -> list[Hypothesis]:
+def warp(logits: torch.Tensor) -> torch.Tensor:
+    """A temperature of 0.8, and the likeliest six tokens alone."""
+    return (logits / 0.8).masked_fill(logits < logits.topk(6).values[..., -1:], -math.inf)
+
+
+def plain(model: ToyModel, request: Request, beams: Beams, choice: Choice) -> list[Hypothesis]:
     """Beam search as transformers defines it, for a vocabulary that is larger than the continuations it looks at."""
+    noise = Noise(request.generator)
     keeps = max(2, 1 + len(request.eos_token_ids)) * beams.width
     live, finished = [(0.0, list(request.prompt))], []
     while True:
@@ -40,8 +48,16 @@ def plain(model: ToyModel, request: Request, beams: Beams) -> list[Hypothesis]:
             values = model.logits(tokens).log_softmax(-1)
             if request.process is not None:
                 values = request.process(tokens, values)
-            found += [(score + float(value), [*tokens, token]) for token, value in enumerate(values)]
-        found = sorted(found, key=lambda each: -each[0])[:keeps]
+            chosen_by = values
+            if choice.draws:
+                values = choice.warped(values[None])[0]
+                chosen_by = values + noise.after(tokens, SIZE)
+            found += [
+                (score + float(value), [*tokens, token], score + float(by))
+                for token, (value, by) in enumerate(zip(values, chosen_by, strict=True))
+            ]
+        found = sorted(found, key=lambda each: -each[2])[:keeps]
+        found = sorted((each[:2] for each in found), key=lambda each: -each[0])
         found = [each for each in found if each[0] > -math.inf] or found[:1]
         length = len(found[0][1]) - len(request.prompt)
         full = len(finished) == beams.width
@@ -69,10 +85,11 @@ def request(seed: int) -> Request:
         eos_token_ids=[[], [EOS], [EOS, 7]][rng.randrange(3)],
         stop=(lambda tokens: tokens[-2:] == [1, 2]) if rng.random() < 0.3 else None,
         process=never_twice if rng.random() < 0.3 else None,
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
-def rules(seed: int) -> Rules:
+def rules(seed: int, choice: Choice) -> Rules:
     rng = random.Random(seed + 1)
     beams = Beams(
         width=rng.randint(2, 3),
@@ -80,11 +97,11 @@ def rules(seed: int) -> Rules:
         early_stopping=rng.choice([True, False, "never"]),
     )
     exact = Policy.exact(fallback_threshold=rng.choice([0.0, 0.5, 0.9]), max_draft_tokens=rng.randint(1, 5))
-    return Rules(rng.choice([exact, exact, Policy.large()]), beams=beams)
+    return Rules(rng.choice([exact, exact, Policy.large()]), choice, beams=beams)
 
 
-def batch_of(seeds: Sequence[int], small: ToyModel | None = SMALL) -> BeamBatch:
-    rows = [Row(seed, request(seed), rules(seed)) for seed in seeds]
+def batch_of(seeds: Sequence[int], small: ToyModel | None = SMALL, choice: Choice = LIKELIEST) -> BeamBatch:
+    rows = [Row(seed, request(seed), rules(seed, choice)) for seed in seeds]
     scorer = None if small is None else ToyScorer(small, len(rows))
     return BeamBatch(rows, ToyScorer(LARGE, len(rows)), scorer)
 
@@ -97,8 +114,8 @@ def finish(batch: BeamBatch) -> dict[int, list[Commit]]:
     return commits
 
 
-def check(seed: int, commits: list[Commit]) -> None:
-    expected = plain(LARGE, request(seed), rules(seed).beams)
+def check(seed: int, commits: list[Commit], choice: Choice = LIKELIEST) -> None:
+    expected = plain(LARGE, request(seed), rules(seed, choice).beams, choice)
     found = commits[-1].hypotheses
     assert [each[:1] + each[2:] for each in found] == [each[:1] + each[2:] for each in expected]
     assert [each.score for each in found] == pytest.approx([each.score for each in expected])
@@ -146,8 +163,33 @@ def test_texts_that_come_later_and_go_early(seeds, rounds, limit):
     check(third, commits[third])
 
 
-def test_layers_are_accepted_and_rejected():
-    commits = [commit for seed in range(60) for each in finish(batch_of([seed])).values() for commit in each]
+@given(st.integers(0, 10**6), st.sampled_from([None, SMALL, LARGE]), st.sampled_from([None, warp]))
+@settings(max_examples=200)
+def test_a_drawn_text_is_that_of_a_plain_search_with_the_same_noise(seed, small, warp):
+    choice = Sampling(warp)
+    check(seed, finish(batch_of([seed], small, choice))[seed], choice)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=4, unique=True))
+@settings(max_examples=40)
+def test_drawn_texts_do_not_depend_on_their_neighbours(seeds):
+    choice = Sampling(warp)
+    for seed, commits in finish(batch_of(seeds, choice=choice)).items():
+        check(seed, commits, choice)
+
+
+def test_drawn_texts_stand_beside_those_that_are_not():
+    choices = [Sampling(), LIKELIEST, Sampling(warp)]
+    rows = [Row(seed, request(seed), rules(seed, choice)) for seed, choice in enumerate(choices)]
+    batch = BeamBatch(rows, ToyScorer(LARGE, 3), ToyScorer(SMALL, 3))
+    for seed, commits in finish(batch).items():
+        check(seed, commits, choices[seed])
+
+
+@pytest.mark.parametrize("choice", [LIKELIEST, Sampling()])
+def test_layers_are_accepted_and_rejected(choice):
+    batches = [finish(batch_of([seed], choice=choice)) for seed in range(60)]
+    commits = [commit for batch in batches for each in batch.values() for commit in each]
     accepted = [commit.accepted for commit in commits if commit.draft]
     assert 0 in accepted and max(accepted) >= 3
     assert any(commit.rolled_back and commit.accepted for commit in commits)
@@ -203,10 +245,10 @@ def test_what_no_search_can_be(options, message):
         Beams(**options)
 
 
-@pytest.mark.parametrize("others", [(Policy.bild(),), (Policy.typical(),), (Policy.large(), Sampling())])
-def test_beams_go_with_the_likeliest_tokens_and_lossless_rules(others):
-    with pytest.raises(ValueError, match="beams go with the likeliest tokens and with exact, large or small"):
-        Rules(*others, beams=Beams(width=2))
+@pytest.mark.parametrize("policy", [Policy.bild(), Policy.typical(), Policy.speculative_sampling()])
+def test_beams_go_with_rules_that_keep_to_one_model(policy):
+    with pytest.raises(ValueError, match="beams go with exact, large or small"):
+        Rules(policy, beams=Beams(width=2))
 
 
 def test_rows_without_beams_are_for_another_loop():

@@ -50,7 +50,7 @@ def read_before() -> dict[str, Any]:
 
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("t5", None, {"num_beams": 2, "policy": "bild"}, "a beam search is of one model: take policy 'large'"),
-    ("llama", None, {"num_beams": 2, "do_sample": True}, "asks for beam_sample"),
+    ("t5", None, {"num_beams": 2, "do_sample": True, "policy": "bild"}, "a beam search is of one model"),
     ("llama", None, {"prompt_lookup_num_tokens": 3}, "asks for assisted_generation"),
     (
         "llama",

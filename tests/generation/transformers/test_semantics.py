@@ -64,6 +64,25 @@ def test_a_beam_search_is_plain_beam_search(name, options, policy):
     assert [len(result.hypotheses) for result in output.bild_results] == [options["num_beams"]] * 3
 
 
+@every_architecture
+@pytest.mark.parametrize("policy", [EXACT, "large"])
+def test_a_drawn_beam_search_is_that_of_the_decoder(name, policy):
+    drawn: dict[str, Any] = {"do_sample": True, "num_beams": 3, "temperature": 1.5}
+    # Making a network takes random numbers, too.
+    through(name, policy=policy)
+    torch.manual_seed(4)
+    seeds = [int(torch.randint(2**62, ())) for _ in range(3)]
+    torch.manual_seed(4)
+    output = through(name, policy=policy, return_dict_in_generate=True, num_return_sequences=2, **drawn)
+    decoder = BigLittleDecoder(large_of(name), small_of(name))
+    results = decoder.generate(dict(inputs_of(name)), policy, max_new_tokens=LENGTH, seed=seeds, **drawn)
+    assert facts(output.bild_results) == facts(results)
+    texts = [list(each.tokens) for result in results for each in result.hypotheses[:2]]
+    found = output.sequences[:, -LENGTH:].tolist()
+    assert [row[: len(text)] for row, text in zip(found, texts, strict=True)] == texts
+    assert facts(results) != facts(decoder.generate(dict(inputs_of(name)), "large", max_new_tokens=LENGTH, num_beams=3))
+
+
 @pytest.mark.parametrize(
     "policy", ["bild", "small", "large", Policy.bild(fallback_threshold=0.3, rollback_threshold=1)]
 )

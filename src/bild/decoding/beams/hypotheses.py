@@ -4,18 +4,25 @@ The rules are those of transformers, so that the same options give the same text
 that live, ``K = max(2, 1 + end tokens) · width``, the first ``width`` that do not end live on; those among the first
 ``width`` that end are finished, and of all that are finished the ``width`` best stay. The score of a hypothesis is the
 sum of its tokens' log-probabilities; finished ones are compared by ``score / length ** length_penalty``.
+
+Where tokens are drawn the ``K`` continuations are a draw without replacement from all of them, by the softmax of their
+scores: those of the largest sums of score and Gumbel noise (:mod:`bild.decoding.beams.noise`). All else stays.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
+from torch import Tensor
+
+from bild.decoding.beams.noise import Noise
 from bild.decoding.commits import Hypothesis
 from bild.decoding.rows import Beams, FinishReason, Row
 from bild.decoding.scores import check_numbers
+from bild.decoding.transfer import to_device
 
 
 class Node:
@@ -78,19 +85,43 @@ class Finished(NamedTuple):
     reason: FinishReason
 
 
-Candidates = Sequence[tuple[int, float]]
-"""Of a hypothesis the likeliest next tokens with their log-probabilities, in falling order."""
+class Candidate(NamedTuple):
+    """A token that a hypothesis may go on with."""
+
+    token: int
+    log_probability: float
+    drawn: float
+    """What it is chosen by: the log-probability, with noise where tokens are drawn."""
 
 
-def ranked(parents: Sequence[Node], candidates: Sequence[Candidates]) -> list[tuple[float, Node, int]]:
-    """All continuations, with their scores in falling order; of equals those of an earlier parent come first."""
+Candidates = Sequence[Candidate]
+"""Of a hypothesis those next tokens that are chosen first, in this order."""
+
+
+class Continuation(NamedTuple):
+    """A hypothesis that may be the next, with what it is chosen by."""
+
+    drawn: float
+    score: float
+    parent: Node
+    token: int
+
+
+def ranked(parents: Sequence[Node], candidates: Sequence[Candidates], keeps: int) -> list[Continuation]:
+    """All continuations, of equals those of an earlier parent first.
+
+    Args:
+        parents: what they go on from.
+        candidates: of each parent.
+        keeps: so many are chosen: they come first, in falling order of their scores.
+    """
     found = [
-        (parent.score + log_probability, parent, token)
-        for parent, each in zip(parents, candidates, strict=True)
-        for token, log_probability in each
+        Continuation(parent.score + each.drawn, parent.score + each.log_probability, parent, each.token)
+        for parent, some in zip(parents, candidates, strict=True)
+        for each in some
     ]
-    found.sort(key=itemgetter(0), reverse=True)
-    return found
+    found.sort(key=attrgetter("drawn"), reverse=True)
+    return [*sorted(found[:keeps], key=attrgetter("score"), reverse=True), *found[keeps:]]
 
 
 class Search:
@@ -111,12 +142,34 @@ class Search:
         """In falling order of their scores, at most ``width``."""
         self.keeps = max(2, 1 + len(row.request.eos_token_ids)) * beams.width
         """Continuations that are looked at."""
+        self.noise = Noise(row.request.generator) if row.rules.choice.draws else None
+        """What decides which continuations are drawn; None: the likeliest are taken."""
         self.done = False
 
     def tokens(self, node: Node, start: int = 0) -> list[int]:
         """Of a hypothesis, prompt and all, from a position on."""
         new = [each.token for each in node.path(max(start, self.row.prompt_length))]
         return [*self.prompt[start:], *new]
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether tokens are compared by anything but their log-probabilities."""
+        return self.noise is not None or self.row.request.process is not None
+
+    def scores(self, node: Node, log_probabilities: Tensor) -> Tensor:
+        """What a hypothesis' next tokens are compared by: log-probabilities ``[V]``, penalised and warped.
+
+        They are not made to sum to 1 again, as they are not in transformers.
+        """
+        process = self.row.request.process
+        values = log_probabilities if process is None else process(self.tokens(node), log_probabilities)
+        return values if self.noise is None else self.row.rules.choice.warped(values[None])[0]
+
+    def drawn(self, node: Node, scores: Tensor) -> Tensor:
+        """What its next tokens are chosen by: their scores ``[V]``, with noise where they are drawn."""
+        if self.noise is None:
+            return scores
+        return scores + to_device(self.noise.after(self.tokens(node), len(scores)).to(scores.dtype), scores.device)
 
     def advance(self, candidates: Sequence[Candidates]) -> None:
         """Make every hypothesis that lives a token longer.
@@ -128,10 +181,10 @@ class Search:
             ScoreError: they have scores that are not numbers.
         """
         width, found = self.beams.width, self._best(candidates)
-        length = found[0][1].depth + 1 - self.row.prompt_length
+        length = found[0].parent.depth + 1 - self.row.prompt_length
         running: list[Node] = []
         ended: list[Finished] = []
-        for place, (score, parent, token) in enumerate(found):
+        for place, (_, score, parent, token) in enumerate(found):
             if place >= width and len(running) == width:
                 break
             node = parent.child(token, score)
@@ -161,13 +214,13 @@ class Search:
         start = self.row.prompt_length
         return tuple(Hypothesis(tuple(self.tokens(node, start)), score, why) for score, node, why in self.finished)
 
-    def _best(self, candidates: Sequence[Candidates]) -> list[tuple[float, Node, int]]:
+    def _best(self, candidates: Sequence[Candidates]) -> list[Continuation]:
         """The best continuations of all hypotheses, in falling order; what is forbidden is none of them."""
         # What is no number stands before all others.
         written = self.live[0].depth - self.row.prompt_length
-        check_numbers([each[0][1] for each in candidates], "the model's", self.row.index, written)
-        found = ranked(self.live, candidates)[: self.keeps]
-        return [each for each in found if each[0] > -math.inf] or found[:1]
+        check_numbers([each[0].log_probability for each in candidates], "the model's", self.row.index, written)
+        found = ranked(self.live, candidates, self.keeps)[: self.keeps]
+        return [each for each in found if each.score > -math.inf] or found[:1]
 
     def _compared(self, score: float, length: int) -> float:
         return float(score / length**self.beams.length_penalty)

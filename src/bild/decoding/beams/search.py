@@ -8,6 +8,9 @@ whatever was drafted; ours, after the layers of dynamic-width speculative beam d
 The small model hands over by the row's rule, which is asked of a layer as it is asked of a token: its confidence is
 ``1 − p / q``, where ``p`` is the probability of the best hypothesis that was left out of the layer and ``q`` that of
 the last of ``width`` in it, by the large model's scores up to those that live and the small one's from there on.
+
+Where tokens are drawn both models' scores get the same noise, so that models that agree draw the same layer, and the
+text is still the one that the large model would draw alone.
 """
 
 from __future__ import annotations
@@ -165,11 +168,12 @@ class _Layers:
         width = search.beams.width
         layer, confidence = list[Node](), 1.0
         self.read += read
-        for score, parent, token in ranked(last, [known[node] for node in last]):
+        for _, score, parent, token in ranked(last, [known[node] for node in last], search.keeps):
             node = Node(parent, token, score, parent.depth + 1)
             if score > -math.inf and search.ends(node) is None:
                 if len(layer) == width + search.beams.SPARE:
-                    confidence = 1 - math.exp(score - layer[width - 1].score)
+                    # Of those that were not drawn the scores may be higher.
+                    confidence = max(0.0, 1 - math.exp(min(0.0, score - layer[width - 1].score)))
                     break
                 layer.append(node)
         self.confidences.append(confidence)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from bild.decoding.beams.hypotheses import Candidates, Node, Search
+from bild.decoding.beams.hypotheses import Candidate, Candidates, Node, Search
 from bild.decoding.scorer import Scorer
 from bild.decoding.scores import Scores
 from bild.decoding.transfer import to_host
@@ -128,21 +128,23 @@ def _last_of(node: Node, some: Container[Node]) -> Node | None:
 def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[Node]]) -> dict[Node, Candidates]:
     """The best continuations of the nodes that are asked, the last of which is scored in the last place."""
     logits, total = scores.logits, scores.summary.log_total[..., None]
-    if any(way.search.row.request.process is not None for way in wanted):
-        # What forbids or penalises tokens is applied to log-probabilities, as transformers does under beams.
+    drawn = logits
+    if any(way.search.changes_scores for way in wanted):
+        # What forbids, penalises or warps tokens is applied to log-probabilities, as transformers does under beams.
         logits, total = logits - total, torch.zeros_like(total)
+        drawn = logits.clone() if any(way.search.noise is not None for way in wanted) else logits
         for b, (way, nodes) in enumerate(zip(wanted, asked, strict=True)):
-            process = way.search.row.request.process
-            if process is not None:
-                for back, node in enumerate(reversed(nodes)):
-                    logits[b, -1 - back] = process(way.search.tokens(node), logits[b, -1 - back])
-    best = logits.topk(min(max(way.search.keeps for way in wanted), logits.shape[-1]))
-    values, tokens = to_host(best.values - total, best.indices)
+            for back, node in enumerate(reversed(nodes)):
+                logits[b, -1 - back] = way.search.scores(node, logits[b, -1 - back])
+                drawn[b, -1 - back] = way.search.drawn(node, logits[b, -1 - back])
+    best = drawn.topk(min(max(way.search.keeps for way in wanted), logits.shape[-1]))
+    likely = logits.gather(-1, best.indices)
+    tokens, scored, chosen = to_host(best.indices, likely - total, best.values - total)
     found: dict[Node, Candidates] = {}
     for b, (way, nodes) in enumerate(zip(wanted, asked, strict=True)):
         for back, node in enumerate(reversed(nodes)):
             if node not in found:
+                first = zip(*(some[b][-1 - back] for some in (tokens, scored, chosen)), strict=True)
                 # A GPU's token ids come as numbers of floating point.
-                each, keeps = zip(map(int, tokens[b][-1 - back]), values[b][-1 - back], strict=True), way.search.keeps
-                found[node] = list(islice(each, keeps))
+                found[node] = [Candidate(int(token), *each) for token, *each in islice(first, way.search.keeps)]
     return found

@@ -1,0 +1,38 @@
+"""What decides which continuations of a beam search are drawn: noise of each hypothesis and token.
+
+The ``K`` largest sums of score and Gumbel noise are a draw of ``K`` without replacement by the softmax of the scores
+(Kool et al. 2019, arXiv 1903.06059). The noise belongs to the tokens before, whoever reads them, so both models, and
+a model that reads them again, draw with the same numbers.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+
+class Noise:
+    """Of one text.
+
+    Args:
+        generator: whose seed it follows from; None: torch's global one gives a seed.
+    """
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        seed = int(torch.randint(2**62, ())) if generator is None else generator.initial_seed()
+        self._seed = (seed % 2**64).to_bytes(8, "little")
+
+    def after(self, tokens: Sequence[int], size: int) -> Tensor:
+        """Standard Gumbel noise ``[V]`` in float64 of each token that may come next; the same whenever it is asked for.
+
+        Args:
+            tokens: of the hypothesis.
+            size: of the vocabulary; the noise of a smaller one is the beginning of a larger one's.
+        """
+        seed = int.from_bytes(blake2b(array("q", tokens).tobytes(), digest_size=8, key=self._seed).digest(), "little")
+        uniform = torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return uniform.clamp_(min=torch.finfo(torch.float64).tiny).log_().neg_().log_().neg_()
