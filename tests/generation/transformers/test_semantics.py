@@ -79,8 +79,8 @@ def test_a_drawn_beam_search_is_that_of_the_decoder(name, policy):
     texts = [list(each.tokens) for result in results for each in result.hypotheses[:2]]
     found = output.sequences[:, -LENGTH:].tolist()
     assert [row[: len(text)] for row, text in zip(found, texts, strict=True)] == texts
-    plain = decoder.generate(dict(inputs_of(name)), "large", max_new_tokens=LENGTH, num_beams=3)
-    assert texts != [list(each.tokens) for result in plain for each in result.hypotheses[:2]]
+    searched = decoder.generate(dict(inputs_of(name)), "large", max_new_tokens=LENGTH, num_beams=3)
+    assert texts != [list(each.tokens) for result in searched for each in result.hypotheses[:2]]
 
 
 @pytest.mark.parametrize(
