@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bild import BigLittleDecoder, InputError
+from bild.generation import prompts
 from tests.networks import build
 
 WORDS = ["<pad>", "</s>", "<unk>", "user:", "system:", "assistant:", "hello", "world", "briefly"]
@@ -37,6 +38,42 @@ def test_a_text_is_a_users_turn_where_there_is_a_template(chat):
     assert words(chat, "hello", system="briefly") == system
     assert words(chat, [{"role": "system", "content": "briefly"}, {"role": "user", "content": "hello"}]) == system
     assert words(chat, "hello world", chat=False) == ["hello", "world"]
+
+
+@pytest.mark.parametrize("options", [{}, {"chat": False}, {"system": "briefly"}, {"prefix": "world ", "chat": False}])
+def test_lists_and_iterators_are_encoded_as_one_by_one(chat, options, monkeypatch):
+    monkeypatch.setattr(prompts, "BLOCK", 2)
+    prompter = chat.prompter(**options)
+    for items in (["hello", "world briefly", "hello world"] * 2, [], ["hello", [6, 7]], ["hello"]):
+        expected = [prompter.encode(item) for item in items]
+        assert list(prompter.encode_each(items)) == expected
+        assert list(prompter.encode_each(iter(items))) == expected
+
+
+def test_texts_of_a_list_are_read_by_one_call_of_the_tokenizer(chat, monkeypatch):
+    calls, call = [], type(chat.tokenizer).__call__
+
+    def noted(self, texts):
+        calls.append(texts)
+        return call(self, texts)
+
+    monkeypatch.setattr(type(chat.tokenizer), "__call__", noted)
+    texts = ["hello world", "briefly", "world"]
+    results = chat.generate(texts, max_new_tokens=3, chat=False)
+    assert len(results) == 3 and calls == [texts]
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "message"),
+    [
+        (["hello", "  "], {}, r"input 1 \(counted from 0\): the text is empty"),
+        (["hello", "wo\ud800rld"], {}, r"input 1 \(counted from 0\): the text holds half a character \(U\+D800 at 2\)"),
+        (["hello", "world"], {"system": "briefly"}, r"input 0 \(counted from 0\): system needs a chat"),
+    ],
+)
+def test_what_cannot_be_encoded_is_named_in_a_list(chat, items, options, message):
+    with pytest.raises(InputError, match=message):
+        chat.generate(items, max_new_tokens=3, chat=False, **options)
 
 
 def test_conversations_are_decoded_one_or_many(chat):

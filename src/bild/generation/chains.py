@@ -55,18 +55,21 @@ def processors_of(
     """
     eos = sorted(asked.eos_token_ids)
     place: Any = device
-    ids: Any = None if source is None else torch.tensor([list(source)], device=place)
     chain: list[Any] = []
+
+    def ids() -> Any:
+        return torch.tensor([list(source or ())], device=place)
+
     if asked.sequence_bias:
         chain.append(SequenceBiasLogitsProcessor(biases_of(asked.sequence_bias)))
-    if asked.encoder_repetition_penalty not in (None, 1.0) and ids is not None:
-        chain.append(EncoderRepetitionPenaltyLogitsProcessor(asked.encoder_repetition_penalty, ids))
+    if asked.encoder_repetition_penalty not in (None, 1.0) and source is not None:
+        chain.append(EncoderRepetitionPenaltyLogitsProcessor(asked.encoder_repetition_penalty, ids()))
     if asked.repetition_penalty not in (None, 1.0):
         chain.append(RepetitionPenaltyLogitsProcessor(asked.repetition_penalty))
     if asked.no_repeat_ngram_size:
         chain.append(NoRepeatNGramLogitsProcessor(asked.no_repeat_ngram_size))
-    if asked.encoder_no_repeat_ngram_size and ids is not None:
-        chain.append(EncoderNoRepeatNGramLogitsProcessor(asked.encoder_no_repeat_ngram_size, ids))
+    if asked.encoder_no_repeat_ngram_size and source is not None:
+        chain.append(EncoderNoRepeatNGramLogitsProcessor(asked.encoder_no_repeat_ngram_size, ids()))
     if asked.bad_words_ids:
         chain.append(NoBadWordsLogitsProcessor([list(word) for word in asked.bad_words_ids], eos or None))
     if asked.min_length and eos:

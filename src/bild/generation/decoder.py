@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -571,9 +572,12 @@ class BigLittleDecoder:
         Raises:
             InputError: an input or option that cannot be used.
         """
-        for at, item in enumerate(items):
+        encoded = prompter.encode_each(items)
+        for at in count():
             with of_input(at, alone=alone):
-                ids = prompter.encode(item)
+                ids = next(encoded, None)
+                if ids is None:
+                    return
                 indices = range(at * copies, (at + 1) * copies)
                 jobs = [self._prepare(ids, asked, each, salt=salt, is_one_of_several=copies > 1) for each in indices]
             yield from jobs

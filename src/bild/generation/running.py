@@ -29,8 +29,8 @@ MANY = 1000
 
 def run(
     jobs: Iterable[Job], rules: Rules, models: Models, width: int, lanes: int = 1, memory: Memory | None = None
-) -> Generator[Commit]:
-    """Decode jobs, a commit a row and round; ``Commit.row`` is the job's place.
+) -> Generator[list[Commit]]:
+    """Decode jobs, a commit a row and round, those of a round together; ``Commit.row`` is the job's place.
 
     Args:
         jobs: asked for one by one, when there is room.
@@ -55,8 +55,7 @@ def run(
     def lane(take: Take) -> Iterator[list[Commit]]:
         return _rounds(take, rules, models, width, opens)
 
-    for commits in lane(take) if lanes == 1 else side_by_side(lane, take, lanes):
-        yield from commits
+    yield from lane(take) if lanes == 1 else side_by_side(lane, take, lanes)
 
 
 def _rounds(take: Take, rules: Rules, models: Models, width: int, begin: Callable[..., Loop]) -> Iterator[list[Commit]]:
@@ -126,23 +125,25 @@ def results(
         except Exception as error:
             raised.append(error)
 
-    commits = run(admitted(), rules, models, width, lanes)
+    rounds = run(admitted(), rules, models, width, lanes)
     while True:
         # Entered anew each time: the caller's own code, which runs in between, is none of this mode's business.
         with torch.inference_mode():
-            commit = next(commits, None)
-        if commit is None:
+            commits = next(rounds, None)
+        if commits is None:
             break
-        text = texts[commit.row]
-        seconds = time.perf_counter() - text.start
-        if commit.tokens and not text.ttft_s:
-            text.ttft_s = seconds
-        text.rounds.append(commit)
-        if watch is not None:
-            watch(commit)
-        if commit.finish_reason is not None:
-            done[commit.row] = Result.of(text.rounds, tokenizer, text.ttft_s, seconds)
-            del texts[commit.row]
+        now = time.perf_counter()
+        for commit in commits:
+            text = texts[commit.row]
+            seconds = now - text.start
+            if commit.tokens and not text.ttft_s:
+                text.ttft_s = seconds
+            text.rounds.append(commit)
+            if watch is not None:
+                watch(commit)
+            if commit.finish_reason is not None:
+                done[commit.row] = Result.of(text.rounds, tokenizer, text.ttft_s, seconds)
+                del texts[commit.row]
         while due in done:
             yield done.pop(due)
             due += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, cast
 
 import torch
@@ -28,13 +28,15 @@ class Stream:
     parts: Sequence[tuple[str, Writer]] = ()
     """The piece that was handed out last, cut by who wrote it; a character belongs to the token that completes it."""
 
-    def __init__(self, commits: Generator[Commit], tokenizer: PreTrainedTokenizerBase | None, start: float) -> None:
+    def __init__(
+        self, written: Generator[list[Commit]], tokenizer: PreTrainedTokenizerBase | None, start: float
+    ) -> None:
         self._tokenizer = tokenizer
         self._start = start
-        self._commits = commits
+        self._written = written
         self.rounds: list[Commit] = []
         """Every round so far."""
-        self._pieces = self._run(commits)
+        self._pieces = self._run(written)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -42,7 +44,7 @@ class Stream:
     def close(self) -> None:
         """Stop decoding; nothing more is written, and :attr:`result` stays None if the text was not complete."""
         self._pieces.close()
-        self._commits.close()
+        self._written.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -54,10 +56,10 @@ class Stream:
         with torch.inference_mode():
             return next(self._pieces)
 
-    def _run(self, commits: Iterator[Commit]) -> Generator[str]:
+    def _run(self, written: Iterable[list[Commit]]) -> Generator[str]:
         text = TextStream(self._tokenizer)
         ttft_s = 0.0
-        for commit in commits:
+        for commit in chain.from_iterable(written):
             if commit.tokens and not ttft_s:
                 ttft_s = time.perf_counter() - self._start
             self.rounds.append(commit)
