@@ -7,7 +7,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bild import BigLittleDecoder, InputError
-from bild.generation import prompts
 from tests.networks import build
 
 WORDS = ["<pad>", "</s>", "<unk>", "user:", "system:", "assistant:", "hello", "world", "briefly"]
@@ -41,13 +40,21 @@ def test_a_text_is_a_users_turn_where_there_is_a_template(chat):
 
 
 @pytest.mark.parametrize("options", [{}, {"chat": False}, {"system": "briefly"}, {"prefix": "world ", "chat": False}])
-def test_lists_and_iterators_are_encoded_as_one_by_one(chat, options, monkeypatch):
-    monkeypatch.setattr(prompts, "BLOCK", 2)
+def test_texts_of_a_list_are_encoded_as_one_by_one(chat, options):
     prompter = chat.prompter(**options)
-    for items in (["hello", "world briefly", "hello world"] * 2, [], ["hello", [6, 7]], ["hello"]):
+    for items in (["hello", "world briefly", "hello world"], ["world"]):
         expected = [prompter.encode(item) for item in items]
-        assert list(prompter.encode_each(items)) == expected
-        assert list(prompter.encode_each(iter(items))) == expected
+        assert prompter.encode_list(items) == (None if "system" in options else expected)
+    assert prompter.encode_list(["hello", [6, 7]]) is None
+
+
+def test_what_an_iterator_raises_is_not_about_an_input(chat):
+    def inputs():
+        yield "hello"
+        raise InputError("no more lines")
+
+    with pytest.raises(InputError, match=r"^no more lines$"):
+        list(chat.generate_each(inputs(), max_new_tokens=3))
 
 
 def test_texts_of_a_list_are_read_by_one_call_of_the_tokenizer(chat, monkeypatch):

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import torch
@@ -572,12 +571,10 @@ class BigLittleDecoder:
         Raises:
             InputError: an input or option that cannot be used.
         """
-        encoded = prompter.encode_each(items)
-        for at in count():
+        known = prompter.encode_list(items) if isinstance(items, list) else None
+        for at, item in enumerate(items):
             with of_input(at, alone=alone):
-                ids = next(encoded, None)
-                if ids is None:
-                    return
+                ids = prompter.encode(item) if known is None else known[at]
                 indices = range(at * copies, (at + 1) * copies)
                 jobs = [self._prepare(ids, asked, each, salt=salt, is_one_of_several=copies > 1) for each in indices]
             yield from jobs
