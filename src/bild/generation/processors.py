@@ -41,8 +41,7 @@ def process_with(
     def process(prefix: Sequence[int], logits: Tensor) -> Tensor:
         # transformers asks for a LongTensor, which is a Tensor of whole numbers to everybody but type checkers.
         shown: Any = ids(prefix)
-        scores: Tensor = chain(shown, logits.unsqueeze(0).to(shown.device))
-        return scores[0].to(logits.device)
+        return _applied(chain, shown, logits.unsqueeze(0).to(shown.device))[0].to(logits.device)
 
     return process
 
@@ -51,8 +50,16 @@ def warp_with(chain: LogitsProcessorList) -> Callable[[Tensor], Tensor] | None:
     """A chain of warpers as one function of ``logits`` ``[N, V]``, None where it is empty."""
     # Warpers look at scores alone; the token ids they are handed go unread.
     unread: Any = torch.empty(0, dtype=torch.long)
-    quick = LogitsProcessorList(_quick(each) for each in chain)
-    return (lambda logits: quick(unread, logits)) if chain else None
+    quick = [_quick(each) for each in chain]
+    return (lambda logits: _applied(quick, unread, logits)) if chain else None
+
+
+def _applied(chain: Sequence[Any], ids: Tensor, scores: Tensor) -> Tensor:
+    """Scores as a chain leaves them. A :class:`LogitsProcessorList` looks up each one's signature at every call, which
+    takes longer than most of them do."""
+    for each in chain:
+        scores = each(ids, scores)
+    return scores
 
 
 class TopP(logits_process.TopPLogitsWarper):
