@@ -90,7 +90,7 @@ def draw_as_we_do(network: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> N
     def continuations(self: Any, **given: Any) -> Any:
         scores, texts, length = given["accumulated_log_probs"], given["running_sequences"][0], given["cur_len"]
         size = scores.shape[-1] // len(texts)
-        gumbel = torch.cat([noise.after(text[:length].tolist(), size) for text in texts])
+        gumbel = noise.after(texts[:, :length].tolist(), size).flatten()
         with monkeypatch.context() as patched:
             patched.setattr(torch, "multinomial", lambda p, num_samples: (p.log() + gumbel).topk(num_samples).indices)
             return chosen(self, **given)

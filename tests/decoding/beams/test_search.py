@@ -51,7 +51,7 @@ def plain(model: ToyModel, request: Request, beams: Beams, choice: Choice) -> li
             chosen_by = values
             if choice.draws:
                 values = choice.warped(values[None])[0]
-                chosen_by = values + noise.after(tokens, SIZE)
+                chosen_by = values + noise.after([tokens], SIZE)[0]
             found += [
                 (score + float(value), [*tokens, token], score + float(by))
                 for token, (value, by) in enumerate(zip(values, chosen_by, strict=True))

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from bild.decoding.beams.noise import Noise
@@ -156,20 +157,22 @@ class Search:
         """Whether tokens are compared by anything but their log-probabilities."""
         return self.noise is not None or self.row.request.process is not None
 
-    def scores(self, node: Node, log_probabilities: Tensor) -> Tensor:
-        """What a hypothesis' next tokens are compared by: log-probabilities ``[V]``, penalised and warped.
+    def scores(self, nodes: Sequence[Node], log_probabilities: Tensor) -> Tensor:
+        """What next tokens of hypotheses are compared by: log-probabilities ``[N, V]``, penalised and warped.
 
         They are not made to sum to 1 again, as they are not in transformers.
         """
-        process = self.row.request.process
-        values = log_probabilities if process is None else process(self.tokens(node), log_probabilities)
-        return values if self.noise is None else self.row.rules.choice.warped(values[None])[0]
+        process, values = self.row.request.process, log_probabilities
+        if process is not None:
+            values = torch.stack([process(self.tokens(node), each) for node, each in zip(nodes, values, strict=True)])
+        return values if self.noise is None else self.row.rules.choice.warped(values)
 
-    def drawn(self, node: Node, scores: Tensor) -> Tensor:
-        """What its next tokens are chosen by: their scores ``[V]``, with noise where they are drawn."""
+    def drawn(self, nodes: Sequence[Node], scores: Tensor) -> Tensor:
+        """What they are chosen by: these scores ``[N, V]``, with noise where they are drawn."""
         if self.noise is None:
             return scores
-        return scores + to_device(self.noise.after(self.tokens(node), len(scores)).to(scores.dtype), scores.device)
+        noise = self.noise.after([self.tokens(node) for node in nodes], scores.shape[-1])
+        return scores + to_device(noise.to(scores.dtype), scores.device)
 
     def advance(self, candidates: Sequence[Candidates]) -> None:
         """Make every hypothesis that lives a token longer.

@@ -26,13 +26,16 @@ class Noise:
         seed = int(torch.randint(2**62, ())) if generator is None else generator.initial_seed()
         self._seed = (seed % 2**64).to_bytes(8, "little")
 
-    def after(self, tokens: Sequence[int], size: int) -> Tensor:
-        """Standard Gumbel noise ``[V]`` in float64 of each token that may come next; the same whenever it is asked for.
+    def after(self, texts: Sequence[Sequence[int]], size: int) -> Tensor:
+        """Standard Gumbel noise ``[N, V]`` in float64 of the tokens that may come next; the same whenever asked for.
 
         Args:
-            tokens: of the hypothesis.
+            texts: tokens of each hypothesis.
             size: of the vocabulary; the noise of a smaller one is the beginning of a larger one's.
         """
-        seed = int.from_bytes(blake2b(array("q", tokens).tobytes(), digest_size=8, key=self._seed).digest(), "little")
-        uniform = torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        uniform = torch.stack([self._uniform(tokens, size) for tokens in texts])
         return uniform.clamp_(min=torch.finfo(torch.float64).tiny).log_().neg_().log_().neg_()
+
+    def _uniform(self, tokens: Sequence[int], size: int) -> Tensor:
+        seed = int.from_bytes(blake2b(array("q", tokens).tobytes(), digest_size=8, key=self._seed).digest(), "little")
+        return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

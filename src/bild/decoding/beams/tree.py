@@ -127,24 +127,30 @@ def _last_of(node: Node, some: Container[Node]) -> Node | None:
 
 def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[Node]]) -> dict[Node, Candidates]:
     """The best continuations of the nodes that are asked, the last of which is scored in the last place."""
+    places: dict[Search, dict[Node, tuple[int, int]]] = {}
+    for b, (way, nodes) in enumerate(zip(wanted, asked, strict=True)):
+        known = places.setdefault(way.search, {})
+        for back, node in enumerate(reversed(nodes)):
+            known.setdefault(node, (b, -1 - back))
+
     logits, total = scores.logits, scores.summary.log_total[..., None]
     drawn = logits
-    if any(way.search.changes_scores for way in wanted):
+    if any(search.changes_scores for search in places):
         # What forbids, penalises or warps tokens is applied to log-probabilities, as transformers does under beams.
         logits, total = logits - total, torch.zeros_like(total)
-        drawn = logits.clone() if any(way.search.noise is not None for way in wanted) else logits
-        for b, (way, nodes) in enumerate(zip(wanted, asked, strict=True)):
-            for back, node in enumerate(reversed(nodes)):
-                logits[b, -1 - back] = way.search.scores(node, logits[b, -1 - back])
-                drawn[b, -1 - back] = way.search.drawn(node, logits[b, -1 - back])
-    best = drawn.topk(min(max(way.search.keeps for way in wanted), logits.shape[-1]))
+        drawn = logits.clone() if any(search.noise is not None for search in places) else logits
+        for search, known in places.items():
+            if search.changes_scores:
+                at = tuple(map(list, zip(*known.values(), strict=True)))
+                logits[at] = search.scores(list(known), logits[at])
+                drawn[at] = search.drawn(list(known), logits[at])
+    best = drawn.topk(min(max(search.keeps for search in places), logits.shape[-1]))
     likely = logits.gather(-1, best.indices)
     tokens, scored, chosen = to_host(best.indices, likely - total, best.values - total)
     found: dict[Node, Candidates] = {}
-    for b, (way, nodes) in enumerate(zip(wanted, asked, strict=True)):
-        for back, node in enumerate(reversed(nodes)):
-            if node not in found:
-                first = zip(*(some[b][-1 - back] for some in (tokens, scored, chosen)), strict=True)
-                # A GPU's token ids come as numbers of floating point.
-                found[node] = [Candidate(int(token), *each) for token, *each in islice(first, way.search.keeps)]
+    for search, known in places.items():
+        for node, (b, place) in known.items():
+            first = zip(tokens[b][place], scored[b][place], chosen[b][place], strict=True)
+            # A GPU's token ids come as numbers of floating point.
+            found[node] = [Candidate(int(token), *each) for token, *each in islice(first, search.keeps)]
     return found
