@@ -94,7 +94,7 @@ def test_models_that_were_used_otherwise_begin_anew():
 def test_a_text_that_is_stopped_is_gone_on_from():
     pair, memory = PAIRS["small"], Memory()
     stream = pair.stream([5, 6, 7], "exact", memory=memory, **NEW)
-    stream._commits.send(None)
+    stream._written.send(None)
     stream.close()
     assert say(pair, [5, 6, 7, 8], "exact", memory=memory).token_ids == say(pair, [5, 6, 7, 8], "exact").token_ids
 
