@@ -91,8 +91,14 @@ def draw_as_we_do(network: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> N
         scores, texts, length = given["accumulated_log_probs"], given["running_sequences"][0], given["cur_len"]
         size = scores.shape[-1] // len(texts)
         gumbel = noise.after(texts[:, :length].tolist(), size).flatten()
+
+        def multinomial(p: torch.Tensor, num_samples: int) -> torch.Tensor:
+            drawn = (p.log() + gumbel).topk(num_samples).indices
+            # The best first, as later versions put them themselves.
+            return drawn.gather(1, p.gather(1, drawn).argsort(descending=True))
+
         with monkeypatch.context() as patched:
-            patched.setattr(torch, "multinomial", lambda p, num_samples: (p.log() + gumbel).topk(num_samples).indices)
+            patched.setattr(torch, "multinomial", multinomial)
             return chosen(self, **given)
 
     monkeypatch.setattr(type(network), "_get_top_k_continuations", continuations)
