@@ -72,8 +72,13 @@ class History:
         return self._generators[level]
 
     def _seeded(self, level: int) -> torch.Generator:
-        seed = int(torch.randint(2**62, ())) if self.generator is None else self.generator.initial_seed()
+        seed = seed_of(self.generator)
         return torch.Generator().manual_seed((seed ^ (level * GOLDEN)) & (2**63 - 1))
+
+
+def seed_of(generator: torch.Generator | None) -> int:
+    """What further streams of numbers follow from; of None torch's global generator gives one, another each time."""
+    return int(torch.randint(2**62, ())) if generator is None else generator.initial_seed()
 
 
 def uniforms(rows: Sequence[History], counts: Sequence[int], width: int, use: Use, level: int = 0) -> Tensor:

@@ -168,9 +168,8 @@ class Search:
         return values if self.noise is None else self.row.rules.choice.warped(values)
 
     def drawn(self, nodes: Sequence[Node], scores: Tensor) -> Tensor:
-        """What they are chosen by: these scores ``[N, V]``, with noise where they are drawn."""
-        if self.noise is None:
-            return scores
+        """What they are drawn by: these scores ``[N, V]`` with noise."""
+        assert self.noise is not None
         noise = self.noise.after([self.tokens(node) for node in nodes], scores.shape[-1])
         return scores + to_device(noise.to(scores.dtype), scores.device)
 

@@ -14,6 +14,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from bild.decoding.history import seed_of
+
 
 class Noise:
     """Of one text.
@@ -23,8 +25,7 @@ class Noise:
     """
 
     def __init__(self, generator: torch.Generator | None) -> None:
-        seed = int(torch.randint(2**62, ())) if generator is None else generator.initial_seed()
-        self._seed = (seed % 2**64).to_bytes(8, "little")
+        self._seed = (seed_of(generator) % 2**64).to_bytes(8, "little")
 
     def after(self, texts: Sequence[Sequence[int]], size: int) -> Tensor:
         """Standard Gumbel noise ``[N, V]`` in float64 of the tokens that may come next; the same whenever asked for.

@@ -173,7 +173,7 @@ class _Layers:
             if score > -math.inf and search.ends(node) is None:
                 if len(layer) == width + search.beams.SPARE:
                     # Of those that were not drawn the scores may be higher.
-                    confidence = max(0.0, 1 - math.exp(min(0.0, score - layer[width - 1].score)))
+                    confidence = 1 - math.exp(min(0.0, score - layer[width - 1].score))
                     break
                 layer.append(node)
         self.confidences.append(confidence)

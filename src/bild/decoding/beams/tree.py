@@ -134,16 +134,17 @@ def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[N
             known.setdefault(node, (b, -1 - back))
 
     logits, total = scores.logits, scores.summary.log_total[..., None]
-    drawn = logits
-    if any(search.changes_scores for search in places):
+    changed = [search for search in places if search.changes_scores]
+    where = {search: tuple(map(list, zip(*places[search].values(), strict=True))) for search in changed}
+    if changed:
         # What forbids, penalises or warps tokens is applied to log-probabilities, as transformers does under beams.
         logits, total = logits - total, torch.zeros_like(total)
-        drawn = logits.clone() if any(search.noise is not None for search in places) else logits
-        for search, known in places.items():
-            if search.changes_scores:
-                at = tuple(map(list, zip(*known.values(), strict=True)))
-                logits[at] = search.scores(list(known), logits[at])
-                drawn[at] = search.drawn(list(known), logits[at])
+    for search in changed:
+        logits[where[search]] = search.scores(list(places[search]), logits[where[search]])
+    noisy = [search for search in changed if search.noise is not None]
+    drawn = logits.clone() if noisy else logits
+    for search in noisy:
+        drawn[where[search]] = search.drawn(list(places[search]), logits[where[search]])
     best = drawn.topk(min(max(search.keeps for search in places), logits.shape[-1]))
     likely = logits.gather(-1, best.indices)
     tokens, scored, chosen = to_host(best.indices, likely - total, best.values - total)
