@@ -13,15 +13,14 @@ from tests.networks import build
 
 
 @pytest.fixture
-def pair(tmp_path, monkeypatch) -> dict[str, str]:
-    """One tiny checkpoint on both sides, and a cache folder with nothing in it."""
-    monkeypatch.setenv("BILD_CACHE", str(tmp_path / "cache"))
+def pair(tmp_path, fresh_cache) -> dict[str, str]:
+    """One tiny checkpoint on both sides, and a cache folder without graphs."""
     build("gpt2", dtype=torch.float32).save_pretrained(tmp_path / "model")
     return {"large": str(tmp_path / "model"), "small": str(tmp_path / "model")}
 
 
 @pytest.mark.compiles
-def test_what_is_warmed_up_is_compiled_once_and_then_used_by_auto(pair, capsys, tmp_path, monkeypatch):
+def test_what_is_warmed_up_is_compiled_once_and_then_used_by_auto(pair, fresh_cache, capsys, monkeypatch):
     monkeypatch.setattr(compiling, "TEMPLATES", compiling.LIBRARY)
     monkeypatch.setattr(compiling, "compilations", 0)
     before = BigLittleDecoder.from_pretrained(**pair, dtype="float32")
@@ -29,11 +28,11 @@ def test_what_is_warmed_up_is_compiled_once_and_then_used_by_auto(pair, capsys, 
     warmup(**pair, dtype="float32")
     # The same weights on both sides are one graph.
     assert capsys.readouterr().out.startswith("compiled 1 graphs in ")
-    assert len(list((tmp_path / "cache" / "compiled").glob("GPT2LMHeadModel-*-read.pt2"))) == 1
+    assert len(list((fresh_cache / "compiled").glob("GPT2LMHeadModel-*-read.pt2"))) == 1
     monkeypatch.setattr(compiling, "compilations", 0)
     warmup(**pair, dtype="float32")
     assert "all compiled already; loaded in " in (said := capsys.readouterr().out)
-    assert f"kept in {tmp_path / 'cache' / 'compiled'}" in said
+    assert f"kept in {fresh_cache / 'compiled'}" in said
     after = BigLittleDecoder.from_pretrained(**pair, dtype="float32", runtime="auto")
     assert type(after.large) is CompiledModel and after.large.is_compiled and after.small.is_compiled
     assert compiling.compilations == 0

@@ -30,14 +30,15 @@ NAME = "gpt2"
 
 
 @pytest.fixture
-def own_cache(graph_cache, tmp_path, monkeypatch) -> Path:
+def own_cache(graph_cache, fresh_cache, monkeypatch) -> Path:
     """A cache folder of the test's own, with the graph of :data:`NAME` in it."""
-    static_model(NAME)
+    with monkeypatch.context() as patched:
+        patched.setenv("BILD_CACHE", str(graph_cache))
+        static_model(NAME)
     (file,) = graph_cache.glob(f"compiled/*-{compiling.fingerprint(network_of(NAME))}-read.pt2")
-    (tmp_path / "compiled").mkdir()
-    shutil.copy(file, tmp_path / "compiled")
-    monkeypatch.setenv("BILD_CACHE", str(tmp_path))
-    return tmp_path
+    (fresh_cache / "compiled").mkdir()
+    shutil.copy(file, fresh_cache / "compiled")
+    return fresh_cache
 
 
 @pytest.fixture

@@ -46,3 +46,19 @@ def test_the_second_process_compiles_nothing_and_a_third_a_damaged_file(tmp_path
     outputs.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True))
     assert [each.stdout.split() for each in outputs] == [["7", "1"], ["7", "0"], ["7", "1"]]
     assert [each.suffix for each in (cache / "kernels").iterdir()] == [".so"]
+
+
+def test_two_processes_at_once_compile_it_once(tmp_path):
+    library(tmp_path)
+    log = tmp_path / "compiled.txt"
+    program = (
+        "import pathlib; from bild.models.native import Library; compile = Library._compile\n"
+        f"def counted(self, file): open({str(log)!r}, 'a').write('once '); compile(self, file)\n"
+        "Library._compile = counted;"
+        f"Library('seven', [pathlib.Path({str(tmp_path / 'seven.cpp')!r})], [], (), operator='none').load()"
+    )
+    environment = {**os.environ, "BILD_CACHE": str(tmp_path / "cache")}
+    processes = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
+    assert [each.wait() for each in processes] == [0, 0]
+    assert log.read_text() == "once "
+    assert [each.suffix for each in (tmp_path / "cache" / "kernels").iterdir()] == [".so"]

@@ -22,11 +22,10 @@ from bild.models.eager import sources as eager_sources
 from bild.models.one_encoder import CompiledBorrower, CompiledLender, EagerBorrower, have_one_encoder
 from bild.models.one_encoder.compiled import is_pair_prepared
 from bild.models.parts import decoder_of, encoder_of
+from tests.compiled import network_of
 from tests.marking import with_runtime
 from tests.networks import ENCODER_DECODERS, build, forward, perturbed, random_source, random_tokens
 
-SIZES = {"t5": {"layers": 1, "width": 32}, "bart": {"encoder_layers": 1, "width": 32}}
-"""Of what is compiled: as small as can be, with heads that our attention takes."""
 BART = pytest.param("bart", "static", marks=[pytest.mark.compiles, pytest.mark.thorough])
 every_runtime = pytest.mark.parametrize(
     ("name", "runtime"),
@@ -42,7 +41,7 @@ every_runtime = pytest.mark.parametrize(
 @cache
 def networks(name: str, runtime: str = "eager") -> tuple[PreTrainedModel, PreTrainedModel]:
     """A network, and another one of its first decoder layer and its encoder; nobody may change them."""
-    large = build(name) if runtime != "static" else build(name, dtype=torch.float32, **SIZES[name])
+    large = build(name) if runtime != "static" else network_of(name)
     return large, drafter_of(large)
 
 

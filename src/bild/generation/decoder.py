@@ -22,7 +22,7 @@ from bild.generation import running
 from bild.generation.drafting import check_search, check_small, maker_of
 from bild.generation.elsewhere import Elsewhere, choose_small, connect, only_small
 from bild.generation.ensembles import steered
-from bild.generation.jobs import prepare
+from bild.generation.jobs import Preparer
 from bild.generation.loading import load_sides
 from bild.generation.middle import SMALL, check_middle, check_qualifier
 from bild.generation.options import GenerationOptions
@@ -483,7 +483,7 @@ class BigLittleDecoder:
         options.pop("lossless", None)
         options.pop("drafter", None)
         options.pop("reward", None)
-        self._prepare(ids, self.asked(options)[1], 0)
+        self._preparer(self.asked(options)[1]).job(ids, 0)
 
     def resolve_policy(
         self, policy: str | Policy | None = None, *, lossless: bool = False, searches: bool = False
@@ -571,16 +571,17 @@ class BigLittleDecoder:
         Raises:
             InputError: an input or option that cannot be used.
         """
+        preparer = self._preparer(asked, salt)
         known = prompter.encode_list(items) if isinstance(items, list) else None
         for at, item in enumerate(items):
             with of_input(at, alone=alone):
                 ids = prompter.encode(item) if known is None else known[at]
                 indices = range(at * copies, (at + 1) * copies)
-                jobs = [self._prepare(ids, asked, each, salt=salt, is_one_of_several=copies > 1) for each in indices]
+                jobs = [preparer.job(ids, each, is_one_of_several=copies > 1) for each in indices]
             yield from jobs
 
-    def _prepare(self, ids: list[int], asked: GenerationOptions, index: int, **kept: Any) -> Job:
-        return prepare(ids, asked, index, models=self.parts, tokenizer=self.tokenizer, **kept)
+    def _preparer(self, asked: GenerationOptions, salt: str = "") -> Preparer:
+        return Preparer(asked, models=self.parts, tokenizer=self.tokenizer, salt=salt)
 
     def results(
         self,

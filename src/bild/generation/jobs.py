@@ -15,49 +15,59 @@ from bild.generation.stop_strings import StopStrings
 from bild.models import Model
 
 
-def prepare(
-    ids: list[int],
-    asked: GenerationOptions,
-    index: int,
-    *,
-    models: Sequence[Model],
-    tokenizer: PreTrainedTokenizerBase | None,
-    salt: str = "",
-    is_one_of_several: bool = False,
-) -> Job:
-    """The job of one input.
+class Preparer:
+    """Makes the jobs of a call; what is the same for all of its inputs is looked at once.
 
     Args:
-        ids: its token ids.
         asked: options of the call.
-        index: its place in the call, which chooses its seed.
         models: large and small.
         tokenizer: of the pair; stop strings need it.
         salt: see :class:`~bild.decoding.Request`.
-        is_one_of_several: see :class:`~bild.engine.Job`.
 
     Raises:
-        InputError: more tokens than the models have positions, or an option that cannot be met.
+        InputError: an option that cannot be met, whatever the input.
     """
-    large = models[0]
-    asked.check_ids(large.vocab_size)
-    if large.is_encoder_decoder:
-        source, prompt = ids, [_decoder_start(asked, large)]
-    else:
-        source, prompt = [], ids
-    longest = fit(len(source), len(prompt), asked.new_tokens(len(prompt)), models)
-    request = Request(
-        prompt=prompt,
-        max_new_tokens=longest,
-        eos_token_ids=asked.eos_token_ids,
-        source=copyable(source, large),
-        stop=_stop(asked, tokenizer, len(prompt)),
-        process=asked.processor(len(prompt), longest, ids, large.device),
-        generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
-        logprobs=asked.logprobs,
-        salt=salt,
-    )
-    return Job(source, request, options=asked.to_dict(), is_one_of_several=is_one_of_several)
+
+    def __init__(
+        self,
+        asked: GenerationOptions,
+        *,
+        models: Sequence[Model],
+        tokenizer: PreTrainedTokenizerBase | None,
+        salt: str = "",
+    ) -> None:
+        self.asked, self.models, self.tokenizer, self.salt = asked, models, tokenizer, salt
+        large = models[0]
+        asked.check_ids(large.vocab_size)
+        self.options, self.ends = asked.to_dict(), asked.eos_token_ids
+        self.start = [_decoder_start(asked, large)] if large.is_encoder_decoder else None
+
+    def job(self, ids: list[int], index: int, *, is_one_of_several: bool = False) -> Job:
+        """The job of one input.
+
+        Args:
+            ids: its token ids.
+            index: its place in the call, which chooses its seed.
+            is_one_of_several: see :class:`~bild.engine.Job`.
+
+        Raises:
+            InputError: more tokens than the models have positions, or an option that cannot be met.
+        """
+        asked, large = self.asked, self.models[0]
+        source, prompt = ([], ids) if self.start is None else (ids, self.start)
+        longest = fit(len(source), len(prompt), asked.new_tokens(len(prompt)), self.models)
+        request = Request(
+            prompt=prompt,
+            max_new_tokens=longest,
+            eos_token_ids=self.ends,
+            source=copyable(source, large),
+            stop=_stop(asked, self.tokenizer, len(prompt)),
+            process=asked.processor(len(prompt), longest, ids, large.device),
+            generator=generator_of(asked.seed_of(index)) if asked.do_sample else None,
+            logprobs=asked.logprobs,
+            salt=self.salt,
+        )
+        return Job(source, request, options=self.options, is_one_of_several=is_one_of_several)
 
 
 def copyable(source: Sequence[int], large: Model) -> Sequence[int]:

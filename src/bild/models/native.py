@@ -11,8 +11,9 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -86,7 +87,10 @@ class Library:
             Exception: no compiler, one that fails, no room, or no right to write.
         """
         if not _is_whole(self.file):
-            self._compile(self.file)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with _one_at_a_time(self.file.with_suffix(".lock")):
+                if not _is_whole(self.file):
+                    self._compile(self.file)
         # For all to see: compiled graphs call what it defines by name.
         ctypes.CDLL(str(self.file), mode=ctypes.RTLD_GLOBAL)
 
@@ -94,9 +98,8 @@ class Library:
         # Only where something is to be compiled: importing Inductor takes a second.
         from torch._inductor.cpp_builder import get_cpp_compiler
 
-        file.parent.mkdir(parents=True, exist_ok=True)
         root = Path(torch.__file__).parent
-        # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
+        # Renamed when complete: a killed compilation leaves nothing half written.
         with tempfile.TemporaryDirectory(prefix="tmp", dir=file.parent) as folder:
             unfinished = Path(folder) / file.name
             objects = [Path(folder) / f"{source.stem}.o" for source in self.sources]
@@ -112,6 +115,21 @@ class Library:
             # A library may end in anything.
             unfinished.write_bytes((content := unfinished.read_bytes()) + hashlib.sha256(content).digest())
             os.replace(unfinished, file)
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Of several processes that need a library one compiles it while the others wait; where nothing can be locked, each
+    compiles it."""
+    with lock.open("w") as held:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _run(command: list[str]) -> None:
