@@ -2,9 +2,9 @@
 
 Weights have one scale an output channel, symmetric, rounded to nearest; embeddings, norms and everything
 between layers stay as they are. Where the CPU multiplies int8 by vectors (VNNI, AVX2) and our own kernel is the faster,
-each token that enters a layer is rounded to int8 as well, 256 of its numbers on a scale of their own, so that rows and
-tokens stay independent of each other and no weight is ever widened. Where it multiplies by tiles (AMX) a token has one
-scale. Elsewhere only the weights are int8.
+each token that enters a layer is rounded to int8 as well, some of its numbers on a scale of their own, so that rows and
+tokens stay independent of each other and no weight is ever widened; AVX2 alone leaves weights seven bits. Where it
+multiplies by tiles (AMX) a token has one scale. Elsewhere only the weights are int8.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from bild.models.instructions import has_instructions
 
 MULTIPLE = 32
 """Input widths the int8 kernels take: whole vectors."""
+MOST = 127
+"""The largest weight, but for kernels that take less."""
 
 
 class Int8Linear(nn.Module):
@@ -44,6 +46,8 @@ class Int8Linear(nn.Module):
         rounded, scale = quantize_rows(weight)
         self.out_features, self.in_features = weight.shape
         self.is_packed = _is_ours_faster(rounded, scale) if own_kernel == "measured" else own_kernel
+        if self.is_packed and kernels.MOST < MOST:
+            rounded, scale = quantize_rows(weight, kernels.MOST)
         self.register_buffer("weight", kernels.pack(rounded) if self.is_packed else rounded)
         self.register_buffer("scale", kernels.pad_scale(scale) if self.is_packed else scale)
         self.register_buffer("bias", bias)
@@ -100,12 +104,12 @@ def _has_int8_tiles(device: torch.device) -> bool:
     return device.type == "cpu" and has_instructions("amx_tile")
 
 
-def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix ``[rows, in]`` as int8 and a scale ``[rows]`` in its own dtype: scale = max |row| / 127."""
+def quantize_rows(matrix: Tensor, most: int = MOST) -> tuple[Tensor, Tensor]:
+    """A matrix ``[rows, in]`` as int8 and a scale ``[rows]`` in its own dtype: scale = max |row| / ``most``."""
     wide = matrix.detach().float().contiguous()
     # Divided by what is stored, so that rounding the scale costs nothing.
-    scale = (wide.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(matrix.dtype)
-    rounded = (wide / scale.float()[:, None]).round().clamp(-127, 127)
+    scale = (wide.abs().amax(1) / most).clamp_min(torch.finfo(torch.float32).tiny).to(matrix.dtype)
+    rounded = (wide / scale.float()[:, None]).round().clamp(-most, most)
     return rounded.to(torch.int8), scale
 
 

@@ -9,15 +9,21 @@ import torch
 
 from bild.models.int8 import Int8Linear, quantize_rows
 from bild.models.kernels import building, fits, int8, int8_linear, pack, pad_scale, plain_int8_linear, unpack
-from bild.models.kernels.int8 import PIECE, SHIFT, SINGLE, STEPS
+from bild.models.kernels.int8 import AHEAD_OF_PIECE, MOST, PIECE, SHIFT, SINGLE, STEPS, TOKEN_SHIFT
 from bild.models.kernels.operators import INT8_ORDER, LINEAR, operator
 
+OF_PAIRS = 64
+"""The largest weight where steps go in pairs."""
 needs_kernel = pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
 
 
 def layer(inputs: int, outputs: int, dtype: torch.dtype = torch.float32):
-    weight, scale = quantize_rows(torch.randn(outputs, inputs, dtype=dtype))
+    weight, scale = quantize_rows(torch.randn(outputs, inputs, dtype=dtype), MOST)
     return weight, scale, torch.randn(outputs).to(dtype)
+
+
+def any_weight(outputs: int, inputs: int):
+    return torch.randint(-MOST, MOST + 1, (outputs, inputs), dtype=torch.int8)
 
 
 def ours(states, weight, scale, bias):
@@ -25,16 +31,18 @@ def ours(states, weight, scale, bias):
 
 
 def steps_of(weight):
-    """Of each unit the magnitudes of a step's twos of inputs, ``[units, in / 4, 64]``."""
-    twos = weight.int().abs().view(-1, 32, weight.shape[1] // 4, 2, 2).sum(-1)
-    return twos.transpose(1, 2).flatten(2)
+    """Of each unit what the weights of a step's twos of inputs are together, those above zero and those below,
+    ``[units, in / 4, 128]``."""
+    signed = torch.stack([weight.int().clamp(min=0), -weight.int().clamp(max=0)])
+    twos = signed.view(2, -1, 32, weight.shape[1] // 4, 2, 2).sum(-1)
+    return twos.permute(1, 3, 0, 2, 4).flatten(2)
 
 
 @needs_kernel
 @pytest.mark.parametrize("inputs", [64, 256, 544])
 @pytest.mark.parametrize("outputs", [1, 31, 32, 33, 70])
 def test_packing_loses_nothing(outputs, inputs):
-    for weight in (layer(inputs, outputs)[0], torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)):
+    for weight in (layer(inputs, outputs)[0], any_weight(outputs, inputs)):
         packed = pack(weight)
         assert len(packed) == -(-outputs // 32) * 32 and packed.dtype == torch.int8
         assert torch.equal(unpack(packed, outputs), weight)
@@ -42,22 +50,24 @@ def test_packing_loses_nothing(outputs, inputs):
 
 @pytest.mark.skipif(not int8.HAS_VNNI, reason="AVX2 reads the steps in another order")
 def test_with_vnni_four_inputs_of_32_outputs_are_together():
-    weight = torch.randint(-127, 128, (70, 64), dtype=torch.int8)
+    weight = any_weight(70, 64)
     stored = (weight[0, 12:16].int() + SHIFT) % 256
     assert pack(weight).view(torch.uint8).view(-1, 16, 32, 4)[0, 3, 0].tolist() == stored.tolist()
 
 
 @needs_kernel
 @pytest.mark.skipif(int8.HAS_VNNI, reason="VNNI reads the steps as they are")
-def test_without_vnni_the_order_stands_in_front_of_the_steps_of_a_piece():
+def test_without_vnni_their_order_and_what_outputs_owe_stand_in_front_of_the_steps_of_a_piece():
     weight = layer(PIECE + 32, 64)[0]
     order, stream = int8._order(weight), pack(weight).view(torch.uint8).view(2, -1)
     assert torch.equal(stream[:, :STEPS], order[:, :STEPS])
-    last = stream[1, STEPS + PIECE * 32 :]
+    last = stream[1, AHEAD_OF_PIECE + PIECE * 32 :]
+    owed = -TOKEN_SHIFT * weight[32:].int().split(PIECE, 1)[1].sum(1)
+    assert torch.equal(last[STEPS:AHEAD_OF_PIECE].view(torch.int32), owed.to(torch.int32))
     assert last[:8].tolist() == order[1, STEPS:].tolist() and not last[8:STEPS].any()
     # The third step of the last piece, of its second output.
     inputs = PIECE + 4 * (last[2].item() % SINGLE)
-    begin = STEPS + 2 * 128 + 4
+    begin = AHEAD_OF_PIECE + 2 * 128 + 4
     assert last[begin : begin + 4].view(torch.int8).tolist() == weight[33, inputs : inputs + 4].tolist()
 
 
@@ -66,42 +76,51 @@ def test_without_vnni_the_order_stands_in_front_of_the_steps_of_a_piece():
 @pytest.mark.parametrize("spread", [0.0, 0.6, 3.0])
 def test_two_steps_are_a_pair_where_no_sum_leaves_16_bits_and_those_left_fit_no_other(inputs, spread):
     """A spread of 0 makes all weights of a row as large, one of 3 leaves a few that are large."""
-    weight = quantize_rows(torch.randn(64, inputs).sign() * (spread * torch.randn(64, inputs)).exp())[0]
+    weight = quantize_rows(torch.randn(64, inputs).sign() * (spread * torch.randn(64, inputs)).exp(), OF_PAIRS)[0]
     for unit, order in zip(steps_of(weight), int8._order(weight), strict=True):
         for steps, places in zip(unit.split(STEPS), order.split(STEPS), strict=True):
             assert sorted((places % SINGLE).tolist()) == list(range(len(steps)))
             pairs, single = places[places < SINGLE].long(), places[places >= SINGLE].long() - SINGLE
             assert (places[: len(pairs)] < SINGLE).all()
-            assert (steps[pairs[::2]] + steps[pairs[1::2]] <= 258).all()
-            meet = (steps[single][:, None] + steps[single]).amax(-1) <= 258
+            assert (steps[pairs[::2]] + steps[pairs[1::2]] <= 128).all()
+            meet = (steps[single][:, None] + steps[single]).amax(-1) <= 128
             assert not meet[~torch.eye(len(single), dtype=torch.bool)].any()
 
 
 @needs_kernel
 def test_nearly_all_steps_of_normal_weights_go_in_pairs():
-    assert (int8._order(layer(256, 2048)[0]) >= SINGLE).float().mean() < 0.03
-    assert (int8._order(layer(1024, 512)[0]) >= SINGLE).float().mean() < 0.003
+    for inputs in (256, 1024):
+        weight = quantize_rows(torch.randn(1024, inputs), OF_PAIRS)[0]
+        assert (int8._order(weight) >= SINGLE).float().mean() < 0.003
 
 
 @needs_kernel
-@pytest.mark.parametrize(("small", "alone"), [(2, False), (3, True)])
+@pytest.mark.parametrize(("small", "alone"), [(0, False), (1, True)])
 @pytest.mark.parametrize("rows", range(1, 11))
 def test_sums_that_just_fit_16_bits_are_exact_and_larger_ones_are_not_made(small, alone, rows):
     sign = torch.randint(0, 2, (96, PIECE), dtype=torch.int8) * 2 - 1
-    weight = sign * torch.tensor([127, small], dtype=torch.int8).repeat(PIECE // 2)
+    # The largest sums there are: of each unit all weights of one output are above zero, and of another below.
+    sign[::32], sign[1::32] = 1, -1
+    weight = sign * torch.tensor([OF_PAIRS, small], dtype=torch.int8).repeat(PIECE // 2)
     assert ((int8._order(weight) >= SINGLE) == alone).all()
-    # Row m has the largest sum there is with output m, or the least.
     states = 127.0 * sign[:rows] * (-1) ** torch.arange(rows)[:, None]
+    states[-1] = 127.0
     found = ours(states, weight, torch.ones(96), None)
     assert torch.equal(found, states @ weight.float().t())
-    assert found.diagonal().abs().eq(127 * (127 + small) * PIECE // 2).all()
+    most = 127 * (OF_PAIRS + small) * PIECE // 2
+    assert found[-1, :2].tolist() == [most, -most]
 
 
 @needs_kernel
-@pytest.mark.skipif(int8.HAS_VNNI, reason="VNNI has room for it")
-def test_a_weight_without_a_magnitude_in_int8_is_refused():
-    with pytest.raises(ValueError, match="-128 have no magnitude in int8"):
-        pack(torch.full((32, 32), -128, dtype=torch.int8))
+@pytest.mark.parametrize("too_large", [-MOST - 1, min(MOST + 1, 127)])
+def test_a_weight_that_is_too_large_is_refused(too_large):
+    weight = torch.zeros(32, 32, dtype=torch.int8)
+    weight[3, 4] = too_large
+    if abs(too_large) > MOST:
+        with pytest.raises(ValueError, match=f"is beyond {MOST}"):
+            pack(weight)
+    else:
+        assert torch.equal(unpack(pack(weight), 32), weight)
 
 
 @needs_kernel
@@ -148,13 +167,13 @@ def test_every_number_of_rows_has_a_way_through_the_registers(rows):
 
 @needs_kernel
 def test_the_largest_sums_are_exact():
-    weight = torch.full((3, 1 << 16), 127, dtype=torch.int8)
-    weight[1] = -127
+    weight = torch.full((3, 1 << 16), MOST, dtype=torch.int8)
+    weight[1] = -MOST
     states = torch.ones(2, 1 << 16)
     states[1] = -1
     # Summed in float32, piece by piece: exact where all of it, in steps of 1, fits 24 bits.
     found = ours(127 * states[:, : 4 * PIECE], weight[:, : 4 * PIECE], torch.ones(3), None)
-    expected = 127.0 * 127 * 4 * PIECE
+    expected = 127.0 * MOST * 4 * PIECE
     assert found.tolist() == [[expected, -expected, expected], [-expected, expected, -expected]]
     assert torch.allclose(ours(states, weight, torch.ones(3), None), found * (1 << 16) / (127 * 4 * PIECE), rtol=1e-5)
 
@@ -280,7 +299,7 @@ def test_a_layer_on_our_kernel_multiplies_as_one_that_rounds_tokens(bias):
     linear = torch.nn.Linear(64, 40, bias=bias).requires_grad_(False)
     replaced = Int8Linear(linear.weight, linear.bias, own_kernel=True)
     states = torch.randn(2, 3, 64)
-    weight, scale = quantize_rows(linear.weight)
+    weight, scale = quantize_rows(linear.weight, MOST)
     assert torch.equal(replaced(states), plain_int8_linear(states, weight, scale, linear.bias))
     assert 0 < (replaced(states) - linear(states)).norm() / linear(states).norm() < 0.03
     assert torch.equal(unpack(replaced.weight, 40), weight)

@@ -20,11 +20,21 @@ from bild.models.kernels.int4 import (
     unpack_int4,
     widen_int4,
 )
-from bild.models.kernels.int8 import fits, int8_linear, is_faster_here, pack, pad_scale, plain_int8_linear, unpack
+from bild.models.kernels.int8 import (
+    MOST,
+    fits,
+    int8_linear,
+    is_faster_here,
+    pack,
+    pad_scale,
+    plain_int8_linear,
+    unpack,
+)
 from bild.models.kernels.joining import has_all_products, join_products
 from bild.models.kernels.operators import graph_calls
 
 __all__ = [
+    "MOST",
     "are_supported",
     "digest",
     "fits",

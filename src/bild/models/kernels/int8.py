@@ -16,16 +16,23 @@ UNIT = 32
 """Outputs that are packed together."""
 MULTIPLE = 32
 """Input widths it takes."""
-PIECE = 256
-"""Inputs of a token that are rounded on one scale: SmolLM2's perplexity rises by 1.5 %, with one scale a token by 6."""
 HAS_VNNI = building.has_vnni()
 """Whether the kernel multiplies by VNNI; else steps of four inputs go in pairs."""
+PIECE = 256 if HAS_VNNI else 128
+"""Inputs of a token that are rounded on one scale: SmolLM2's perplexity rises by 1.5 % with 256 of them, with all by 6.
+AVX2 has fewer bits for weights, which shorter pieces make up for."""
 SHIFT = 128 if HAS_VNNI else 0
 """What is added to weights: VNNI multiplies unsigned by signed numbers."""
+MOST = 127 if HAS_VNNI else 64
+"""The largest weight: AVX2 adds products in 16 bits (``int8.h``)."""
 STEPS = PIECE // 4
 """Of four inputs each, in a piece."""
 SINGLE = 128
 """What is added to the number of a step that goes with no other."""
+TOKEN_SHIFT = 128
+"""What AVX2 adds to tokens."""
+AHEAD_OF_PIECE = STEPS + 4 * UNIT
+"""Bytes in front of the steps of a piece, where they go in pairs: their order, and what each output owes."""
 DTYPES = (torch.float32, torch.bfloat16)
 Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -92,7 +99,7 @@ def is_faster_here(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
     if not fits(outputs, inputs, scale.dtype, weight.device) or operator(LINEAR) is None:
         return False
     dtype = str(scale.dtype).removeprefix("torch.")
-    weight, scale = weight[:LARGEST], scale[:LARGEST]
+    weight, scale = weight[:LARGEST].clamp(-MOST, MOST), scale[:LARGEST]
     packed, padded = pack(weight), pad_scale(scale)
     return is_faster(
         f"{inputs}->{outputs} int8 {dtype}",
@@ -109,7 +116,12 @@ def pack(weight: Tensor) -> Tensor:
 
     What is returned is called int8 ``[out, …]`` all the same, padded to whole units: transformers asks the weight of a
     layer for its dtype, and of a head for its shape.
+
+    Raises:
+        ValueError: a weight beyond :data:`MOST`.
     """
+    if weight.numel() and max(weight.max(), -weight.to(torch.int16).min()) > MOST:
+        raise ValueError(f"an int8 weight is beyond {MOST}, the largest one that the kernel takes here")
     whole = functional.pad(weight, (0, 0, 0, -weight.shape[0] % UNIT)).contiguous()
     stored = (whole.to(torch.int16) + SHIFT).to(torch.uint8)
     steps = stored.view(-1, UNIT, weight.shape[1] // 4, 4).transpose(1, 2)
@@ -127,26 +139,29 @@ def unpack(packed: Tensor, outputs: int) -> Tensor:
 
 def _order(whole: Tensor) -> Tensor:
     """Of each unit which step of its piece stands where ``[out / 32, in / 4]``, :data:`SINGLE` more where alone."""
-    if (whole == -128).any():
-        raise ValueError("int8 weights of -128 have no magnitude in int8; round them to -127 … 127")
     order: Tensor = operator(INT8_ORDER)(whole, torch.get_num_threads())
     return order
 
 
 def _in_pairs(steps: Tensor, order: Tensor) -> Tensor:
-    """Of each unit one stream: the steps of each piece in this order, which stands in front of them."""
+    """Of each unit one stream: the steps of each piece in this order, behind it and what each output owes."""
     parts = []
     for some, places in zip(torch.split(steps, STEPS, 1), torch.split(order, STEPS, 1), strict=True):
         units = torch.arange(len(steps))[:, None]
-        parts += [functional.pad(places, (0, STEPS - places.shape[1])), some[units, places.long() % SINGLE].flatten(1)]
+        owed = -TOKEN_SHIFT * some.view(torch.int8).sum((1, 3), dtype=torch.int32)
+        parts += [
+            functional.pad(places, (0, STEPS - places.shape[1])),
+            owed.view(torch.uint8),
+            some[units, places.long() % SINGLE].flatten(1),
+        ]
     return torch.cat(parts, 1)
 
 
 def _out_of_pairs(stream: Tensor) -> Tensor:
     """Where they stood before :func:`_in_pairs`."""
     parts = []
-    for piece in torch.split(stream, STEPS + PIECE * UNIT, 1):
-        steps = piece[:, STEPS:].reshape(len(stream), -1, UNIT, 4)
+    for piece in torch.split(stream, AHEAD_OF_PIECE + PIECE * UNIT, 1):
+        steps = piece[:, AHEAD_OF_PIECE:].reshape(len(stream), -1, UNIT, 4)
         places = piece[:, : steps.shape[1]].long() % SINGLE
         parts.append(steps[torch.arange(len(stream))[:, None], places.argsort(1)])
     return torch.cat(parts, 1)

@@ -66,9 +66,14 @@ struct Piece {
 
 constexpr int EIGHT = 32;  // bytes of a step: four inputs of as many outputs
 
-// Of pairs of bytes the two products, added up: of one factor the magnitudes, which gives its signs to the other.
-inline __m256i twos(__m256i one, __m256i other) {
-  return _mm256_maddubs_epi16(_mm256_abs_epi8(one), _mm256_sign_epi8(other, one));
+// 128 is added to all tokens.
+void make_unsigned(const Product& p) {
+  const __m256i highest_bits = _mm256_set1_epi8(-128);
+  const int8_t* end = p.rows + pieces_of(p.inputs) * p.count * PIECE;
+  for (int8_t* tokens = p.rows; tokens < end; tokens += EIGHT) {
+    auto* at = reinterpret_cast<__m256i*>(tokens);
+    _mm256_storeu_si256(at, _mm256_xor_si256(_mm256_loadu_si256(at), highest_bits));
+  }
 }
 
 // Four tokens, for each of eight outputs.
@@ -84,7 +89,7 @@ struct Piece {
   template <int ROWS, int VECTORS>
   static void add(const Product& p, int64_t at, int64_t inputs, const uint8_t* weight,
                   float (&values)[ROWS][VECTORS][16]) {
-    // Few rows by many outputs, or many by few: what serves most often has its magnitudes taken, and but once.
+    // Few rows by many outputs, or many by few: all sums in registers.
     constexpr int EIGHTS = ROWS > 2 ? 1 : 4;
     for (int first = 0; first < 4; first += EIGHTS) add_eights<ROWS, EIGHTS>(p, at, inputs, weight, first, values);
   }
@@ -100,12 +105,13 @@ struct Piece {
     for (int u = 0; u < UNITS; u++) {
       step[u] = weight + u * bytes_of_unit(p.inputs);
       end[u] = step[u] + inputs / 4;
-      weights[u] = step[u] + ORDER + first * EIGHT;
+      weights[u] = step[u] + AHEAD_OF_PIECE + first * EIGHT;
+      const auto* owed = reinterpret_cast<const __m256i*>(step[u] + STEPS) + first;
 #pragma GCC unroll 8
       for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
         for (int n = 0; n < EIGHTS; n++) {
-          sums[u][m][n] = _mm256_setzero_si256();
+          sums[u][m][n] = _mm256_loadu_si256(owed + n);
           in_register(sums[u][m][n]);
         }
     }
@@ -152,8 +158,7 @@ struct Piece {
         for (int s = 0; s < AT_ONCE; s++) {
           const uint8_t* from = weight + s * STEP + n * EIGHT;
           if (m == 0 && n % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(from + 2 * AHEAD), _MM_HINT_T0);
-          const __m256i weights = load_halves(from), four = same_four(tokens[s] + m * PIECE);
-          total[s] = ROWS > EIGHTS ? twos(weights, four) : twos(four, weights);
+          total[s] = _mm256_maddubs_epi16(same_four(tokens[s] + m * PIECE), load_halves(from));
         }
         if constexpr (AT_ONCE == 2) total[0] = _mm256_add_epi16(total[0], total[1]);
         sums[m][n] = _mm256_add_epi32(sums[m][n], _mm256_madd_epi16(total[0], _mm256_set1_epi16(1)));
@@ -170,7 +175,7 @@ struct Tile : Piece {
     alignas(64) float values[ROWS][2 * UNITS][16] = {};
     for (int64_t piece = 0, left = p.inputs; left > 0; piece++, left -= PIECE) {
       add(p, piece * p.count + row, std::min(PIECE, left), weight, values);
-      weight += ORDER + PIECE * UNIT;
+      weight += AHEAD_OF_PIECE + PIECE * UNIT;
     }
     for (int m = 0; m < ROWS; m++)
       for (int n = 0; n < 2 * UNITS; n++) {
@@ -191,6 +196,9 @@ AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   if (p.count == 0) return result;
   p.scale = data<const float>(scale);
   round_rows<PIECE>(states, sizes, p);
+#ifndef BILD_VNNI
+  make_unsigned(p);
+#endif
   multiply_all<Tile>(p, p.inputs * UNIT, threads);
   return result;
 }

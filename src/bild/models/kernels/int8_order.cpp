@@ -2,7 +2,7 @@
 //
 // bild::int8_order(weight) says, for each unit of 32 outputs and each step in turn, which one of its piece that is. The
 // step that can go with the fewest others chooses first, and takes of them the one that has the fewest left: of weights
-// that are normally distributed one step in fifty stays alone, and of more than 256 inputs one in a thousand.
+// that are normally distributed none stays alone.
 
 #include <bit>
 
@@ -12,26 +12,30 @@ namespace bild {
 namespace {
 
 using Set = uint64_t;  // of the steps of a piece
-static_assert(STEPS == 64);
+constexpr int MOST_STEPS = 64;
+static_assert(STEPS <= MOST_STEPS);
 
 inline Set only(int step) { return Set{1} << step; }
 
-// Of one step, the magnitudes that the twos of inputs of all outputs have together.
+// Of one step, what the weights above zero of the twos of inputs of all outputs are together, and those below.
 struct Twos {
-  int16_t together[2 * UNIT];
+  int16_t together[4 * UNIT];
 };
 
 Twos twos_of(const int8_t* weight, int64_t inputs) {
   Twos found;
+  int16_t* next = found.together;
   for (int64_t o = 0; o < UNIT; o++, weight += inputs)
-    for (int64_t two = 0; two < 2; two++)
-      found.together[2 * o + two] = std::abs(weight[2 * two]) + std::abs(weight[2 * two + 1]);
+    for (int64_t k = 0; k < 4; k += 2) {
+      *next++ = std::max<int>(weight[k], 0) + std::max<int>(weight[k + 1], 0);
+      *next++ = std::max<int>(-weight[k], 0) + std::max<int>(-weight[k + 1], 0);
+    }
   return found;
 }
 
 bool can_meet(const Twos& one, const Twos& other) {
   int16_t most = 0;
-  for (int64_t i = 0; i < 2 * UNIT; i++) most = std::max<int16_t>(most, one.together[i] + other.together[i]);
+  for (int64_t i = 0; i < 4 * UNIT; i++) most = std::max<int16_t>(most, one.together[i] + other.together[i]);
   return most <= TOGETHER;
 }
 
@@ -60,7 +64,7 @@ void order_piece(const int8_t* weight, int64_t inputs, int64_t steps, uint8_t* t
       }
   }
   uint8_t* end = to + steps;
-  for (Set left = ~Set{0} >> (STEPS - steps); left;) {
+  for (Set left = ~Set{0} >> (MOST_STEPS - steps); left;) {
     const int one = scarcest(left, partners, left);
     left &= ~only(one);
     const Set partners_left = partners[one] & left;

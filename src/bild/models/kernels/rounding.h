@@ -13,7 +13,13 @@
 
 namespace bild {
 
-constexpr int64_t PIECE = 256;  // inputs of a row that are rounded together; the last piece is what is left
+// Inputs of a row that are rounded together; the last piece is what is left. AVX2 has fewer bits for weights (int8.h),
+// which shorter pieces make up for.
+#ifdef BILD_VNNI
+constexpr int64_t PIECE = 256;
+#else
+constexpr int64_t PIECE = 128;
+#endif
 
 inline int64_t pieces_of(int64_t inputs) { return (inputs + PIECE - 1) / PIECE; }
 
@@ -21,7 +27,7 @@ inline int64_t pieces_of(int64_t inputs) { return (inputs + PIECE - 1) / PIECE; 
 struct Rounded {
   const uint8_t* weight;
   const void* bias;    // of the output's type, or null
-  const int8_t* rows;  // [pieces][count][PIECE], so that a tile finds all of its rows at fixed distances
+  int8_t* rows;        // [pieces][count][PIECE], so that a tile finds all of its rows at fixed distances
   const float* steps;  // [pieces][count]
   const float* sums;   // of each span of the rounded numbers, [spans][count]
   void* result;
