@@ -120,7 +120,7 @@ def pack(weight: Tensor) -> Tensor:
     Raises:
         ValueError: a weight beyond :data:`MOST`.
     """
-    if weight.numel() and max(weight.max(), -weight.to(torch.int16).min()) > MOST:
+    if weight.numel() and weight.to(torch.int16).abs().max() > MOST:
         raise ValueError(f"an int8 weight is beyond {MOST}, the largest one that the kernel takes here")
     whole = functional.pad(weight, (0, 0, 0, -weight.shape[0] % UNIT)).contiguous()
     stored = (whole.to(torch.int16) + SHIFT).to(torch.uint8)
