@@ -43,11 +43,12 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, own_kernel: bool | Literal["measured"] = False) -> None:
         super().__init__()
-        rounded, scale = quantize_rows(weight)
+        most = kernels.MOST if own_kernel else MOST
+        rounded, scale = quantize_rows(weight, most)
         self.out_features, self.in_features = weight.shape
         self.is_packed = _is_ours_faster(rounded, scale) if own_kernel == "measured" else own_kernel
-        if self.is_packed and kernels.MOST < MOST:
-            rounded, scale = quantize_rows(weight, kernels.MOST)
+        if not self.is_packed and most < MOST:
+            rounded, scale = quantize_rows(weight)
         self.register_buffer("weight", kernels.pack(rounded) if self.is_packed else rounded)
         self.register_buffer("scale", kernels.pad_scale(scale) if self.is_packed else scale)
         self.register_buffer("bias", bias)

@@ -24,7 +24,7 @@ def choices(tmp_path, monkeypatch):
 
 @pytest.fixture
 def layer():
-    return quantize_rows(torch.randn(96, 64))
+    return quantize_rows(torch.randn(96, 64), int8.MOST)
 
 
 def right(states, weight, scale):
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_not_measured(choices):
 
 @needs_kernel
 def test_on_this_machine_the_measurement_is_a_real_one(choices):
-    weight, scale = quantize_rows(torch.randn(768, 256).bfloat16())
+    weight, scale = quantize_rows(torch.randn(768, 256).bfloat16(), int8.MOST)
     is_faster_here(weight, scale, torch.ops.aten._weight_int8pack_mm)
     (kept,) = json.loads(choices.read_text()).values()
     assert all(0 < microseconds < 1e5 for pair in kept["us"] for microseconds in pair)

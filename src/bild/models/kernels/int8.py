@@ -91,7 +91,7 @@ def is_faster_here(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
     """Whether our kernel beats another one on a layer of this shape.
 
     Args:
-        weight: int8 ``[out, in]``.
+        weight: int8 ``[out, in]``, at most :data:`MOST`.
         scale: of each output, in the dtype of the layer's states.
         today: the other one, of states ``[rows, in]``, a weight and its scale.
     """
@@ -99,7 +99,7 @@ def is_faster_here(weight: Tensor, scale: Tensor, today: Multiply) -> bool:
     if not fits(outputs, inputs, scale.dtype, weight.device) or operator(LINEAR) is None:
         return False
     dtype = str(scale.dtype).removeprefix("torch.")
-    weight, scale = weight[:LARGEST].clamp(-MOST, MOST), scale[:LARGEST]
+    weight, scale = weight[:LARGEST], scale[:LARGEST]
     packed, padded = pack(weight), pad_scale(scale)
     return is_faster(
         f"{inputs}->{outputs} int8 {dtype}",
@@ -120,7 +120,7 @@ def pack(weight: Tensor) -> Tensor:
     Raises:
         ValueError: a weight beyond :data:`MOST`.
     """
-    if weight.numel() and weight.to(torch.int16).abs().max() > MOST:
+    if weight.numel() and max(int(weight.max()), -int(weight.min())) > MOST:
         raise ValueError(f"an int8 weight is beyond {MOST}, the largest one that the kernel takes here")
     whole = functional.pad(weight, (0, 0, 0, -weight.shape[0] % UNIT)).contiguous()
     stored = (whole.to(torch.int16) + SHIFT).to(torch.uint8)
