@@ -6,7 +6,6 @@ test fails where it would compile keeps it short, also where an earlier test has
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -70,41 +69,14 @@ class Graphs:
     @contextmanager
     def guard(self) -> Iterator[None]:
         """For as long as tests run."""
-        compile_once, start = once(compiling._compile), CompiledModel.start
+        start = CompiledModel.start
 
         def started(model: CompiledModel, *args: Any, **kwargs: Any) -> Any:
             run = self.guarded(start) if model.is_compiled and not model.graphs.is_recorded else start
             return run(model, *args, **kwargs)
 
         with ExitStack() as stack:
-            stack.enter_context(patch.object(compiling, "_compile", self.guarded(compile_once)))
+            stack.enter_context(patch.object(compiling, "_compile", self.guarded(compiling._compile)))
             stack.enter_context(patch.object(compiling, "_load", self.guarded(compiling._load)))
             stack.enter_context(patch.object(CompiledModel, "start", started))
             yield
-
-
-def once(compile_graph: Callable[..., None]) -> Callable[..., None]:
-    """Two workers that need the same graph at the same time compile it once."""
-
-    def call(module: Any, inputs: Any, dynamic_shapes: Any, file: Path, options: Any) -> None:
-        before = _age(file)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = file.with_suffix(".lock").open("w")
-        except OSError:  # the folder is what is tested
-            compile_graph(module, inputs, dynamic_shapes, file, options)
-            return
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                # A damaged graph is there before as well, and is compiled anew.
-                if _age(file) == before:
-                    compile_graph(module, inputs, dynamic_shapes, file, options)
-            finally:
-                file.with_suffix(".lock").unlink(missing_ok=True)
-
-    return call
-
-
-def _age(file: Path) -> int | None:
-    return file.stat().st_mtime_ns if file.exists() else None

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bild.models.compiled import compiling
-from tests.marking import NAME, Graphs, once
+from tests.marking import NAME, Graphs
 
 Failed = pytest.fail.Exception
 
@@ -60,23 +57,3 @@ def test_an_unmarked_test_fails_where_a_process_of_its_compiled(graphs, tmp_path
     with pytest.raises(Failed, match="mark it"):
         graphs.leave()
     graphs.leave()
-
-
-def test_workers_compile_a_graph_once(tmp_path):
-    file, compiled = tmp_path / "compiled" / "graph.pt2", []
-
-    def compile_graph(module: str, inputs: Any, shapes: Any, file: Path, options: Any) -> None:
-        compiled.append(module)
-        file.write_bytes(module.encode())
-
-    def wait_and_compile(*arguments: Any) -> None:
-        time.sleep(0.2)
-        compile_graph(*arguments)
-
-    with ThreadPoolExecutor(2) as workers:
-        list(workers.map(lambda module: once(wait_and_compile)(module, (), None, file, {}), ("first", "first")))
-    assert compiled == ["first"]
-    assert [each.name for each in file.parent.iterdir()] == ["graph.pt2"]
-    # What is damaged is there before as well.
-    once(compile_graph)("again", (), None, file, {})
-    assert compiled == ["first", "again"] and file.read_bytes() == b"again"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +23,30 @@ def cache_folder() -> Path:
     except RuntimeError:  # no HOME, and an id without a name
         return _temporary()
     return folder if folder.is_dir() or _can_be_made(folder) else _temporary()
+
+
+@contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Of several processes and threads that make the same file one is inside, the others wait; whoever comes in looks
+    whether the file is there by now. Where nothing can be locked, each makes it.
+
+    Args:
+        file: what is made; its folder is made if need be.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = file.with_suffix(".lock")
+    with lock.open("w") as held:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _can_be_made(folder: Path) -> bool:

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -248,6 +250,27 @@ def test_a_damaged_graph_is_compiled_anew(damage, own_cache, monkeypatch, caplog
     assert model.is_compiled and compiled == [file.stem]
     assert "cannot be compiled" not in caplog.text
     assert_right(model)
+
+
+@pytest.mark.compiles
+def test_of_two_that_need_a_graph_at_once_one_compiles_it(own_cache, monkeypatch):
+    whole, compiled = graph_of(own_cache).read_bytes(), []
+
+    def wait_and_restore(module, inputs, dynamic_shapes, file, options):
+        compiled.append(file.stem)
+        time.sleep(0.2)
+        file.write_bytes(whole)
+
+    monkeypatch.setattr(compiling, "_compile", wait_and_restore)
+    names: list[str] = []
+    with ThreadPoolExecutor(2) as workers:
+
+        def need(name: str) -> Any:
+            return compiling.compiled(torch.nn.Identity(), (), None, name=name, progress=names.append)
+
+        assert all(list(workers.map(need, ("new", "new"))))
+    assert compiled == ["new"] and names == ["new", "new"]
+    assert not [*own_cache.glob("compiled/*.lock")]
 
 
 @pytest.mark.compiles

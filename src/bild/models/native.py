@@ -11,15 +11,14 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from bild.cache import cache_folder
+from bild.cache import cache_folder, one_at_a_time
 from bild.errors import one_line
 
 logger = logging.getLogger("bild")
@@ -87,8 +86,7 @@ class Library:
             Exception: no compiler, one that fails, no room, or no right to write.
         """
         if not _is_whole(self.file):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(self.file.with_suffix(".lock")):
+            with one_at_a_time(self.file):
                 if not _is_whole(self.file):
                     self._compile(self.file)
         # For all to see: compiled graphs call what it defines by name.
@@ -115,21 +113,6 @@ class Library:
             # A library may end in anything.
             unfinished.write_bytes((content := unfinished.read_bytes()) + hashlib.sha256(content).digest())
             os.replace(unfinished, file)
-
-
-@contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Of several processes that need a library one compiles it while the others wait; where nothing can be locked, each
-    compiles it."""
-    with lock.open("w") as held:
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(held, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 def _run(command: list[str]) -> None:

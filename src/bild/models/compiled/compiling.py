@@ -24,6 +24,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from bild.cache import one_at_a_time
 from bild.errors import one_line
 from bild.models import kernels
 from bild.models.compiled import graph_files, runner
@@ -140,18 +141,18 @@ def compiled(
         Exception: whatever torch raises when it cannot compile or load.
     """
     file = file_of(name)
-    if file.exists():
-        try:
-            return _load(file)
-        except Exception as error:  # whatever a damaged file makes of the loader
-            logger.info("%s cannot be read and is compiled anew (%s)", file, one_line(error))
+    if graph := _load_if_whole(file):
+        return graph
     if not has_compiler():
         raise RuntimeError("there is no C++ compiler on this machine; install g++, or name one in CXX")
     progress(name)
-    start = time.perf_counter()
-    _compile(module, inputs, dynamic_shapes, file, LIBRARY if many_rows else TEMPLATES)
-    logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
-    graph_files.make_room(file.parent, keep=file)
+    with one_at_a_time(file):
+        if graph := _load_if_whole(file):  # another process has compiled it
+            return graph
+        start = time.perf_counter()
+        _compile(module, inputs, dynamic_shapes, file, LIBRARY if many_rows else TEMPLATES)
+        logger.info("compiled %s in %.0f s", name, time.perf_counter() - start)
+        graph_files.make_room(file.parent, keep=file)
     return _load(file)
 
 
@@ -164,6 +165,17 @@ def has_compiler() -> bool:
     except exc.InvalidCxxCompiler:
         return False
     return True
+
+
+def _load_if_whole(file: Path) -> Callable[[list[Tensor]], list[Tensor]] | None:
+    """None where there is none, or a damaged one."""
+    if not file.exists():
+        return None
+    try:
+        return _load(file)
+    except Exception as error:  # whatever a damaged file makes of the loader
+        logger.info("%s cannot be read and is compiled anew (%s)", file, one_line(error))
+        return None
 
 
 def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -180,7 +192,6 @@ def _compile(
 ) -> None:
     global compilations
     compilations += 1
-    file.parent.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(file.parent)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
