@@ -27,7 +27,7 @@ from bild.generation.loading import load_sides
 from bild.generation.middle import SMALL, check_middle, check_qualifier
 from bild.generation.options import GenerationOptions
 from bild.generation.pair import choose_pair
-from bild.generation.prompts import SOURCE_OPTIONS, Input, Prompter, as_list, of_input, task_prefix
+from bild.generation.prompts import SOURCE_OPTIONS, Prompter, as_list, task_prefix
 from bild.generation.result import Result
 from bild.generation.rewards import RewardLike, check_reward, reward_of, segments_of
 from bild.generation.saving import save_pair
@@ -353,7 +353,7 @@ class BigLittleDecoder:
         lazy = isinstance(inputs, Iterator)
         items = inputs if lazy else as_list(inputs, attention_mask, self.pad)[0]
         single = not lazy and len(items) == 1
-        jobs = self.prepared(prompter, items, asked, alone=single, copies=num_return_sequences)
+        jobs = self.preparer(prompter, asked).jobs(items, alone=single, copies=num_return_sequences)
         return self.results_each(jobs if lazy else list(jobs), rules, batch_size, drafter=drafter, lanes=lanes)
 
     def stream(self, text: Any, policy: str | Policy | None = None, **options: Any) -> Stream:
@@ -380,7 +380,7 @@ class BigLittleDecoder:
         resolved = self.resolve_policy(policy, lossless=lossless, searches=asked.searches)
         models = self._drafting(drafter, resolved)
         rules = self.rules(resolved, asked.choice(), reward, asked.beams(), drafter)
-        (job,) = self.prepared(prompter, items, asked, alone=True)
+        (job,) = self.preparer(prompter, asked).jobs(items, alone=True)
         start = time.perf_counter()
         written = running.run([job], rules, models, 1, memory=memory)
         return Stream(written, self.tokenizer, start)
@@ -483,7 +483,7 @@ class BigLittleDecoder:
         options.pop("lossless", None)
         options.pop("drafter", None)
         options.pop("reward", None)
-        self._preparer(self.asked(options)[1]).job(ids, 0)
+        self.preparer(*self.asked(options)).job(ids, 0)
 
     def resolve_policy(
         self, policy: str | Policy | None = None, *, lossless: bool = False, searches: bool = False
@@ -544,44 +544,22 @@ class BigLittleDecoder:
         Raises:
             InputError: an input or option that cannot be used.
         """
-        prompter, asked = self.asked(options)
+        preparer = self.preparer(*self.asked(options))
         items, _ = as_list(inputs, None, self.pad)
-        return list(self.prepared(prompter, items, asked, alone=len(items) == 1))
+        return list(preparer.jobs(items, alone=len(items) == 1))
 
-    def prepared(
-        self,
-        prompter: Prompter,
-        items: Iterable[Input],
-        asked: GenerationOptions,
-        *,
-        alone: bool,
-        copies: int = 1,
-        salt: str = "",
-    ) -> Iterator[Job]:
-        """The jobs of inputs, as they are asked for.
+    def preparer(self, prompter: Prompter, asked: GenerationOptions, salt: str = "") -> Preparer:
+        """What makes jobs of the inputs of a call, or of several that ask for the same.
 
         Args:
-            prompter: what turns them into token ids.
-            items: they.
-            asked: options of the call.
-            alone: whether there is one only, which an error then need not name.
-            copies: texts of each, 1…
+            prompter: what turns inputs into token ids.
+            asked: options, as :meth:`asked` returns both.
             salt: see :class:`~bild.decoding.Request`.
 
         Raises:
-            InputError: an input or option that cannot be used.
+            InputError: an option that cannot be met, whatever the input.
         """
-        preparer = self._preparer(asked, salt)
-        known = prompter.encode_list(items) if isinstance(items, list) else None
-        for at, item in enumerate(items):
-            with of_input(at, alone=alone):
-                ids = prompter.encode(item) if known is None else known[at]
-                indices = range(at * copies, (at + 1) * copies)
-                jobs = [preparer.job(ids, each, is_one_of_several=copies > 1) for each in indices]
-            yield from jobs
-
-    def _preparer(self, asked: GenerationOptions, salt: str = "") -> Preparer:
-        return Preparer(asked, models=self.parts, tokenizer=self.tokenizer, salt=salt)
+        return Preparer(prompter, asked, models=self.parts, tokenizer=self.tokenizer, salt=salt)
 
     def results(
         self,

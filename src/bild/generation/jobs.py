@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +11,7 @@ from bild.decoding import Request
 from bild.engine import Job
 from bild.errors import InputError, TooLongError
 from bild.generation.options import GenerationOptions
+from bild.generation.prompts import Input, Prompter, of_input
 from bild.generation.stop_strings import StopStrings
 from bild.models import Model
 
@@ -19,6 +20,7 @@ class Preparer:
     """Makes the jobs of a call; what is the same for all of its inputs is looked at once.
 
     Args:
+        prompter: what turns inputs into token ids.
         asked: options of the call.
         models: large and small.
         tokenizer: of the pair; stop strings need it.
@@ -30,17 +32,37 @@ class Preparer:
 
     def __init__(
         self,
+        prompter: Prompter,
         asked: GenerationOptions,
         *,
         models: Sequence[Model],
         tokenizer: PreTrainedTokenizerBase | None,
         salt: str = "",
     ) -> None:
-        self.asked, self.models, self.tokenizer, self.salt = asked, models, tokenizer, salt
+        self.prompter, self.asked, self.models, self.tokenizer, self.salt = prompter, asked, models, tokenizer, salt
         large = models[0]
         asked.check_ids(large.vocab_size)
         self.options, self.ends = asked.to_dict(), asked.eos_token_ids
         self.start = [_decoder_start(asked, large)] if large.is_encoder_decoder else None
+
+    def jobs(self, items: Iterable[Input], *, alone: bool, copies: int = 1) -> Iterator[Job]:
+        """The jobs of inputs, in order.
+
+        Args:
+            items: the inputs.
+            alone: whether there is one only, which an error then need not name.
+            copies: texts of each, 1…
+
+        Raises:
+            InputError: an input that cannot be used, or an option that it cannot meet.
+        """
+        known = self.prompter.encode_list(items) if isinstance(items, list) else None
+        for at, item in enumerate(items):
+            with of_input(at, alone=alone):
+                ids = self.prompter.encode(item) if known is None else known[at]
+                indices = range(at * copies, (at + 1) * copies)
+                jobs = [self.job(ids, each, is_one_of_several=copies > 1) for each in indices]
+            yield from jobs
 
     def job(self, ids: list[int], index: int, *, is_one_of_several: bool = False) -> Job:
         """The job of one input.

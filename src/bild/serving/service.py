@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from bild.decoding import Commit, Hypothesis, Policy, Rules
 from bild.engine import Engine, Event, Failed, Finished, Job, Place, Written
 from bild.generation import BigLittleDecoder
+from bild.generation.jobs import Preparer
 from bild.generation.prompts import Input
 from bild.serving.following import follow
 from bild.serving.metrics import Board
@@ -23,6 +26,8 @@ from bild.serving.texts import Trimmer, Writing
 
 MOST_BEAMS = 16
 """Hypotheses that a request may ask for."""
+KINDS = 64
+"""Requests that differ in more than their inputs, of which it is remembered what they ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,7 @@ class Service:
         self.quotas = Quotas(settings.key_requests, settings.key_rate)
         # The engine looks for stop strings with the pair's own, in its thread; a tokenizer is not for two.
         self.tokenizer = copy.deepcopy(decoder.tokenizer)
+        self._known, self._defaults = lru_cache(KINDS)(self._look_up), tuple[Any, ...]()
 
     @property
     def encodes(self) -> bool:
@@ -139,14 +145,30 @@ class Service:
         total = len(ask.items) * ask.count
         if total > self.settings.items:
             raise bad(f"the request asks for {total} texts; allowed are {self.settings.items}; send several requests")
-        prompter, asked = self.decoder.asked(ask.options)
-        policy = self.decoder.resolve_policy(ask.policy, lossless=ask.lossless, searches=asked.searches)
-        rules = self.decoder.rules(policy, asked.choice(), beams=asked.beams())
-        prompter = replace(prompter, tokenizer=self.tokenizer)
-        single = len(ask.items) == 1
-        jobs = list(self.decoder.prepared(prompter, ask.items, asked, alone=single, copies=ask.count, salt=ask.salt))
+        preparer, rules = self._asked(ask)
+        jobs = list(preparer.jobs(ask.items, alone=len(ask.items) == 1, copies=ask.count))
         self.engine.check(jobs, rules)
         return Work(jobs, rules, ask)
+
+    def _asked(self, ask: Ask) -> tuple[Preparer, Rules]:
+        """What makes jobs of a request's inputs, and how they are decoded.
+
+        Most requests to a server ask for the same, of other inputs, and it is looked up once; again where the pair says
+        something else by now of what a request leaves open.
+        """
+        pair = self.decoder
+        others = (pair.policy, pair.src_lang, pair.tgt_lang)
+        if self._defaults != (vars(pair.generation_config), *others):
+            self._defaults = (copy.deepcopy(vars(pair.generation_config)), *others)
+            self._known.cache_clear()
+        return self._known(json.dumps([dict(ask.options), ask.policy, ask.lossless, ask.salt]))
+
+    def _look_up(self, key: str) -> tuple[Preparer, Rules]:
+        options, named, lossless, salt = json.loads(key)
+        prompter, asked = self.decoder.asked(options)
+        policy = self.decoder.resolve_policy(named, lossless=lossless, searches=asked.searches)
+        rules = self.decoder.rules(policy, asked.choice(), beams=asked.beams())
+        return self.decoder.preparer(replace(prompter, tokenizer=self.tokenizer), asked, salt), rules
 
     def writing(self, work: Work, *, live: bool) -> Writing:
         """A text of a request, of which nothing is written yet; live: its pieces are wanted as they come."""
