@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=300)
     parser.add_argument("--tokens", type=int, default=300, help="new tokens of each, 1…")
     parser.add_argument("--batch-size", type=int, default=1, help="texts written together, by either")
+    parser.add_argument("--policy", default="exact", help="a lossless one; exact:max_draft_tokens=4 reads less")
     parser.add_argument("--runtime", default="eager")
     args = parser.parse_args()
     pairs = {"ngram": load(args, drafter="ngram"), **{small: load(args, small=small) for small in args.small}}
@@ -39,7 +40,7 @@ def main() -> None:
         together = prompts[first : first + args.batch_size]
         wanted = greedy(decoder, together, args.tokens)
         for name, pair in pairs.items():
-            same[name] += compare(pair, name, first, together, wanted)
+            same[name] += compare(pair, args.policy, name, first, together, wanted)
     window = getattr(decoder.large.config.get_text_config(), "sliding_window", None)
     print(json.dumps({"texts": len(prompts), "window": window, "same": same}))
 
@@ -73,9 +74,17 @@ def greedy(decoder: BigLittleDecoder, prompts: list[list[int]], tokens: int) -> 
     return [row[:count] for row, count in zip(new, counts, strict=True)]
 
 
-def compare(decoder: BigLittleDecoder, name: str, first: int, prompts: list[list[int]], wanted: list[list[int]]) -> int:
+def compare(
+    decoder: BigLittleDecoder,
+    policy: str,
+    name: str,
+    first: int,
+    prompts: list[list[int]],
+    wanted: list[list[int]],
+) -> int:
     """How many texts are the same; says so of each."""
-    results = decoder.generate(prompts, "exact", max_new_tokens=max(map(len, wanted)), batch_size=len(prompts))
+    longest = max(map(len, wanted))
+    results = decoder.generate(prompts, policy, lossless=True, max_new_tokens=longest, batch_size=len(prompts))
     same = 0
     for number, (ids, result, text) in enumerate(zip(prompts, results, wanted, strict=True), first):
         is_same = result.token_ids == text

@@ -91,6 +91,8 @@ def test_latency_of_a_sweep_and_of_texts_that_were_written(run, data, tmp_path):
         (("plan", "--data", "x.jsonl", "--limit", 0), "limit is 0; allowed is 1 or more"),
         (("latency",), "give one of --log, --runs and --data, got none"),
         (("latency", "--data", "x", "--rates", "1"), "allowed are two rates above 0"),
+        (("latency", "--data", "x", "--rates", "1,nan"), "allowed are two rates above 0"),
+        (("latency", "--data", "x", "--rates", "1,inf"), "allowed are two rates above 0"),
         (("latency", "--data", "x", "--windows", "two"), "windows are 'two'; allowed are whole numbers"),
         (("latency", "--data", "x", "--requests", 1), "requests is 1"),
         (("latency", "--log", "/no/such/log"), "cannot read /no/such/log"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,7 +73,8 @@ def latency(
         plan = {"rates": _numbers("rates", rates, float), "windows": _numbers("windows", windows, int)}
         if requests < 2 or rows < 1:
             raise InputError(f"requests is {requests} and rows {rows}; allowed are 2 or more, and 1 or more")
-        if min(plan["rates"]) <= 0 or min(plan["windows"]) < 0 or len(set(plan["rates"])) < 2:
+        have_range = all(0 < rate < math.inf for rate in plan["rates"]) and min(plan["windows"]) >= 0
+        if not have_range or len(set(plan["rates"])) < 2:
             raise InputError(f"rates are {rates} and windows {windows}; allowed are two rates above 0, and 0 or more")
         texts = _texts(data, split, source_column, requests, prefix)
         decoder = options.load_decoder(
