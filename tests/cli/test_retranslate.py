@@ -56,3 +56,11 @@ def test_every_option_reaches_the_loop(run, bundled, tmp_path):
 def test_wrong_options_are_one_line(run, options, says):
     code, out, err = run(*options, TEXT)
     assert (code, out) == (2, "") and says in err and err.count("\n") == 1
+
+
+def test_a_line_that_cannot_be_decoded_costs_no_other(run, tmp_path):
+    (tmp_path / "in").write_bytes(b" Ein Hund.\n\xff\nZwei Hunde.\n")
+    code, out, err = run("-i", tmp_path / "in")
+    first, broken, third = out.splitlines()
+    assert code == 2 and first and not broken and third
+    assert err == "error: line 2: not UTF-8 (byte 0xff at 0); convert the file\n"

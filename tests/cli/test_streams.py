@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from bild.cli import main, pair_options, streams
+from bild.errors import InputError
 
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
 
@@ -60,6 +61,12 @@ def test_streams_that_the_shell_closed_are_no_traceback():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: nothing to decode; give texts, --input FILE, or a pipe\n"
     assert subprocess.run(["bash", "-c", command.replace("generate", "--version") + ">&-"]).returncode == 0
+
+
+def test_a_text_that_cannot_be_written_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(InputError, match="cannot write stdout: Bad file descriptor"):
+        streams.print_line("text")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["translate…"]])

@@ -8,6 +8,7 @@ import pytest
 
 from bild.cli import main, pair_options
 from bild.decoding import Ngrams
+from bild.errors import InputError
 
 
 @pytest.fixture
@@ -71,3 +72,22 @@ def test_nothing_to_count(run, tmp_path):
     (tmp_path / "texts").write_text("\n\n", encoding="utf-8")
     code, err = run("train-ngram", "-i", tmp_path / "texts", "--out", tmp_path / "out")
     assert code == 2 and "holds no text to count in" in err
+
+
+def test_a_line_that_is_no_text_is_told(run, tmp_path):
+    (tmp_path / "texts").write_bytes(b"Ein Hund.\n\xff\n")
+    code, err = run("train-ngram", "-i", tmp_path / "texts", "--out", tmp_path / "out", "--max-new-tokens", 2)
+    assert code == 0 and "line 2 is passed over: not UTF-8" in err and "1 texts counted" in err
+
+
+def test_what_cannot_be_written_is_known_before_anything_is_counted(run, tmp_path, monkeypatch):
+    (tmp_path / "texts").write_text("Ein Hund.", encoding="utf-8")
+    monkeypatch.setattr(pair_options, "load_decoder", lambda **options: pytest.fail("loaded"))
+    for out in (tmp_path, "/dev/null"):
+        code, err = run("train-ngram", "-i", tmp_path / "texts", "--out", out)
+        assert code == 2 and err == f"error: out is {out}, which cannot be written; name a file in a folder that can\n"
+
+
+def test_counts_that_cannot_be_written_are_an_error(tmp_path):
+    with pytest.raises(InputError, match="cannot write"):
+        Ngrams(10, 2).save(tmp_path)

@@ -27,7 +27,7 @@ def lines(rows) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "A.JSONL", "a.jsonl.GZ", "a.ndjson"])
 def test_json_lines(tmp_path, name):
     data = read_examples(write(tmp_path / name, lines(ROWS)))
     assert (data.name, data.examples, data.skipped) == (name, EXAMPLES, [])
@@ -43,11 +43,18 @@ def test_parallel_text(tmp_path, name):
     assert [example.references for example in read_examples(source).examples] == [(), ()]
 
 
-@pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.csv.gz", ";"), ("b.csv", "\t")])
+@pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.csv.gz", ";"), ("b.csv", "\t"), ("B.CSV", ",")])
 def test_csv(tmp_path, name, comma):
     text = f'id{comma}de{comma}en\r\n7{comma}"ei\r\nns, ""1"""{comma}one\r\n\r\n8{comma}zwei\r\n'
     data = read_examples(write(tmp_path / name, text), source_column="de", target_column="en")
     assert data.examples == [Example("3", 'ei\nns, "1"', ("one",)), Example("5", "zwei")]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    with pytest.raises(InputError, match="two columns are named 'source'; rename one"):
+        read_examples(write(tmp_path / "a.csv", "source,target,source\neins,one,zwei\n"))
+    data = read_examples(write(tmp_path / "b.csv", "source,,\neins,,\n"))
+    assert data.examples == [Example("2", "eins")]
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])

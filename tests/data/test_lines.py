@@ -56,6 +56,8 @@ def test_bytes_of_another_encoding_spoil_their_own_line_only():
 def test_utf_16_without_its_mark_is_refused_and_a_stray_zero_is_one_bad_line():
     with pytest.raises(InputError, match=r"cannot read a\.txt: it holds zero bytes, as UTF-16 without"):
         list(lines_of(io.BytesIO("läuft\n".encode("utf-16-le")), "a.txt"))
+    short = list(lines_of(io.BytesIO(b"eins\nzw\0ei\ndrei\n"), "a.txt"))
+    assert [line.number for line in short if line.error is not None] == [2]
     late = list(lines_of(io.BytesIO(b"x\n" * 40_000 + b"a\0b\n"), "a.txt"))
     assert late[-1].error == "a zero character at 1, as in UTF-16 without its mark; convert the file to UTF-8"
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bild import BigLittleDecoder, Policy
+from bild.decoding import Ngrams
 from bild.errors import InputError, LoadError
 from bild.evaluation import MethodSpec, Output, Setup, load_methods, measure_memory, parse_methods
 from bild.evaluation.memory import _descendants, peak_bytes
@@ -224,6 +225,34 @@ def test_new_weights_under_an_old_name_are_another_checkpoint(tmp_path):
     after = Setup(large=str(tmp_path), small="hub/name").describe()
     assert before["large"]["name"] == after["large"]["name"] and before["large"] != after["large"]
     assert after["small"] == {"name": "hub/name"}
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json", "chat_template.jinja", "short_list.json"])
+def test_whatever_else_decides_what_a_checkpoint_writes_makes_it_another_one(tmp_path, name):
+    for file in ("model.safetensors", name, "training.json"):
+        (tmp_path / file).write_text("{}")
+    before = Setup(large=str(tmp_path), small="hub/name").describe()
+    (tmp_path / "training.json").write_text("{ }")
+    assert Setup(large=str(tmp_path), small="hub/name").describe() == before
+    (tmp_path / name).write_text('{"a": 1}')
+    assert Setup(large=str(tmp_path), small="hub/name").describe()["large"] != before["large"]
+
+
+def test_the_pairs_own_drafter_and_its_counts_are_part_of_a_configuration(tmp_path):
+    Ngrams(10, 2).save(tmp_path / "counts")
+    pair = Pair("hub/large", None, drafter=f"backoff:file={tmp_path / 'counts'}")
+    pair.save(tmp_path)
+    before = Setup(pair=str(tmp_path)).describe()
+    assert before["drafter"] == pair.drafter
+    Ngrams(10, 3).save(tmp_path / "counts")
+    after = Setup(pair=str(tmp_path)).describe()
+    assert [name for name in after if after[name] != before[name]] == ["counts"]
+
+
+def test_a_value_that_nothing_can_be_written_with_is_refused_before_anything_is_loaded():
+    for text, says in (("large:temperature=0", "temperature is 0.0"), ("exact:num_beams=0", "num_beams is 0")):
+        with pytest.raises(InputError, match=f"method '{text}': {says}"):
+            load_methods(parse_methods(text), Setup(), load=None)
 
 
 def test_peak_memory_of_one_method_in_a_fresh_process(sentences):

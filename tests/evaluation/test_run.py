@@ -208,6 +208,7 @@ def test_the_summary_on_disk_is_the_summary(tmp_path):
         ({"task": "poetry"}, "task is 'poetry'; allowed are translation"),
         ({"warm_up": -1}, "warm_up is -1"),
         ({"resamples": 0}, "resamples is 0"),
+        ({"seed": -1}, "seed is -1; allowed is 0 or more"),
         ({"baseline": "x"}, "baseline is 'x'; allowed are a"),
     ],
 )

@@ -200,6 +200,7 @@ def test_a_question_that_does_not_fit_is_left_out():
         ("x", [], {}, "there are no questions"),
         ("x", [ONE], {"warm_up": -1}, "warm_up is -1"),
         ("x", [ONE], {"resamples": 0}, "resamples is 0"),
+        ("x", [ONE], {"seed": -1}, "seed is -1; allowed is 0 or more"),
         ("x", [ONE], {"baseline": "small"}, "baseline is 'small'; allowed are large"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from bild import GenerationOptions
+from bild.errors import InputError
 from tests.generation.test_decoder import greedy
 
 TEXT = "Ein kleiner Junge in einem gelben Regenmantel hält die Hand seiner Großmutter."
@@ -128,3 +129,16 @@ def test_end_tokens_as_any_library_has_them(ends):
     asked = GenerationOptions(eos_token_id=ends)
     assert asked.eos_token_ids in ({5}, {5, 6}) and (5 in asked.eos_token_ids)
     asked.check_ids(10)
+
+
+def test_a_temperature_at_which_no_score_is_a_number_is_refused(bundled):
+    """Divided by it scores were infinite, their softmax NaN, and the text padding."""
+    for temperature in (1e-40, 0.0, float("nan")):
+        with pytest.raises(InputError, match=r"temperature is .*; allowed is 1e-30 or more"):
+            bundled.generate(TEXT, "large", do_sample=True, temperature=temperature)
+    (result,) = bundled.generate(TEXT, "large", do_sample=True, temperature=1e-30)
+    assert result.token_ids == first(bundled)
+
+
+def test_a_batch_may_be_as_large_as_one_likes(bundled):
+    assert next(bundled.generate_each([TEXT], "large", batch_size=10**20)).token_ids == first(bundled)

@@ -35,6 +35,12 @@ def test_what_is_no_pair_is_refused(tmp_path, content):
         Pair.load(tmp_path)
 
 
+def test_a_misspelt_key_is_named(tmp_path):
+    (tmp_path / "bild.json").write_text('{"large": "a", "small": "b", "drafer": "ngram"}')
+    with pytest.raises(LoadError, match="unknown key 'drafer'; allowed are large, small, middle, policy, drafter"):
+        Pair.load(tmp_path)
+
+
 def test_missing_and_empty_places_are_refused(tmp_path):
     with pytest.raises(LoadError, match="no such pair"):
         Pair.load(tmp_path / "nowhere")

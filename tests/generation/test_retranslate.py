@@ -81,6 +81,7 @@ def test_flicker_by_hand():
 
 
 def test_pieces():
+    assert list(revealed("  a b")) == ["  a", "  a b"]
     assert [common(*each) for each in (((1, 2), (1, 3)), ((1, 2), (1, 2, 3)), ((), (1,)), ((2,), (1,)))] == [1, 2, 0, 0]
     assert list(revealed("a b  c", 1)) == ["a", "a b", "a b ", "a b  c"] and list(revealed("a b c", 2)) == [
         "a b",

@@ -75,6 +75,8 @@ def test_a_servers_log_is_read_in_stretches(tmp_path):
             ms = 1e3 * true.at(rate) * rng.uniform(0.9, 1.1)
             lines.append(json.dumps({"id": "x", "at": now, "path": "/translate", "status": 200, "ms": ms}))
     lines.append(json.dumps({"at": now, "path": "/translate", "status": 503, "ms": 9e9}))
+    # Whatever else stands there.
+    lines += [json.dumps({"at": at, "status": 200, "ms": ms}) for at, ms in ((None, 1), ("x", 1), (1, None), (1, "1"))]
     (tmp_path / "log").write_text("\n".join(lines))
     served = read_server_log(tmp_path / "log")
     assert len(served) == 400
@@ -94,7 +96,9 @@ def test_texts_of_one_stream_are_charged_by_their_counts(tmp_path):
         stats = {"num_small_steps": small, "num_large_steps": large, "num_draft_tokens": drafted, "large_share": 0.5}
         seconds = 0.01 + 0.002 * small + 0.01 * large + 0.001 * (drafted + large)
         lines.append(json.dumps({"text": "x", "stats": {**stats, "total_s": seconds}}))
-    (tmp_path / "runs").write_text("\n".join([*lines, json.dumps({"text": None, "stats": None})]))
+    (tmp_path / "runs").write_text(
+        "\n".join([*lines, json.dumps({"text": None, "stats": None}), '{"stats": {"total_s": null}}'])
+    )
     costs, explained = single_stream(*read_runs(tmp_path / "runs"))
     assert explained == pytest.approx(1) and costs.to_dict()["small step"] == pytest.approx(2)
     assert costs.to_dict()["token read by large"] == pytest.approx(1)

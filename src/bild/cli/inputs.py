@@ -56,6 +56,26 @@ def read_sources(texts: list[str] | None, file: str | None) -> tuple[Iterator[So
     return _sources(read_lines(path)), total
 
 
+def read_texts(file: str, purpose: str) -> list[str]:
+    """The texts of a file, or of stdin, without empty lines; lines that cannot be used are passed over and told.
+
+    Args:
+        file: a path, ``-`` for stdin.
+        purpose: what the texts are for, for the error message: ``"to record"``.
+
+    Raises:
+        InputError: a file that cannot be read, or holds no text.
+    """
+    sources = list(read_sources(None, file)[0])
+    for source in sources:
+        if source.error is not None:
+            print(f"{source.place} is passed over: {source.error}", file=sys.stderr)
+    texts = [source.text for source in sources if source.error is None and source.text.strip()]
+    if not texts:
+        raise InputError(f"{file} holds no text {purpose}; give one text a line")
+    return texts
+
+
 def check_texts(**given: str | list[str] | None) -> None:
     """Refuse options that are no text: the shell hands on whatever bytes it is given.
 

@@ -65,13 +65,21 @@ def retranslate(
     from bild.generation.retranslate import revealed
 
     asked: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    failed = False
     for source in sources:
-        if source.error is not None:
-            raise InputError(f"{source.place}: {source.error}")
         if source.is_blank:
             print_line("")
             continue
-        live = run(decoder, revealed(source.text, words), beta=beta, mask=mask, **asked)
+        try:
+            if source.error is not None:
+                raise InputError(source.error)
+            live = run(decoder, revealed(source.text, words), beta=beta, mask=mask, **asked)
+        except InputError as error:
+            failed = True
+            typer.echo(f"error: {source.place}: {error}", err=True)
+            if source.keeps_line and not as_json:
+                print_line("")
+            continue
         shown = [revision.text for revision in live.revisions]
         facts = {"revisions": len(shown), "large_passes": live.num_large_steps, "flicker": live.flicker}
         if as_json:
@@ -84,3 +92,5 @@ def retranslate(
                 f"{live.seconds * 1e3:.0f} ms",
                 err=True,
             )
+    if failed:
+        raise typer.Exit(2)

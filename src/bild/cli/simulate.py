@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bild.cli import pair_options as options
-from bild.cli.inputs import read_sources
+from bild.cli.inputs import read_texts
 from bild.cli.streams import print_json, print_line
 from bild.errors import InputError
 
@@ -79,7 +80,7 @@ def simulate(
     if measure and any(each is not None for each in given):
         raise InputError("costs are both measured and given; leave --measure or the numbers out")
     known = None if recording is None else Recording.load(recording)
-    texts = None if input is None else _texts(input)
+    texts = None if input is None else read_texts(input, "to record")
     costs = _costs(*given)
     if texts is not None or measure:
         decoder = options.load_decoder(
@@ -105,13 +106,6 @@ def simulate(
     typer.echo(f"  {known.told}; {len(known.texts)} texts, α {known.alpha:.3f}; costs {told}", err=True)
 
 
-def _texts(input: str) -> list[str]:
-    sources = [source for source in read_sources(None, input)[0] if source.error is None and source.text.strip()]
-    if not sources:
-        raise InputError(f"{input} holds no text to record; give one text a line")
-    return [source.text for source in sources]
-
-
 def _costs(draft_ms: float | None, pass_ms: float | None, row_ms: float | None, token_ms: float | None) -> Costs:
     from bild.edge.costs import Costs, PassCost
 
@@ -121,6 +115,8 @@ def _costs(draft_ms: float | None, pass_ms: float | None, row_ms: float | None, 
         return default
     usual = (default.draft_s, default.verify.base_s, default.verify.row_s, default.verify.token_s)
     draft, base, row, token = (own if each is None else each for own, each in zip(usual, seconds, strict=True))
-    if not draft >= 0:
+    if not 0 <= draft < math.inf:
         raise InputError(f"draft-ms is {draft_ms}; allowed is 0 or more")
+    if not base + row + token > 0:
+        raise InputError("pass-ms, row-ms and token-ms are all 0; give one of them above 0")
     return Costs(draft, PassCost(base, row, token), "given on the command line")

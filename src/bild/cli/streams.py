@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -26,6 +27,8 @@ def print_line(text: str) -> None:
         BrokenPipeError: nobody reads it any more.
     """
     with writing("stdout"):
+        if sys.stdout is None:  # closed by the shell: print would write nothing, and say nothing
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         print(text, flush=True)
 
 

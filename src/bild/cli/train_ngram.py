@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bild.cli import pair_options as options
-from bild.cli.inputs import read_sources
-from bild.errors import InputError, check_count
+from bild.cli.inputs import read_texts
+from bild.errors import InputError, check_count, writing
 
 TEXT = "Text"
 
@@ -41,12 +42,15 @@ def train_ngram(
 ) -> None:
     """Count n-grams in texts that a model of the pair writes, for --drafter backoff:file=OUT.
 
-    The counts are of this pair's vocabulary. Lines that are empty are passed over.
+    The counts are of this pair's vocabulary. Lines that are empty are passed over, and lines that are no text are told.
     """
-    sources = [source for source in read_sources(None, input)[0] if source.error is None and source.text.strip()]
-    if not sources:
-        raise InputError(f"{input} holds no text to count in; give one text a line")
+    texts = read_texts(input, "to count in")
     check_count("batch_size", batch_size)
+    # Now: what is counted takes long to write.
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if (out.exists() and not out.is_file()) or not os.access(out.parent, os.W_OK):
+        raise InputError(f"out is {out}, which cannot be written; name a file in a folder that can")
     decoder = options.load_decoder(
         large=large,
         small=small,
@@ -63,7 +67,7 @@ def train_ngram(
     given = {name: value for name, value in asked.items() if value is not None}
     ngrams = count_ngrams(
         decoder,
-        [source.text for source in sources],
+        texts,
         order=order,
         writer=writer,  # type: ignore[arg-type]  # looked at there
         batch_size=batch_size,
@@ -71,4 +75,4 @@ def train_ngram(
         **given,
     )
     ngrams.save(out)
-    typer.echo(f"{len(sources)} texts counted; draft with --drafter backoff:file={out}", err=True)
+    typer.echo(f"{len(texts)} texts counted; draft with --drafter backoff:file={out}", err=True)

@@ -128,17 +128,22 @@ def resumable(out: Path) -> Iterator[None]:
         raise
 
 
+MOST_THREADS = 1024
+
+
 def prepare(threads: int | None) -> None:
     """Settle threads, and silence other libraries.
 
     Raises:
         InputError: not a number of threads.
     """
-    from bild.errors import check_count
+    from bild.errors import InputError, check_count
 
     quieten()
     import torch
 
     if threads is not None:
         check_count("threads", threads)
+        if threads > MOST_THREADS:
+            raise InputError(f"threads is {threads}; allowed is 1 to {MOST_THREADS}")
         torch.set_num_threads(threads)

@@ -117,7 +117,13 @@ def tune(
         prefix=prefix,
         max_new_tokens=max_new_tokens,
         settings={
-            **describe_pair(chosen.large, chosen.cheap, chosen.middle),
+            **describe_pair(
+                chosen.large,
+                chosen.cheap,
+                chosen.middle,
+                middle_window=chosen.middle_window,
+                drafter=chosen.drafter,
+            ),
             "runtime": runtime,
             "dtype": decoder.dtype,
             **languages,

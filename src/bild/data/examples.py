@@ -14,7 +14,7 @@ from bild.data.files import FileRow, read_rows
 from bild.data.lines import problem
 from bild.errors import InputError, check_count, one_line, reading
 
-FILE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".txt", ".json", ".gz")
+FILE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json", ".gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +122,16 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
 
 def _stem(path: str) -> str:
     name = Path(path).name
-    for suffix in (".gz", ".jsonl", ".csv", ".tsv", ".txt"):
-        name = name.removesuffix(suffix)
+    for suffix in (".gz", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name
 
 
 def _is_file(spec: str) -> bool:
     with reading(spec):
         there = Path(spec).exists()
-    return there or Path(spec).suffix in FILE_SUFFIXES or spec.startswith((".", "/", "~"))
+    return there or Path(spec).suffix.lower() in FILE_SUFFIXES or spec.startswith((".", "/", "~"))
 
 
 def _hub_rows(spec: str, split: str, target_data: str | None) -> Iterator[FileRow]:

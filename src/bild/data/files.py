@@ -32,14 +32,15 @@ def read_rows(
     """The rows of a file, by its suffix, as they are asked for.
 
     Args:
-        path: ``.jsonl``, ``.csv``, ``.tsv``, or any other text file with one source a line; also ``.gz``.
+        path: ``.jsonl`` (or ``.ndjson``), ``.csv``, ``.tsv``, or any other text file with one source a line; also
+            ``.gz``, and in capitals.
         target: references of a text file, line by line.
         names: what the columns of a text file are called in its rows.
 
     Raises:
         InputError: a file that cannot be read, or two of different length.
     """
-    kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+    kind = suffix_of(path)
     if target is not None and (kind == ".jsonl" or kind in TABLES):
         raise InputError(f"{path} names its own target column; --target-data goes with a text file")
     if kind == ".json":
@@ -52,6 +53,12 @@ def read_rows(
     if kind in TABLES:
         return (_row(*cells) for cells in named_cells(TABLES[kind](lines)))
     return (_text_row(names, line) for line in lines)
+
+
+def suffix_of(path: Path) -> str:
+    """What a file says it holds, in small letters: ``".jsonl"`` of ``A.JSONL.gz``."""
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    return ".jsonl" if suffix == ".ndjson" else suffix
 
 
 def _row(number: int, value: dict[str, Any] | None, error: str | None) -> FileRow:

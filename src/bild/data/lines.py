@@ -31,6 +31,8 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 """Byte order marks and what follows them."""
+ZEROS = 4
+"""A file of which more than one byte in so many is zero is UTF-16 without its mark."""
 ESCAPED = 0xDC00
 """Bytes that are no text stand in a line as this plus their value: half a surrogate pair, which no encoding yields."""
 HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -175,7 +177,8 @@ def _decoded(chunks: Iterator[bytes], name: str) -> tuple[str, Iterator[str]]:
     """The encoding, and the text piece by piece without its mark."""
     first = next(chunks, b"")
     mark, encoding = next(((mark, name) for mark, name in MARKS if first.startswith(mark)), (b"", "utf-8"))
-    if not mark and b"\0" in first:
+    # Half of the bytes of UTF-16 are zeros where its letters are ASCII's; a single one is the fault of its line.
+    if not mark and first.count(b"\0") * ZEROS > len(first):
         raise InputError(
             f"cannot read {name}: it holds zero bytes, as UTF-16 without a byte order mark does; convert it to UTF-8"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,27 +59,64 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
     return [] if there == here else [f"{name} is {to_json(there)} there and {to_json(here)} here"]
 
 
-def describe_pair(large: str, small: str | None, middle: str | None = None) -> dict[str, dict[str, str] | None]:
-    """The checkpoints, by side; None where there is no small one, and no word of a middle one where there is none."""
-    sides = {"large": describe_checkpoint(large), "small": None if small is None else describe_checkpoint(small)}
-    return sides if middle is None else {**sides, "middle": describe_checkpoint(middle)}
+def describe_pair(
+    large: str,
+    small: str | None,
+    middle: str | None = None,
+    *,
+    middle_window: int | None = None,
+    drafter: str = "small",
+) -> dict[str, Any]:
+    """The checkpoints, by side; None where there is no small one, and no word of a middle one where there is none, or
+    of a drafter that is the small one.
+
+    Args:
+        large: folder, file or hub name.
+        small: likewise.
+        middle: likewise.
+        middle_window: longest draft that the middle model is given.
+        drafter: who drafts.
+    """
+    told: dict[str, Any] = {
+        "large": describe_checkpoint(large),
+        "small": None if small is None else describe_checkpoint(small),
+    }
+    if middle is not None:
+        told |= {"middle": describe_checkpoint(middle), "middle_window": middle_window}
+    if drafter != "small":
+        # Only here: it brings torch.
+        from bild.decoding.drafters.recipe import parse_drafter
+
+        told["drafter"] = drafter
+        if files := parse_drafter(drafter).files:
+            told["counts"] = _digest_of([Path(file) for file in files])
+    return told
 
 
 def describe_checkpoint(name: str) -> dict[str, str]:
     """A checkpoint, by what is in it where it is on disk: training writes new weights under an old name."""
-    digest = weights_digest(name)
+    digest = checkpoint_digest(name)
     return {"name": name} if digest is None else {"name": name, "sha256": digest}
 
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-"""Files of a checkpoint that hold weights; an adapter's too."""
+DECISIVE = (
+    *("*.safetensors", "*.bin", "*.gguf"),
+    *("config.json", "generation_config.json", "adapter_config.json", "short_list.json"),
+    *("*token*.json", "vocab*", "merges.txt", "*.model", "*.spm", "chat_template*"),
+)
+"""Files of a checkpoint that hold weights, or decide in some other way about what it writes."""
 
 
-def weights_digest(name: str) -> str | None:
-    """SHA-256 of a folder's or file's weights, as 16 hexadecimal digits; None where it has none, and of a hub name."""
+def checkpoint_digest(name: str) -> str | None:
+    """SHA-256 of what decides about a checkpoint's texts, as 16 hexadecimal digits; None of a hub name."""
     place = Path(name)
-    files = [place] if place.is_file() else sorted(file for kind in WEIGHTS for file in place.glob(kind))
-    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
+    found = {file for kind in DECISIVE for file in place.glob(kind) if file.is_file()}
+    files = [place] if place.is_file() else sorted(found)
+    return _digest_of(files) if files else None
+
+
+def _digest_of(files: Sequence[Path]) -> str:
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @cache

@@ -78,6 +78,9 @@ def named_cells(
 ) -> Iterator[tuple[int, dict[str, str | None] | None, str | None]]:
     """The cells of each row by the names in the first one; a row that is too short lacks its last columns."""
     _, names, wrong = next(rows, (0, [], None))
+    twice = next((name for name in names if name.strip() and names.count(name) > 1), None)
+    if twice is not None:
+        wrong = f"two columns are named {twice!r}; rename one"
     if wrong is not None:
         yield 1, None, wrong
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -54,7 +53,7 @@ class Beams:
     Args:
         width: hypotheses that live, 2…
         length_penalty: the power of the length by which the score of what is finished is divided; above 0 favours
-            long texts, below 0 short ones, default 1.
+            long texts, below 0 short ones, -50 to 50, default 1.
         early_stopping: when the search ends. True: as soon as ``width`` hypotheses are finished. False: when none
             that lives is better than they are at its present length. ``"never"``: when none can become better.
 
@@ -64,6 +63,8 @@ class Beams:
 
     SPARE: ClassVar[int] = 2
     """Hypotheses of a drafted layer beyond those that live: the large model may prefer one of these."""
+    MOST_PENALTY: ClassVar[int] = 50
+    """Largest power, to either side: of a text of a million tokens it is still a number."""
     width: int
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
@@ -71,8 +72,9 @@ class Beams:
     def __post_init__(self) -> None:
         if self.width < 2:
             raise ValueError(f"a search of {self.width} beams is none; allowed is 2 or more")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty is {self.length_penalty}; allowed is a finite number")
+        if not abs(self.length_penalty) <= self.MOST_PENALTY:
+            most = self.MOST_PENALTY
+            raise ValueError(f"length_penalty is {self.length_penalty}; allowed is -{most} to {most}")
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f"early_stopping is {self.early_stopping!r}; allowed are True, False and 'never'")
 

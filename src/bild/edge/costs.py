@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ class PassCost:
     token_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(each >= 0 for each in (self.base_s, self.row_s, self.token_s)):
+        if not all(0 <= each < math.inf for each in (self.base_s, self.row_s, self.token_s)):
             raise InputError(f"cost of a pass is {self}; allowed are 0 s or more")
 
     def seconds(self, rows: int, tokens: int) -> float:

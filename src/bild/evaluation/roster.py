@@ -74,7 +74,10 @@ class Setup:
             # Most runs name none of these, and runs of before should go on.
             if own[key] is None:
                 del own[key]
-        return {**own, **describe_pair(pair.large, pair.small, pair.middle), "policy": pair.policy.to_dict()}
+        sides = describe_pair(
+            pair.large, pair.small, pair.middle, middle_window=pair.middle_window, drafter=pair.drafter
+        )
+        return {**own, **sides, "policy": pair.policy.to_dict()}
 
 
 @dataclass
@@ -132,6 +135,7 @@ def load_methods(
     drafters = {spec.text: drafter_of(spec) for spec in specs if spec.text in policies}
     for spec in specs:
         if spec.text in policies:
+            _check_writing(spec)
             _check_small(spec, policies[spec.text], drafters[spec.text], pair)
     rules = {spec.text: calm.rule_of(spec, setup.max_new_tokens) for spec in specs if spec.name == calm.NAME}
     decoders = _Decoders(setup, load)
@@ -150,6 +154,16 @@ def load_methods(
                 raise
             roster.failed[spec.text] = str(error)
     return roster
+
+
+def _check_writing(spec: MethodSpec) -> None:
+    """Refuse values that cannot be written with, before anything is loaded."""
+    from bild.generation.options import GenerationOptions
+
+    try:
+        GenerationOptions(**writing_options_of(spec))
+    except InputError as error:
+        raise InputError(f"method {spec.text!r}: {error}") from None
 
 
 def _check_small(spec: MethodSpec, policy: Policy, drafter: str | None, pair: Pair) -> None:

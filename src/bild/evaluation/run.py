@@ -83,7 +83,7 @@ def evaluate(
     reasons = dict({} if failed is None else failed)
     try:
         _check_extras(report=out is not None)
-        _check(sets, task, warm_up, resamples)
+        _check(sets, task, warm_up, resamples, seed)
         # A tokenizer that is not there should be known before the hours of decoding.
         metrics(bleu_tokenizer)
         choose_baseline(names, baseline, reasons)
@@ -120,7 +120,7 @@ def _check_extras(*, report: bool) -> None:
         raise InputError(f"{', '.join(missing)} is not installed; pip install 'bild[eval]'")
 
 
-def _check(sets: Mapping[str, Sequence[Example]], task: str, warm_up: int, resamples: int) -> None:
+def _check(sets: Mapping[str, Sequence[Example]], task: str, warm_up: int, resamples: int, seed: int) -> None:
     empty = [name for name, members in sets.items() if not members]
     if empty or not sets:
         raise InputError(f"set {empty[0]!r} holds no examples; give at least one" if empty else "there are no examples")
@@ -130,6 +130,7 @@ def _check(sets: Mapping[str, Sequence[Example]], task: str, warm_up: int, resam
         raise InputError(f"task is {task!r}; allowed are {', '.join(TASKS)}")
     check_count("warm_up", warm_up, least=0)
     check_count("resamples", resamples)
+    check_count("seed", seed, least=0)
 
 
 def _configuration(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -294,6 +293,8 @@ def _check_beams(asked: Mapping[str, Any]) -> None:
         raise InputError(f"{idle[0]} shapes a beam search, and this call has none; set num_beams, or leave it out")
 
 
+LEAST_TEMPERATURE = 1e-30
+"""Scores that are divided by less are infinite in 32 bits."""
 DRAWS: dict[str, float | None] = {
     "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "top_h": None, "typical_p": 1.0,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
@@ -310,7 +311,11 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("max_length", "1 or more, a whole number", _whole(1)),
     ("min_new_tokens", "0 or more, a whole number", _whole(0)),
     ("min_length", "0 or more, a whole number", _whole(0)),
-    ("temperature", "more than 0 (for the likeliest token leave it and do_sample out)", lambda v: v > 0),
+    (
+        "temperature",
+        f"{LEAST_TEMPERATURE:g} or more (for the likeliest token leave it and do_sample out)",
+        lambda v: v >= LEAST_TEMPERATURE,
+    ),
     ("top_k", "0 (all) or more, a whole number", _whole(0)),
     ("top_p", "more than 0, at most 1", lambda v: 0 < v <= 1),
     ("min_p", "0 to 1", lambda v: 0 <= v <= 1),
@@ -325,6 +330,6 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("decoder_start_token_id", "one token id", _whole(0)),
     ("logprobs", "0 or more, a whole number", _whole(0)),
     ("num_beams", "1 (none) or more, a whole number", _whole(1)),
-    ("length_penalty", "a finite number", lambda v: isinstance(v, Real) and math.isfinite(v)),
+    ("length_penalty", f"-{Beams.MOST_PENALTY} to {Beams.MOST_PENALTY}", lambda v: abs(v) <= Beams.MOST_PENALTY),
     ("early_stopping", "True, False or 'never'", lambda v: v is True or v is False or v == "never"),
 ]

@@ -15,6 +15,8 @@ from bild.generation.drafting import check_small, needs_small
 from bild.generation.middle import SMALL, check_middle
 
 FILE = "bild.json"
+KEYS = ("large", "small", "middle", "policy", "drafter", "evidence")
+"""Of that file."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Pair:
             raise LoadError(f"{path} is no pair: it holds neither {FILE} nor the folders large and small")
         try:
             values = from_json(file.read_bytes())
+            if unknown := [key for key in values if key not in KEYS]:
+                raise ValueError(f"unknown key {unknown[0]!r}; allowed are {', '.join(KEYS)}")
             policy = Policy.from_dict(values["policy"]) if "policy" in values else Policy()
             large = _relative_to(file.parent, values["large"])
             drafter = values.get("drafter", "small")

@@ -136,10 +136,12 @@ def flicker(shown: Sequence[Sequence[int]]) -> float:
 
 
 def revealed(text: str, words: int = 1) -> Iterator[str]:
-    """A source as it grows, some words at a time; at last the whole."""
+    """A source as it grows, some words at a time; at last the whole. What is blank has not begun."""
     pieces = text.split(" ")
     for end in range(words, len(pieces), words):
-        yield " ".join(pieces[:end])
+        begun = " ".join(pieces[:end])
+        if begun.strip():
+            yield begun
     yield text
 
 

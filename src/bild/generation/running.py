@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def run(
 
     def take(room: int) -> tuple[int, list[Job]]:
         nonlocal started
-        first, taken = started, list(islice(waiting, room))
+        first, taken = started, list(islice(waiting, min(room, sys.maxsize)))
         started += len(taken)
         return first, taken
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bild.decoding import Beams
 from bild.serving import fields
 from bild.serving.fields import Check, anything, boolean, mapping, neutral, number, text, whole
 from bild.serving.problems import bad
@@ -62,7 +63,7 @@ SHARED: dict[str, Check] = {
     "src_lang": text,
     "tgt_lang": text,
     "num_beams": whole(1, MOST_BEAMS),
-    "length_penalty": number(-100, 100),
+    "length_penalty": number(-Beams.MOST_PENALTY, Beams.MOST_PENALTY),
     "early_stopping": fields.one_of(True, False, "never"),
     "bild": mapping(trace=boolean),
     # Accepted where they change nothing.

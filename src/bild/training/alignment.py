@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.data import Data
-from bild.data.settings import weights_digest
+from bild.data.settings import checkpoint_digest
 from bild.errors import InputError, LoadError
 from bild.generation import BigLittleDecoder
 from bild.generation.pair import choose_pair
@@ -151,7 +151,7 @@ class Teacher:
     def describe(self) -> dict[str, Any]:
         """What labels depend on, as plain JSON values."""
         dtype = self.settings.dtype if self.dtype is None else self.dtype
-        return {"large": self.large, "weights": weights_digest(self.large), "dtype": dtype, **self.asked}
+        return {"large": self.large, "weights": checkpoint_digest(self.large), "dtype": dtype, **self.asked}
 
     def load(self) -> PreTrainedModel:
         """The network, in the number format of the run."""

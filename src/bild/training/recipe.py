@@ -168,5 +168,6 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("exit_layer", "1 or more", lambda v: v >= 1),
     ("distill", "0 to 1", lambda v: 0 <= v <= 1),
     ("trains", ", ".join(TRAINED), lambda v: v in TRAINED),
-    ("seed", "0 or more", lambda v: v >= 0),
+    # transformers' Trainer hands it to numpy.
+    ("seed", "0 to 2^32 - 1", lambda v: 0 <= v < 2**32),
 ]

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -280,8 +280,9 @@ def read_server_log(file: Path) -> list[Served]:
     """
     found = []
     for values in _json_lines(file):
-        if values.get("status") == 200 and "at" in values and "ms" in values and values.get("texts", 1):
-            found.append(Served(float(values["at"]), float(values["ms"]) / 1e3))
+        at, ms = values.get("at"), values.get("ms")
+        if values.get("status") == 200 and _is_time(at) and _is_time(ms) and values.get("texts", 1):
+            found.append(Served(float(at), float(ms) / 1e3))
     if len(found) < LEAST_REQUESTS:
         raise InputError(
             f"{file} tells of {len(found)} answered requests with their times; {LEAST_REQUESTS} or more are needed: "
@@ -308,7 +309,7 @@ def read_runs(file: Path) -> tuple[list[Stats], list[float]]:
     counts, seconds = [], []
     for values in _json_lines(file):
         stats = values.get("stats")
-        if isinstance(stats, dict) and "total_s" in stats:
+        if isinstance(stats, dict) and _is_time(stats.get("total_s")):
             counts.append(Stats(**{name: stats[name] for name in names if name in stats}))
             seconds.append(float(stats["total_s"]))
     if not counts:
@@ -323,6 +324,10 @@ def single_stream(counts: Sequence[Stats], seconds: Sequence[float]) -> tuple[Co
     seen = np.array(seconds)
     spread = float(((seen - seen.mean()) ** 2).sum())
     return costs, 1 - float(((seen - said) ** 2).sum()) / spread if spread else 1.0
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bild.errors import InputError, reading, writing
+from bild.errors import InputError, one_line, reading, writing
 
 LONGEST = 5
 """Longest n-gram: contexts beyond are seen once and never again."""
@@ -101,7 +101,10 @@ class Ngrams:
         metadata = {"format": FORMAT, "vocab_size": str(self.vocab_size), "discount": str(self.discount)}
         with writing(file):
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, str(file), metadata)
+            try:
+                save_file(tensors, str(file), metadata)
+            except SafetensorError as error:
+                raise InputError(f"cannot write {os.fspath(file)}: {one_line(error)}") from None
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Ngrams:

@@ -103,6 +103,12 @@ class Recipe:
         return f"{own}:{','.join(map(str, self.parts))}" if self.parts else own
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """That it reads."""
+        own = (self.options["file"],) if self.name == BACKOFF else ()
+        return (*own, *(file for part in self.parts for file in part.files))
+
+    @property
     def needs_small(self) -> bool:
         """Whether it cannot be made without a small model."""
         return self.name == SMALL or any(part.needs_small for part in self.parts)

@@ -68,7 +68,7 @@ def spec_bench(
     try:
         own = _policies(methods)
         asked = [question.plain for question in questions] if _reads_alone(own) else list(questions)
-        _check(own, asked, warm_up, resamples)
+        _check(own, asked, warm_up, resamples, seed)
         chosen = choose_baseline([method.name for method in own], baseline, {})
         sets = _sets(asked)
         configuration = _configuration(own, sets, warm_up, {} if settings is None else settings)
@@ -156,11 +156,14 @@ def _reads_alone(methods: Sequence[PolicyMethod]) -> bool:
     return any(method.decoder.large.is_encoder_decoder for method in methods)
 
 
-def _check(methods: Sequence[PolicyMethod], questions: Sequence[Question], warm_up: int, resamples: int) -> None:
+def _check(
+    methods: Sequence[PolicyMethod], questions: Sequence[Question], warm_up: int, resamples: int, seed: int
+) -> None:
     if not methods or not questions:
         raise InputError("there are no questions; give at least one" if methods else "no method is left to compare")
     check_count("warm_up", warm_up, least=0)
     check_count("resamples", resamples)
+    check_count("seed", seed, least=0)
     if _reads_alone(methods):
         if any(len(question.turns) > 1 for question in questions):
             raise InputError(

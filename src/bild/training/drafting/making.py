@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from bild.data import Data, claim
 from bild.data.json_text import from_json, to_json
-from bild.data.settings import weights_digest
+from bild.data.settings import checkpoint_digest
 from bild.errors import InputError
 from bild.models import load_config, load_tokenizer
 from bild.models.cutting import check_droppable, count_layers
@@ -93,7 +93,7 @@ def draft(
         recipe = replace(recipe, trains="decoder")
     opening = None if data is not None else _opening(teacher, config, tokenizer)
     told = {
-        "large": {"name": name, "weights": weights_digest(name)},
+        "large": {"name": name, "weights": checkpoint_digest(name)},
         "shape": shape.to_dict(),
         "prompts": {"own": texts} if data is None else {each: values.digest for each, values in data.items()},
         "seed": recipe.seed,
