@@ -212,6 +212,14 @@ OTHERS: dict[str, dict[str, Any]] = {
     "openai-gpt": _gpt2(2, 16),
     "xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
     "fsmt": _bart(2, 16) | _LANGUAGES,
+    # Makes its mask only where it reads several tokens.
+    "led": _bart(2, 16)
+    | {
+        "attention_window": 4,
+        "max_encoder_position_embeddings": POSITIONS,
+        "max_decoder_position_embeddings": POSITIONS,
+    },
+    "xlm": {"emb_dim": 16, "n_layers": 2, "n_heads": 2, "max_position_embeddings": POSITIONS, "causal": True},
     "prophetnet": {"hidden_size": 16, "max_position_embeddings": POSITIONS} | _PROPHETNET,
     "switch_transformers": _t5(2, 16) | _EXPERTS,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
@@ -251,3 +252,9 @@ def test_every_table_says_that_it_is_simulated(system):
     assert all(len(row) == len(table.head) for row in table.rows) and len(table.rows) >= 4
     with pytest.raises(InputError, match="allowed are edge-network, fleet"):
         simulated("moon", noisy(1, 0.5), Costs())
+
+
+@pytest.mark.parametrize("cost", [{"base_s": math.inf}, {"base_s": 0.0, "token_s": -1.0}, {"base_s": math.nan}])
+def test_a_pass_costs_a_number_of_seconds(cost):
+    with pytest.raises(InputError, match="allowed are 0 s or more"):
+        PassCost(**cost)

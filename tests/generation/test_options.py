@@ -134,7 +134,7 @@ def test_end_tokens_as_any_library_has_them(ends):
 def test_a_temperature_at_which_no_score_is_a_number_is_refused(bundled):
     """Divided by it scores were infinite, their softmax NaN, and the text padding."""
     for temperature in (1e-40, 0.0, float("nan")):
-        with pytest.raises(InputError, match=r"temperature is .*; allowed is 1e-30 or more"):
+        with pytest.raises(InputError, match=r"temperature is .*; allowed is more than 0, and 1e-30 or more"):
             bundled.generate(TEXT, "large", do_sample=True, temperature=temperature)
     (result,) = bundled.generate(TEXT, "large", do_sample=True, temperature=1e-30)
     assert result.token_ids == first(bundled)
@@ -142,3 +142,9 @@ def test_a_temperature_at_which_no_score_is_a_number_is_refused(bundled):
 
 def test_a_batch_may_be_as_large_as_one_likes(bundled):
     assert next(bundled.generate_each([TEXT], "large", batch_size=10**20)).token_ids == first(bundled)
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_a_least_number_of_new_tokens_stands_above_a_least_length(bundled, most):
+    option = {"min_length": 25, "min_new_tokens": most}
+    assert first(bundled, **option) == greedy(bundled, TEXT, **option) == first(bundled)

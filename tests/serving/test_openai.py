@@ -317,6 +317,8 @@ WRONG = [
         "did you mean include_usage",
     ),
     ({"prompt": "w7", "policy": "fast"}, 400, None, "policy is 'fast'"),
+    ({"prompt": "w7", "policy": "exact:max_draft_tokens=1025"}, 400, "policy", "allowed is 1 to 1024"),
+    ({"prompt": "w7", "policy": "speculative_sampling:window=99999999999999"}, 400, "policy", "allowed is 1 to 1024"),
     ({"prompt": "w7", "policy": "pyramid"}, 400, None, "what a middle model lets pass, and there is none"),
     ({"prompt": "w7", "policy": "reward"}, 400, None, "judges segments by a reward, and there is none"),
     ({"prompt": "w7", "lossless": True}, 400, None, "does not give the large model's own text"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import random
 import time
 
@@ -49,12 +50,35 @@ def test_html_is_text_between_tags():
     page = '<p class="a > b">Tom &amp; Tim. Sie &lt;lachen&gt;.</p>\n<script>if (a < b) {x()}</script>'
     page += "<!-- Nein. -->3 < 4 Ja.<br"
     pieces = cut_html(page)
-    assert [piece.text for piece in pieces if piece.said] == ['b">Tom & Tim.', "Sie <lachen>.", "3 < 4 Ja."]
+    assert [piece.text for piece in pieces if piece.said] == ["Tom & Tim.", "Sie <lachen>.", "3 < 4 Ja."]
     silent = "".join(piece.text for piece in pieces if not piece.said)
     assert "<script>if (a < b) {x()}</script><!-- Nein. -->" in silent and silent.endswith("<br")
 
 
-@pytest.mark.parametrize("piece", ["<!--", "<a", "<script>", "<", "</", "&amp", "a. A", "“", ". "])
+@pytest.mark.parametrize(
+    ("page", "sentences"),
+    [
+        ("<p>&nbsp;</p><p>w5 w6</p>", ["w5 w6"]),
+        ("w5<br>&#32;<br>&ensp; &nbsp;", ["w5"]),
+        ("&nbsp;w5&nbsp;&amp;&nbsp; &#xa0;", ["w5\xa0&"]),
+        ('<a href="?x=1&y=>2" title = \'1 > "0\'>w5</a>', ["w5"]),
+        ("<p don't>w5</p><p x=\">w6", ["w5", "w6"]),
+        ("<![CDATA[w5 > 3]]>w6", ["w6"]),
+    ],
+)
+def test_what_only_looks_like_text_or_a_tag(page, sentences):
+    pieces = cut_html(page)
+    assert [piece.text for piece in pieces if piece.said] == sentences
+    assert html.unescape("".join(piece.text for piece in pieces)) == html.unescape(page)
+    for piece in pieces:
+        # Byte for byte.
+        assert piece.said or piece.text in page
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<!--", "<a", "<script>", "<", "</", "&amp", "a. A", "“", ". ", '<a x="', "<a x='>\"", '<a x="">', "&nbsp;", "= "],
+)
 def test_a_hostile_page_takes_no_longer_than_it_is_long(piece):
     start = time.perf_counter()
     cut_html(piece * (500_000 // len(piece)))
@@ -129,6 +153,7 @@ def test_a_thousand_sentences_are_a_thousand_rows(client, service, pair):
         ({"q": "w7", "source": "de", "target": "en", "alternatives": 16}, "a whole number, 0 to 15"),
         ({"q": "w7", "source": "de", "target": "en", "alternatives": "some"}, "a whole number, 0 to 15"),
         ({"q": "w7", "source": "de", "target": "en", "alternatives": True}, "a whole number, 0 to 15"),
+        ({"q": "w7", "source": "de", "target": "en", "alternatives": "9" * 5000}, "a whole number, 0 to 15"),
         ({"q": "w7", "source": "de", "target": "en", "sorce": "x"}, "did you mean source"),
     ],
 )

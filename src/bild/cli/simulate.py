@@ -79,9 +79,9 @@ def simulate(
     given = (draft_ms, pass_ms, row_ms, token_ms)
     if measure and any(each is not None for each in given):
         raise InputError("costs are both measured and given; leave --measure or the numbers out")
+    costs = _costs(*given)
     known = None if recording is None else Recording.load(recording)
     texts = None if input is None else read_texts(input, "to record")
-    costs = _costs(*given)
     if texts is not None or measure:
         decoder = options.load_decoder(
             large=large,

@@ -72,7 +72,8 @@ def processors_of(
         chain.append(EncoderNoRepeatNGramLogitsProcessor(asked.encoder_no_repeat_ngram_size, ids()))
     if asked.bad_words_ids:
         chain.append(NoBadWordsLogitsProcessor([list(word) for word in asked.bad_words_ids], eos or None))
-    if asked.min_length and eos:
+    # As transformers has it, the more special of the two counts, 0 too.
+    if asked.min_length and asked.min_new_tokens is None and eos:
         chain.append(MinLengthLogitsProcessor(asked.min_length, eos, device=place))
     if asked.min_new_tokens and eos:
         chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, asked.min_new_tokens, eos, device=place))

@@ -313,7 +313,7 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("min_length", "0 or more, a whole number", _whole(0)),
     (
         "temperature",
-        f"{LEAST_TEMPERATURE:g} or more (for the likeliest token leave it and do_sample out)",
+        f"more than 0, and {LEAST_TEMPERATURE:g} or more (for the likeliest token leave it and do_sample out)",
         lambda v: v >= LEAST_TEMPERATURE,
     ),
     ("top_k", "0 (all) or more, a whole number", _whole(0)),

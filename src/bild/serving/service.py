@@ -26,6 +26,8 @@ from bild.serving.texts import Trimmer, Writing
 
 MOST_BEAMS = 16
 """Hypotheses that a request may ask for."""
+LONGEST_DRAFT = 1024
+"""That a request may ask for, in tokens: an answer counts drafts by how much of them was kept."""
 KINDS = 64
 """Requests that differ in more than their inputs, of which it is remembered what they ask for."""
 
@@ -168,6 +170,8 @@ class Service:
         prompter, asked = self.decoder.asked(options)
         policy = self.decoder.resolve_policy(named, lossless=lossless, searches=asked.searches)
         rules = self.decoder.rules(policy, asked.choice(), beams=asked.beams())
+        if rules.window > LONGEST_DRAFT:
+            raise bad(f"the policy drafts up to {rules.window} tokens; allowed is 1 to {LONGEST_DRAFT} here", "policy")
         return self.decoder.preparer(replace(prompter, tokenizer=self.tokenizer), asked, salt), rules
 
     def writing(self, work: Work, *, live: bool) -> Writing:

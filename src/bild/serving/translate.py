@@ -39,7 +39,8 @@ LEAST_BEAMS = 4
 @fields.says({"anyOf": [{"type": "integer", "minimum": 0, "maximum": MOST_BEAMS - 1}, {"type": "string"}]})
 def _alternatives(name: str, value: Any) -> int:
     # A form has no numbers.
-    given = int(value or "0") if isinstance(value, str) and (value == "" or value.isdecimal()) else value
+    is_number = isinstance(value, str) and (value == "" or (value.isdecimal() and len(value) < len("1000")))
+    given = int(value or "0") if is_number else value
     return int(fields.whole(0, MOST_BEAMS - 1)(name, given))
 
 
