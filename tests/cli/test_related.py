@@ -96,6 +96,7 @@ def test_latency_of_a_sweep_and_of_texts_that_were_written(run, data, tmp_path):
         (("latency", "--data", "x", "--windows", "two"), "windows are 'two'; allowed are whole numbers"),
         (("latency", "--data", "x", "--requests", 1), "requests is 1"),
         (("latency", "--log", "/no/such/log"), "cannot read /no/such/log"),
+        (("simulate", "devices", "-i", "x", "--save", "/"), "save is /, which cannot be written"),
         (("simulate", "devices", "-i", "x", "--draft-ms", "inf"), "draft-ms is inf; allowed is 0 or more"),
         (("simulate", "shards", "-i", "x", "--pass-ms", 0, "--token-ms", 0), "are all 0; give one of them above 0"),
     ],

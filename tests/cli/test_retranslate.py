@@ -51,6 +51,7 @@ def test_every_option_reaches_the_loop(run, bundled, tmp_path):
         (("--beta", 1), "beta is 1.0"),
         (("--mask", -1), "mask is -1"),
         (("--words", 0), "words is 0; allowed is 1 or more"),
+        (("--max-new-tokens", 0), "error: max_new_tokens is 0"),
     ],
 )
 def test_wrong_options_are_one_line(run, options, says):

@@ -73,8 +73,8 @@ def latency(
         plan = {"rates": _numbers("rates", rates, float), "windows": _numbers("windows", windows, int)}
         if requests < 2 or rows < 1:
             raise InputError(f"requests is {requests} and rows {rows}; allowed are 2 or more, and 1 or more")
-        have_range = all(0 < rate < math.inf for rate in plan["rates"]) and min(plan["windows"]) >= 0
-        if not have_range or len(set(plan["rates"])) < 2:
+        in_range = all(0 < rate < math.inf for rate in plan["rates"]) and min(plan["windows"]) >= 0
+        if not in_range or len(set(plan["rates"])) < 2:
             raise InputError(f"rates are {rates} and windows {windows}; allowed are two rates above 0, and 0 or more")
         texts = _texts(data, split, source_column, requests, prefix)
         decoder = options.load_decoder(

@@ -61,10 +61,13 @@ def retranslate(
         runtime=runtime,
         trust_remote_code=trust_remote_code,
     )
+    from bild.generation.retranslate import Retranslator, revealed
     from bild.generation.retranslate import retranslate as run
-    from bild.generation.retranslate import revealed
 
     asked: dict[str, Any] = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    # Wrong options should fail once, before the first line is waited for.
+    decoder.asked(asked)
+    Retranslator(decoder, beta, mask, asked)
     failed = False
     for source in sources:
         if source.is_blank:

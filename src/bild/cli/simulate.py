@@ -10,7 +10,7 @@ import typer
 
 from bild.cli import pair_options as options
 from bild.cli.inputs import read_texts
-from bild.cli.streams import print_json, print_line
+from bild.cli.streams import check_file, print_json, print_line
 from bild.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def simulate(
     if measure and any(each is not None for each in given):
         raise InputError("costs are both measured and given; leave --measure or the numbers out")
     costs = _costs(*given)
+    if save is not None:
+        check_file("save", save)
     known = None if recording is None else Recording.load(recording)
     texts = None if input is None else read_texts(input, "to record")
     if texts is not None or measure:

@@ -1,4 +1,5 @@
-"""stdout and stderr, whatever they are: a pipe that closes, a disk that is full, a terminal that knows ASCII only."""
+"""Where results go: files; stdout and stderr, whatever they are: a pipe that closes, a full disk, a terminal that knows
+ASCII only."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ import errno
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 from bild.data.json_text import to_json
-from bild.errors import writing
+from bild.errors import InputError, writing
 
 
 def prepare_streams() -> None:
@@ -38,6 +40,22 @@ def print_json(value: Any) -> None:
     Raises as :func:`print_line`.
     """
     print_line(to_json(value, ascii=not _is_unicode(sys.stdout)))
+
+
+def check_file(name: str, file: Path) -> None:
+    """Refuse a file that could not be written, before hours of work are lost in it; its folder is made if need be.
+
+    Args:
+        name: of the option.
+        file: where results are to go.
+
+    Raises:
+        InputError: a folder, a device, or a place without the right to write.
+    """
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if (file.exists() and not file.is_file()) or not os.access(file.parent, os.W_OK):
+        raise InputError(f"{name} is {file}, which cannot be written; name a file in a folder that can")
 
 
 def lacks(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 
 from bild.cli import pair_options as options
 from bild.cli.inputs import read_texts
-from bild.errors import InputError, check_count, writing
+from bild.cli.streams import check_file
+from bild.errors import check_count
 
 TEXT = "Text"
 
@@ -46,11 +46,7 @@ def train_ngram(
     """
     texts = read_texts(input, "to count in")
     check_count("batch_size", batch_size)
-    # Now: what is counted takes long to write.
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    if (out.exists() and not out.is_file()) or not os.access(out.parent, os.W_OK):
-        raise InputError(f"out is {out}, which cannot be written; name a file in a folder that can")
+    check_file("out", out)
     decoder = options.load_decoder(
         large=large,
         small=small,

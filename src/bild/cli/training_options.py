@@ -15,6 +15,8 @@ from bild.cli.data_options import PANEL as DATA
 from bild.cli.pair_options import quieten
 
 START, DEV, RECIPE, RUN = "Start", "Dev score", "Recipe", "Run"
+MOST_THREADS = 1024
+"""More than any processor has; of billions torch makes a traceback."""
 
 Out = Annotated[Path, typer.Option(help="Folder of the run and of its checkpoint.")]
 Chat = Annotated[
@@ -126,9 +128,6 @@ def resumable(out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on where it stopped ({out})", file=sys.stderr)
         raise
-
-
-MOST_THREADS = 1024
 
 
 def prepare(threads: int | None) -> None:
