@@ -11,11 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import libretranslatepy
 import openai
 import pytest
+import torch
 
+from bild.cli.serve import uncompiled
 from bild.engine import Limits
 from bild.errors import InputError
 from bild.serving.server import listen
@@ -314,6 +318,17 @@ def test_a_broken_engine_ends_the_server(run, monkeypatch):
     assert answer.split(b" ")[1] == b"503"
     server.thread.join(10)
     assert not server.thread.is_alive() and server.server.broken
+
+
+def test_a_server_that_runs_uncompiled_says_so():
+    def pair(compiled: bool, device: str = "cpu") -> Any:
+        return SimpleNamespace(large=SimpleNamespace(is_compiled=compiled, device=torch.device(device)))
+
+    assert uncompiled(pair(False), "auto").startswith(
+        f"note: the pair runs uncompiled; OMP_NUM_THREADS={torch.get_num_threads()} bild warmup"
+    )
+    for decoder, runtime in ((pair(True), "auto"), (pair(False), "eager"), (pair(False, "cuda"), "auto")):
+        assert uncompiled(decoder, runtime) is None
 
 
 def test_the_program_serves_and_stops_on_sigterm():

@@ -14,6 +14,7 @@ from bild.cli import pair_options as options
 from bild.errors import InputError
 
 if TYPE_CHECKING:
+    from bild.generation import BigLittleDecoder
     from bild.serving.plan import Plan
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -180,8 +181,23 @@ def _serve(planned: Plan, host: str, port: int, drain: float) -> bool:
     server = Server(service, drain)
     named = host if ":" not in host else f"[{host}]"
     say(f"serving {planned.settings.model} on http://{named}:{listening.getsockname()[1]}")
+    if note := uncompiled(service.decoder, planned.models.get("runtime", "auto")):
+        say(note)
     server.run(sockets=[listening])
     return server.broken
+
+
+def uncompiled(decoder: BigLittleDecoder, runtime: str) -> str | None:
+    """What is said where the pair runs several times slower than it could, and nobody asked for that."""
+    if runtime != "auto" or decoder.large.is_compiled or decoder.large.device.type != "cpu":
+        return None
+    import torch
+
+    threads = torch.get_num_threads()
+    return (
+        f"note: the pair runs uncompiled; OMP_NUM_THREADS={threads} bild warmup, with the same pair and dtype, makes "
+        "it several times as fast"
+    )
 
 
 def check_installed(packages: Sequence[str] = NEEDED, extra: str = "serve") -> None:
