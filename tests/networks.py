@@ -219,7 +219,6 @@ OTHERS: dict[str, dict[str, Any]] = {
         "max_encoder_position_embeddings": POSITIONS,
         "max_decoder_position_embeddings": POSITIONS,
     },
-    "xlm": {"emb_dim": 16, "n_layers": 2, "n_heads": 2, "max_position_embeddings": POSITIONS, "causal": True},
     "prophetnet": {"hidden_size": 16, "max_position_embeddings": POSITIONS} | _PROPHETNET,
     "switch_transformers": _t5(2, 16) | _EXPERTS,
 }

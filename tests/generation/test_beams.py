@@ -203,8 +203,12 @@ def test_one_beam_is_no_search():
     [
         (None, {"num_beams": 0}, "num_beams is 0; allowed is 1"),
         (None, {"num_beams": 2.5}, "num_beams is 2.5; allowed is 1"),
-        (None, {"num_beams": 2, "length_penalty": float("nan")}, "length_penalty is nan; allowed is -50 to 50"),
-        (None, {"num_beams": 2, "length_penalty": 400.0}, "length_penalty is 400.0; allowed is -50 to 50"),
+        (None, {"num_beams": 2, "length_penalty": float("nan")}, "length_penalty is nan; allowed is a finite number"),
+        (
+            None,
+            {"num_beams": 2, "length_penalty": 400.0},
+            "length_penalty is 400.0; allowed is a finite number, -50 to 50",
+        ),
         (None, {"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'; allowed is True, False"),
         (None, {"length_penalty": 2.0}, "length_penalty shapes a beam search, and this call has none"),
         (None, {"num_beams": 1, "early_stopping": True}, "early_stopping shapes a beam search"),

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 import torch
+from transformers import XLMConfig, XLMWithLMHeadModel
 
 from bild.errors import LoadError
 from bild.models import EagerModel, EagerScorer
@@ -144,7 +145,14 @@ def test_eager_attention_in_a_batch(name):
 ONE_BY_ONE = ("bloom", "falcon", "roberta", "pegasus_x", "led")
 """Their positions follow from a mask, from the token ids of a row, or from a formula without a table; or the mask of
 one token is left out."""
-REFUSED = ("openai-gpt", "xlnet", "fsmt", "prophetnet", "xlm")
+REFUSED = ("openai-gpt", "xlnet", "fsmt", "prophetnet")
+
+
+def test_scores_of_another_shape_are_refused():
+    """What XLM makes of tokens behind a cache."""
+    sizes = {"emb_dim": 16, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64, "causal": True}
+    with pytest.raises(LoadError, match="cannot verify drafts"):
+        EagerModel(XLMWithLMHeadModel(XLMConfig(vocab_size=40, **sizes)).eval())
 
 
 @pytest.mark.parametrize("name", OTHERS)

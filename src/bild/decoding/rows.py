@@ -74,7 +74,7 @@ class Beams:
             raise ValueError(f"a search of {self.width} beams is none; allowed is 2 or more")
         if not abs(self.length_penalty) <= self.MOST_PENALTY:
             most = self.MOST_PENALTY
-            raise ValueError(f"length_penalty is {self.length_penalty}; allowed is -{most} to {most}")
+            raise ValueError(f"length_penalty is {self.length_penalty}; allowed is a finite number, -{most} to {most}")
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f"early_stopping is {self.early_stopping!r}; allowed are True, False and 'never'")
 

@@ -330,6 +330,10 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("decoder_start_token_id", "one token id", _whole(0)),
     ("logprobs", "0 or more, a whole number", _whole(0)),
     ("num_beams", "1 (none) or more, a whole number", _whole(1)),
-    ("length_penalty", f"-{Beams.MOST_PENALTY} to {Beams.MOST_PENALTY}", lambda v: abs(v) <= Beams.MOST_PENALTY),
+    (
+        "length_penalty",
+        f"a finite number, -{Beams.MOST_PENALTY} to {Beams.MOST_PENALTY}",
+        lambda v: abs(v) <= Beams.MOST_PENALTY,
+    ),
     ("early_stopping", "True, False or 'never'", lambda v: v is True or v is False or v == "never"),
 ]
