@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bild.data.settings import DEFAULT_MAX_NEW_TOKENS, describe_pair
+from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
 from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError, check_count
 from bild.evaluation import calm
@@ -74,10 +74,7 @@ class Setup:
             # Most runs name none of these, and runs of before should go on.
             if own[key] is None:
                 del own[key]
-        sides = describe_pair(
-            pair.large, pair.small, pair.middle, middle_window=pair.middle_window, drafter=pair.drafter
-        )
-        return {**own, **sides, "policy": pair.policy.to_dict()}
+        return {**own, **pair.describe(), "policy": pair.policy.to_dict()}
 
 
 @dataclass

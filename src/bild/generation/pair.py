@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bild.data.json_text import from_json, to_json
+from bild.data.settings import describe_pair
 from bild.decoding import Maker, Policy, Recipe
 from bild.decoding.drafters.cascade import DEFAULT_WINDOW
 from bild.errors import InputError, LoadError
@@ -60,6 +61,13 @@ class Pair:
         if self.small is None:
             raise InputError("the pair names no small model, and this needs one; name it with small=… (--small)")
         return self.small
+
+    def describe(self) -> dict[str, Any]:
+        """What decides about its texts besides the policy, as plain JSON values; see
+        :func:`~bild.data.settings.describe_pair`."""
+        return describe_pair(
+            self.large, self.small, self.middle, middle_window=self.middle_window, drafter=self.drafter
+        )
 
     @classmethod
     def load(cls, place: str | os.PathLike[str]) -> Pair:
