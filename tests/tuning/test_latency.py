@@ -67,6 +67,10 @@ def test_speculation_pays_until_its_neighbours_cost_more():
     assert stops_paying({0: models[0], 2: LatencyModel(0.5, 0.06)}) == 0
 
 
+# An integer of 400 digits is JSON, and no float.
+ODD_TIMES = ((None, 1), ("x", 1), (1, None), (1, "1"), (10**400, 1), (1, 10**400))
+
+
 def test_a_servers_log_is_read_in_stretches(tmp_path):
     true, rng, now, lines = LatencyModel(0.1, 0.02), random.Random(0), 0.0, ["started", "{}", "[1]"]
     for rate in (2.0, 30.0):
@@ -76,7 +80,7 @@ def test_a_servers_log_is_read_in_stretches(tmp_path):
             lines.append(json.dumps({"id": "x", "at": now, "path": "/translate", "status": 200, "ms": ms}))
     lines.append(json.dumps({"at": now, "path": "/translate", "status": 503, "ms": 9e9}))
     # Whatever else stands there.
-    lines += [json.dumps({"at": at, "status": 200, "ms": ms}) for at, ms in ((None, 1), ("x", 1), (1, None), (1, "1"))]
+    lines += [json.dumps({"at": at, "status": 200, "ms": ms}) for at, ms in ODD_TIMES]
     (tmp_path / "log").write_text("\n".join(lines))
     served = read_server_log(tmp_path / "log")
     assert len(served) == 400

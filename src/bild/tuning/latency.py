@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 NO_SPECULATION = 0
 """The window of the large model alone."""
+NO_TIME = 1e15
+"""Seconds or ms that no log holds; JSON has integers of any length, of which some are too large for a float."""
 LEAST_REQUESTS = 8
 """Requests in a stretch of a log that a rate and a latency are told from."""
 
@@ -327,7 +329,7 @@ def single_stream(counts: Sequence[Stats], seconds: Sequence[float]) -> tuple[Co
 
 
 def _is_time(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < NO_TIME
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:
