@@ -94,6 +94,9 @@ def test_a_connection_that_breaks_is_made_anew():
     def behave(count: int, connected: socket.socket) -> None:
         while not connected.recv(1 << 16).endswith(b"}"):
             pass
+        if count == 1:
+            # Cut in its body.
+            connected.sendall(answer(200, b'{"fine": true}')[:-5])
         if count == 2:
             connected.sendall(answer(200, b'{"fine": true}'))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from bild.decoding import ExactMatch, Policy, Request, Row, Rules
+from bild.decoding import ExactMatch, Policy, RejectionSampling, Request, Row, Rules, Sampling
+from bild.edge.numbers import at_verifier
 from bild.edge.sessions import Refusal, cells
 from bild.edge.verification import Limits, Verification
 from bild.edge.wire import GONE, NO_NUMBERS, Answer, Proposal
@@ -115,6 +117,31 @@ def test_a_text_that_makes_passes_fail_takes_nobody_along():
     assert found[0].accepted == int(good == 3) and desk.engine.alive
     (again,) = desk.ask(Proposal(other, 2, ()))
     assert again.token == likeliest([2, likeliest([2])])
+
+
+def test_a_text_that_a_neighbours_row_makes_fail_is_tried_alone():
+    """Rows whose texts are not asked for take part in a pass, too."""
+    desk = Desk(ToyLarge(lambda read: (_ for _ in ()).throw(RuntimeError("kernel")) if len(read) > 1 else None))
+    one, other = desk.open([1], [2])
+    (first,) = desk.ask(Proposal(one, 1, ()))
+    (second,) = desk.ask(Proposal(other, 1, ()))
+    assert (first.token, second.token) == (likeliest([1]), likeliest([2]))
+
+
+def test_drafts_of_other_lengths_are_judged_beside_each_other():
+    rules = Rules(Policy(acceptance=at_verifier(RejectionSampling()), verify_end=True), Sampling())
+    desk = Desk()
+
+    def row() -> tuple[list[int], Row]:
+        generator = torch.Generator().manual_seed(0)
+        return [], Row(0, Request(prompt=[1], max_new_tokens=9, generator=generator), rules)
+
+    one, other = desk.engine.open([row(), row()])
+    alone = Desk()
+    (only,) = alone.engine.open([row()])
+    expected = alone.ask(Proposal(only, 1, (3,), (0.5,)))
+    desk.ask(Proposal(one, 1, (3, 3, 3), (0.5, 0.5, 0.5)))
+    assert desk.ask(Proposal(other, 1, (3,), (0.5,))) == expected and not isinstance(expected[0], Refusal)
 
 
 def test_scores_that_are_not_numbers_say_so():

@@ -227,6 +227,22 @@ def test_new_weights_under_an_old_name_are_another_checkpoint(tmp_path):
     assert after["small"] == {"name": "hub/name"}
 
 
+@pytest.mark.parametrize("way", ["{}:inside", "{}:model.gguf", "ensemble:base=hub/name,plus={}/inside", "{}/adapter"])
+def test_however_a_checkpoint_is_named_new_weights_are_another_one(tmp_path, way):
+    for folder in ("inside", "adapter"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "../inside"}')
+    (tmp_path / "inside" / "model.safetensors").write_bytes(b"old")
+    (tmp_path / "model.gguf").write_bytes(b"old")
+    name = way.format(tmp_path)
+    before = Setup(large=name, small="hub/name").describe()
+    assert before == Setup(large=name, small="hub/name").describe()
+    (tmp_path / "inside" / "model.safetensors").write_bytes(b"newer")
+    (tmp_path / "model.gguf").write_bytes(b"newer")
+    after = Setup(large=name, small="hub/name").describe()
+    assert after["large"]["name"] == name and before["large"]["sha256"] != after["large"]["sha256"]
+
+
 @pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json", "chat_template.jinja", "short_list.json"])
 def test_whatever_else_decides_what_a_checkpoint_writes_makes_it_another_one(tmp_path, name):
     for file in ("model.safetensors", name, "training.json"):

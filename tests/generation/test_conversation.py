@@ -32,6 +32,7 @@ def test_every_turn_is_answered_with_all_before_it_in_view():
     assert "".join(piece for piece, _ in said) == expected.text and conversation.stats == expected.stats
     assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * 2
     conversation.clear()
+    assert conversation.result is None and conversation.stats is None
     assert "".join(piece for piece, _ in conversation.say("w7 w8")) == first
 
 

@@ -85,6 +85,31 @@ def test_what_one_lane_raises_ends_all():
     assert not [each for each in threading.enumerate() if each.name.startswith("bild-lane")]
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["in a lane", "in the input"])
+def test_what_ends_a_program_ends_all_lanes(where, error):
+    def lane(take: Take) -> Iterator[list[Commit]]:
+        first, _ = take(1)
+        if where == "in a lane" and first == 1:
+            raise error
+        while True:
+            yield [Commit(first, (1,), ("large",))]
+
+    taken = iter(range(10))
+    jobs: list[Job] = []
+
+    def take(room: int):
+        number = next(taken)
+        if where == "in the input" and number == 1:
+            raise error
+        return number, jobs
+
+    with pytest.raises(error):
+        for _ in side_by_side(lane, take, 2):
+            pass
+    assert not [each for each in threading.enumerate() if each.name.startswith("bild-lane")]
+
+
 @pytest.mark.parametrize("lanes", [0, -1, "2", 1.5])
 def test_a_number_of_lanes_that_is_none_is_refused(toys, lanes):
     with pytest.raises(InputError, match=r"lanes is .*; allowed is 1 or more"):

@@ -119,6 +119,7 @@ def test_warp_is_the_chain_of_transformers():
     warped = GenerationOptions(temperature=0.5, top_k=2).warp()(logits)
     assert warped.tolist() == [[-torch.inf, -torch.inf, 4.0, 6.0]]
     assert GenerationOptions(temperature=1.0, top_k=0, top_p=1.0).warp() is None
+    assert torch.equal(GenerationOptions(temperature=2).warp()(logits), logits / 2)
 
 
 ENDS = [5, [5, 6], (6, 5), np.int64(5), np.array([5, 6]), torch.tensor(5), torch.tensor([6, 5])]

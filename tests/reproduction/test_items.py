@@ -10,7 +10,7 @@ import pytest
 
 from bild import Policy
 from bild.errors import InputError
-from bild.evaluation import Example, measure
+from bild.evaluation import Example, Setup, measure
 from bild.evaluation.own import PolicyMethod
 from bild.generation.seeds import digest_of, fold
 from bild.reproduction import ALL, ITEMS, Workspace, figure9, reproduce
@@ -254,6 +254,15 @@ def test_other_inputs_never_meet_the_files_of_these(tmp_path):
     assert json.loads((tmp_path / "figure10.json").read_text(encoding="utf-8"))["values"] == first["values"]
     reproduce("figure10", inputs(**few), tmp_path, load=load, fresh=True)
     assert len([*(tmp_path / "work").glob("traces-*")]) == 1
+
+
+def test_another_language_is_another_input(tmp_path):
+    one, other = (
+        Workspace(inputs(setup=Setup(large="large", small="unaligned", tgt_lang=language)), tmp_path)
+        for language in ("fr", "de")
+    )
+    assert one.inputs.describe() != other.inputs.describe()
+    assert one._folder("runs", {}) != other._folder("runs", {})
 
 
 def test_what_is_not_given_is_said_in_a_line(tmp_path):

@@ -150,6 +150,7 @@ def test_options_reach_the_loop(client, pair):
     assert words[0] not in text(bad_words=[words[0]]).split()
     other = next(at for at, id in enumerate(plain.token_ids) if id != plain.token_ids[0])
     assert text(stop_token_ids=[plain.token_ids[other]]).split() == words[: other + 1]
+    assert text(stop_token_ids=[plain.token_ids[other]], ignore_eos=True).split() == words[: other + 1]
     assert (
         text(repetition_penalty=3.0)
         == pair.generate(TEXTS[2], "large", max_new_tokens=LONGEST, repetition_penalty=3.0)[0].text

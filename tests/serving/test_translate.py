@@ -97,6 +97,11 @@ def test_mastodon_s_request(client, pair):
 def test_weblate_s_request_is_a_form(client, pair):
     answer = client.post("/translate", data={"q": "w7 w8", "source": "de", "target": "en", "api_key": ""})
     assert answer.json() == {"translatedText": pair.generate("w7 w8")[0].text}
+    exact = {"q": "w7 w8", "source": "de", "target": "en", "policy": "exact"}
+    for lossless in ("true", "1", "false", "0", ""):
+        assert client.post("/translate", data=exact | {"lossless": lossless}).status_code == 200
+    refused = client.post("/translate", data=exact | {"lossless": "yes"})
+    assert refused.status_code == 400 and "allowed is true or false" in refused.json()["error"]
     many = client.post("/translate", data={"q": ["w7", "w8"], "source": "de", "target": "en"}).json()["translatedText"]
     assert many == [result.text for result in pair.generate(["w7", "w8"])]
     assert [each["code"] for each in client.get("/languages").json()] == ["de", "en"]

@@ -228,6 +228,8 @@ OPENING = {
         ({"options": {"nope": 3}}, "options hold something"),
         ({"options": {"do_sample": True}}, "has no seed"),
         ({"options": {"bad_words_ids": [[99]]}}, "token id 99"),
+        ({"options": {"sequence_bias": [[[3], 10**400]]}}, "sequence_bias is"),
+        ({"source": [7, 10**30]}, "allowed is 0 to 39"),
     ],
     ids=str,
 )

@@ -168,6 +168,11 @@ def test_counts_what_is_not_learnt(tmp_path, capsys):
     assert f"labels: {len(UNIQUE)} in {tmp_path / 'out' / 'labels.jsonl'}" in capsys.readouterr().err
 
 
+def test_a_large_model_that_ends_no_text_is_named_and_not_the_data(tmp_path):
+    with pytest.raises(InputError, match=r"label without an end .*; raise --max-target-tokens, or take a large model"):
+        align(inputs(), tmp_path / "out", recipe(), **pair_of(tmp_path, "t5"), settings=settings(max_target_tokens=2))
+
+
 def test_begins_where_it_is_told(tmp_path):
     names = pair_of(tmp_path, "gpt2")
     begin = checkpoint(tmp_path / "begin", "gpt2", seed=7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,29 @@ def suffix_of(path: Path) -> str:
     """What a file says it holds, in small letters: ``".jsonl"`` of ``A.JSONL.gz``."""
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     return ".jsonl" if suffix == ".ndjson" else suffix
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file in one step: a full disk, or a kill, leaves what was there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Where a name is a link the file behind it is replaced, not the link.
+    place = Path(os.path.realpath(file))
+    if place.exists() and not place.is_file():
+        # A device or a pipe is written to.
+        place.write_text(text, encoding="utf-8")
+        return
+    new = place.with_name(f"{place.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        if place.exists():
+            shutil.copymode(place, new)
+        os.replace(new, place)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def _row(number: int, value: dict[str, Any] | None, error: str | None) -> FileRow:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
 from bild.errors import InputError, reading, writing
 
@@ -29,11 +30,12 @@ def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
             read or written.
     """
     here = json.loads(json.dumps(settings))
+    text = to_json(here, indent=2) + "\n"
     if not file.exists():
         if results.exists():
             raise InputError(f"{results} is of no known run; name another --out, or start anew with --fresh")
         with writing(file):
-            file.write_text(to_json(here, indent=2) + "\n", encoding="utf-8")
+            write_whole(file, text)
         return
     try:
         with reading(file):
@@ -41,6 +43,11 @@ def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
     except InputError:
         raise
     except ValueError:
+        if not results.exists():
+            # Cut off before anything was done.
+            with writing(file):
+                write_whole(file, text)
+            return
         raise InputError(f"{file} is damaged; name another --out, or start anew with --fresh") from None
     different = differences(there, here)
     if different:
@@ -99,20 +106,50 @@ def describe_checkpoint(name: str) -> dict[str, str]:
     return {"name": name} if digest is None else {"name": name, "sha256": digest}
 
 
+ENSEMBLE = "ensemble:"
+"""How a model begins that others steer."""
+ADAPTER = "adapter_config.json"
 DECISIVE = (
     *("*.safetensors", "*.bin", "*.gguf"),
-    *("config.json", "generation_config.json", "adapter_config.json", "short_list.json"),
+    *("config.json", "generation_config.json", ADAPTER, "short_list.json"),
     *("*token*.json", "vocab*", "merges.txt", "*.model", "*.spm", "chat_template*"),
 )
 """Files of a checkpoint that hold weights, or decide in some other way about what it writes."""
 
 
 def checkpoint_digest(name: str) -> str | None:
-    """SHA-256 of what decides about a checkpoint's texts, as 16 hexadecimal digits; None of a hub name."""
-    place = Path(name)
-    found = {file for kind in DECISIVE for file in place.glob(kind) if file.is_file()}
-    files = [place] if place.is_file() else sorted(found)
+    """SHA-256 of what decides about a checkpoint's texts, as 16 hexadecimal digits; None of a hub name.
+
+    Args:
+        name: as a checkpoint is named, or an ensemble of several; an adapter counts with its base model.
+    """
+    files = _decisive_files(name)
     return _digest_of(files) if files else None
+
+
+def _decisive_files(name: str) -> list[Path]:
+    if name.startswith(ENSEMBLE):
+        members = [part.partition("=")[2] for part in name.removeprefix(ENSEMBLE).split(",")]
+        return [file for member in members for file in _decisive_files(member)]
+    place = Path(name)
+    if not place.exists():
+        folder, _, inside = name.rpartition(":")
+        place = Path(folder) / inside if folder and Path(folder).is_dir() else place
+    if place.is_file():
+        return [place]
+    found = {file for kind in DECISIVE for file in place.glob(kind) if file.is_file()}
+    return [*sorted(found), *_files_of_base(place)]
+
+
+def _files_of_base(folder: Path) -> list[Path]:
+    """Of the model that an adapter changes."""
+    try:
+        base = from_json((folder / ADAPTER).read_bytes())["base_model_name_or_path"]
+        beside = folder / base
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    place = beside if beside.exists() and not Path(base).exists() else Path(base)
+    return [] if place.resolve() == folder.resolve() else _decisive_files(str(place))
 
 
 def _digest_of(files: Sequence[Path]) -> str:

@@ -152,6 +152,9 @@ class Connection:
             if size > LARGEST or time.monotonic() > end:
                 # A server that trickles would hold the device for ever.
                 raise TimeoutError("the answer does not end")
+        if response.length:
+            # An answer that was cut ends like any other here.
+            raise http.client.IncompleteRead(b"".join(pieces), response.length)
         # Nothing is left; only this tells http.client so.
         response.read()
         if raw is not None:

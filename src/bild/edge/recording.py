@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
 from bild.decoding import Policy, Row, Rules
 from bild.engine import Job, Models, begin, small_of
@@ -94,7 +95,7 @@ class Recording:
         """
         texts = [{"source": text.source, "agreed": "".join("01"[bit] for bit in text.agreed)} for text in self.texts]
         with writing(place):
-            place.write_text(to_json({"told": self.told, "texts": texts}, indent=1) + "\n", encoding="utf-8")
+            write_whole(place, to_json({"told": self.told, "texts": texts}, indent=1) + "\n")
 
     @classmethod
     def load(cls, place: Path) -> Recording:

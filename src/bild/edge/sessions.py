@@ -89,6 +89,8 @@ class Session:
     def draft(self, proposal: Proposal | None) -> Draft | None:
         """The draft of a round, now the end of the row's tokens; None where it is not asked for."""
         if proposal is None:
+            # They are of an earlier round, whose draft may have been longer than any of this one.
+            self.row.memory.pop(NUMBERS, None)
             return None
         self.row.tokens += proposal.draft
         return Draft(list(proposal.draft), certain=proposal.certain)

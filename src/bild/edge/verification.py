@@ -343,11 +343,13 @@ class Verification:
 
     def _judged(self, waiting: list[tuple[_Ask, Session]]) -> list[tuple[_Ask, Reply]]:
         """Replies of one pass. Where it fails everybody is tried alone, so that nobody suffers for another."""
+        asked = [session for _, session in waiting]
         try:
             return self._pass(waiting)
         except Exception as error:
+            alone = len(asked) == 1 and all(session in asked for session in self._resident)
             self._forget_all()
-            if len(waiting) == 1:
+            if alone:
                 return [(waiting[0][0], Refusal.of(error))]
             logger.warning("a pass of %d texts failed (%s): each is tried alone", len(waiting), type(error).__name__)
         return [told for each in waiting for told in self._judged([each])]

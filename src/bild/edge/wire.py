@@ -134,7 +134,7 @@ class Proposal:
         draft = tuple(_ids(given, "draft", vocab_size))
         if len(draft) > LONGEST_DRAFT:
             raise InputError(f"the draft has {len(draft)} tokens; allowed are {LONGEST_DRAFT}")
-        numbers = tuple(_number(each) for each in given.get("q") or ())
+        numbers = tuple(map(_number, _list(given, "q")))
         certain = given.get("certain") is True
         if numbers and (certain or len(numbers) != len(draft)):
             raise InputError(f"q has {len(numbers)} numbers for {len(draft)} draft tokens; give one a token")
@@ -280,6 +280,13 @@ def _ids(given: Mapping[str, Any], name: str, size: int | None) -> list[int]:
     return value
 
 
+def _list(given: Mapping[str, Any], name: str) -> list[Any]:
+    value = given.get(name)
+    if value is not None and not isinstance(value, list):
+        raise InputError(f"{name} is no list")
+    return value or []
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 + 1e-6:
         raise InputError("q holds something other than probabilities")
@@ -295,6 +302,10 @@ def _place(text: str, most: int) -> int:
 def _distance(value: Any) -> float:
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    try:
+        distance = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        distance = math.nan
+    if math.isnan(distance):
         raise InputError("an answer holds a distance that is no number")
-    return float(value)
+    return distance

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bild.data import claim
+from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
 from bild.errors import writing
 from bild.evaluation.memory import PeakMemory
@@ -69,5 +70,5 @@ class Folder:
         """
         file = self.path / name
         with writing(file):
-            file.write_text(text, encoding="utf-8")
+            write_whole(file, text)
         return file

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bild.data.files import whole_lines
+from bild.data.files import whole_lines, write_whole
 from bild.data.json_text import from_json, to_json
 from bild.errors import writing
 
@@ -105,8 +104,5 @@ class Journal:
 
 
 def _rewrite(file: Path, records: Iterable[Record]) -> None:
-    """Replace the file in one step, so that a kill leaves the old one or the new one."""
-    new = file.with_suffix(".new")
-    with writing(new):
-        new.write_text("".join(to_json(asdict(record)) + "\n" for record in records), encoding="utf-8")
-        os.replace(new, file)
+    with writing(file):
+        write_whole(file, "".join(to_json(asdict(record)) + "\n" for record in records))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bild.data.settings import DEFAULT_MAX_NEW_TOKENS
+from bild.data.settings import DEFAULT_MAX_NEW_TOKENS, checkpoint_digest
 from bild.decoding import PRESETS
 from bild.errors import InputError, LoadError, check_count
 from bild.evaluation import calm
@@ -74,6 +74,8 @@ class Setup:
             # Most runs name none of these, and runs of before should go on.
             if own[key] is None:
                 del own[key]
+        if self.reward is not None and (digest := checkpoint_digest(self.reward)) is not None:
+            own["reward_sha256"] = digest
         return {**own, **pair.describe(), "policy": pair.policy.to_dict()}
 
 

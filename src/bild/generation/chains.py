@@ -63,9 +63,9 @@ def processors_of(
     if asked.sequence_bias:
         chain.append(SequenceBiasLogitsProcessor(biases_of(asked.sequence_bias)))
     if asked.encoder_repetition_penalty not in (None, 1.0) and source is not None:
-        chain.append(EncoderRepetitionPenaltyLogitsProcessor(asked.encoder_repetition_penalty, ids()))
+        chain.append(EncoderRepetitionPenaltyLogitsProcessor(float(asked.encoder_repetition_penalty), ids()))
     if asked.repetition_penalty not in (None, 1.0):
-        chain.append(RepetitionPenaltyLogitsProcessor(asked.repetition_penalty))
+        chain.append(RepetitionPenaltyLogitsProcessor(float(asked.repetition_penalty)))
     if asked.no_repeat_ngram_size:
         chain.append(NoRepeatNGramLogitsProcessor(asked.no_repeat_ngram_size))
     if asked.encoder_no_repeat_ngram_size and source is not None:
@@ -102,7 +102,7 @@ def warpers_of(asked: GenerationOptions) -> list[Any]:
     # As in transformers, a beam search has a token that does not end the text.
     least = max(2, 1 + len(as_ids(asked.eos_token_id))) if asked.searches else 1
     if asked.temperature not in (None, 1.0):
-        chain.append(TemperatureLogitsWarper(asked.temperature))
+        chain.append(TemperatureLogitsWarper(float(asked.temperature)))
     if asked.top_h is not None:
         chain.append(TopHLogitsWarper(asked.top_h))
     if asked.top_k:
@@ -129,7 +129,7 @@ def biases_of(given: Sequence[Any] | Mapping[tuple[int, ...], float] | None) -> 
     try:
         pairs = given.items() if isinstance(given, Mapping) else ([] if given is None else given)
         return [[list(tokens), float(bias)] for tokens, bias in pairs]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"sequence_bias is {given!r}; allowed are pairs as in [[[5, 6], -2.0]]") from None
 
 

@@ -98,6 +98,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget all turns."""
         self.turns, self.dropped = [], 0
+        self.result = self.stats = None
         self._memory.forget()
 
     @property

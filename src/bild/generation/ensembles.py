@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
+from bild.data.settings import ENSEMBLE
 from bild.errors import InputError
 from bild.models import EnsembleModel, Model, OtherSource, run_pair
 
-PREFIX = "ensemble:"
 DEFAULT_WEIGHT = 0.5
 PARTS = ("base", "plus", "minus", "weight", "guidance")
 FORM = (
@@ -45,10 +45,10 @@ def parse_ensemble(text: str) -> Ensemble:
     Raises:
         InputError: no base, nothing that steers, another part, or a weight that is no number.
     """
-    if not text.startswith(PREFIX):
+    if not text.startswith(ENSEMBLE):
         return Ensemble(text)
     parts: dict[str, str] = {}
-    for part in text.removeprefix(PREFIX).split(","):
+    for part in text.removeprefix(ENSEMBLE).split(","):
         key, equals, value = part.strip().partition("=")
         if key not in PARTS or not equals or not value or key in parts:
             raise InputError(f"large is {text!r}, where {part!r} is not one of its parts; write {FORM}")

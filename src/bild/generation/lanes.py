@@ -38,7 +38,7 @@ class _Wish(NamedTuple):
 class _End(NamedTuple):
     """A lane has ended, by an error or because nothing is left."""
 
-    error: Exception | None
+    error: BaseException | None
 
 
 def side_by_side(lane: Lane, take: Take, count: int) -> Generator[list[Commit]]:
@@ -62,14 +62,14 @@ def side_by_side(lane: Lane, take: Take, count: int) -> Generator[list[Commit]]:
             box.put(_Wish(room, replies))
             return replies.get()
 
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             with torch.inference_mode():
                 for commits in lane(ask):
                     box.put(commits)
                     if stop.is_set():
                         break
-        except Exception as raised:
+        except BaseException as raised:  # whatever it is, the caller waits for a word
             error = raised
         box.put(_End(error))
 
@@ -82,7 +82,12 @@ def side_by_side(lane: Lane, take: Take, count: int) -> Generator[list[Commit]]:
         while running:
             found = box.get()
             if isinstance(found, _Wish):
-                found.reply.put(take(found.room))
+                taken: Taken = 0, []
+                try:
+                    taken = take(found.room)
+                finally:
+                    # Also where it raises: the lane waits.
+                    found.reply.put(taken)
             elif isinstance(found, _End):
                 running -= 1
                 if found.error is not None:

@@ -306,6 +306,15 @@ def _whole(least: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
+def _is_float(value: Any) -> bool:
+    """Whether it is no whole number beyond all floats."""
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
 RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("max_new_tokens", "1 or more, a whole number", _whole(1)),
     ("max_length", "1 or more, a whole number", _whole(1)),
@@ -314,7 +323,7 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     (
         "temperature",
         f"more than 0, and {LEAST_TEMPERATURE:g} or more (for the likeliest token leave it and do_sample out)",
-        lambda v: v >= LEAST_TEMPERATURE,
+        lambda v: v >= LEAST_TEMPERATURE and _is_float(v),
     ),
     ("top_k", "0 (all) or more, a whole number", _whole(0)),
     ("top_p", "more than 0, at most 1", lambda v: 0 < v <= 1),
@@ -323,8 +332,8 @@ RANGES: list[tuple[str, str, Callable[[Any], bool]]] = [
     ("typical_p", "more than 0, at most 1", lambda v: 0 < v <= 1),
     ("epsilon_cutoff", "0 (off) or more, below 1", lambda v: 0 <= v < 1),
     ("eta_cutoff", "0 (off) or more, below 1", lambda v: 0 <= v < 1),
-    ("repetition_penalty", "more than 0", lambda v: v > 0),
-    ("encoder_repetition_penalty", "more than 0", lambda v: v > 0),
+    ("repetition_penalty", "more than 0", lambda v: v > 0 and _is_float(v)),
+    ("encoder_repetition_penalty", "more than 0", lambda v: v > 0 and _is_float(v)),
     ("no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
     ("encoder_no_repeat_ngram_size", "0 (off) or more, a whole number", _whole(0)),
     ("decoder_start_token_id", "one token id", _whole(0)),

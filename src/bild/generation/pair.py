@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
 from bild.data.settings import describe_pair
 from bild.decoding import Maker, Policy, Recipe
@@ -121,7 +122,7 @@ class Pair:
             }
             if self.middle is not None:
                 values["middle"] = {"model": _seen_from(file.parent, self.middle), "window": self.middle_window}
-            file.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
+            write_whole(file, to_json(values, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {file} ({error.strerror})") from None
         return file

@@ -18,6 +18,7 @@ from bild.edge.wire import KINDS, PROBE, PROTOCOL, Opening, compact, digest
 from bild.errors import InputError, TooLongError, VocabularyError
 from bild.generation.options import GenerationOptions
 from bild.models import Model
+from bild.models.parts import encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,6 +107,10 @@ class Texts:
         ):
             if most is not None and count > most:
                 raise TooLongError(f"the text can have {count} {what}; the verifier's model places at most {most}")
+        if opening.source:
+            known = encoder_of(model.network).get_input_embeddings().num_embeddings
+            if max(opening.source) >= known:
+                raise InputError(f"source holds token id {max(opening.source)}; allowed is 0 to {known - 1}")
         with _of_options():
             asked = GenerationOptions(**opening.options)
             asked.check_ids(model.vocab_size)
@@ -145,7 +150,7 @@ def _of_options() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
         raise InputError(f"options hold something that is none ({type(error).__name__})") from None
 
 

@@ -128,7 +128,15 @@ class Inputs:
             **{name: describe_checkpoint(given) if given else None for name, given in extra.items()},
             "data": data, "metric": self.searched, "prefix": self.prefix, "seeds": list(self.seeds),
             "max_new_tokens": self.setup.max_new_tokens, "dtype": self.setup.dtype, "device": self.setup.device,
+            **self.languages,
         }  # fmt: skip
+
+    @property
+    def languages(self) -> dict[str, str]:
+        """Of texts and outputs, where a multilingual checkpoint is told; most runs name none, and those of before
+        should go on."""
+        given = {"src_lang": self.setup.src_lang, "tgt_lang": self.setup.tgt_lang}
+        return {name: language for name, language in given.items() if language is not None}
 
 
 def digests(sets: Sets) -> dict[str, dict[str, Any]]:

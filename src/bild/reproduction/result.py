@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
 from bild.errors import writing
 from bild.machine import describe_machine
@@ -64,8 +65,8 @@ def write(result: Result, item: str, out: Path, about: Mapping[str, Any]) -> lis
             files.append(out / f"{item}.png")
             _draw(result.draw, files[-1])
             text += f"\n\n![{result.title}]({item}.png)"
-        files[0].write_text(text + "\n", encoding="utf-8")
-        files[1].write_text(to_json(values, indent=1) + "\n", encoding="utf-8")
+        write_whole(files[0], text + "\n")
+        write_whole(files[1], to_json(values, indent=1) + "\n")
     return files
 
 

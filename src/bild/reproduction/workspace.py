@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bild.data.files import write_whole
 from bild.decoding import Policy
 from bild.errors import InputError, writing
 from bild.evaluation.method import Method
@@ -197,10 +198,10 @@ class Workspace:
         """Where the files of a stage are that depends on these things."""
         setup = self.inputs.setup
         common = {"prefix": self.inputs.prefix, "max_new_tokens": setup.max_new_tokens, "dtype": setup.dtype,
-                  "device": setup.device, "versions": versions()}  # fmt: skip
+                  "device": setup.device, "versions": versions(), **self.inputs.languages}  # fmt: skip
         text = json.dumps({**depends, **common}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
         folder = self.out / WORK / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "depends.json").write_text(text, encoding="utf-8")
+            write_whole(folder / "depends.json", text)
         return folder

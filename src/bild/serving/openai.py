@@ -219,13 +219,15 @@ def _options(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
     options |= _draws(given)
     if given.get("logprobs") is not None:
         options["logprobs"] = given["logprobs"]
+    stops = set(given.get("stop_token_ids", ()))
     if given.get("ignore_eos"):
-        # No token of the vocabulary, so the end is an ordinary one, and may come as early as it likes.
-        options["eos_token_id"] = -1
-        options.pop("min_new_tokens", None)
-    elif "stop_token_ids" in given:
+        # Or no token of the vocabulary, so the end is an ordinary one, and may come as early as it likes.
+        options["eos_token_id"] = sorted(stops) or -1
+        if not stops:
+            options.pop("min_new_tokens", None)
+    elif stops:
         own = service.decoder.asked({})[1].eos_token_ids
-        options["eos_token_id"] = sorted({*own, *given["stop_token_ids"]})
+        options["eos_token_id"] = sorted({*own, *stops})
     if "bad_words" in given and service.tokenizer is not None:
         forms = [form for word in given["bad_words"] for form in (word, f" {word}")]
         words = [list(service.tokenizer(form, add_special_tokens=False).input_ids) for form in forms]

@@ -44,6 +44,15 @@ def _alternatives(name: str, value: Any) -> int:
     return int(fields.whole(0, MOST_BEAMS - 1)(name, given))
 
 
+WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+
+@fields.says({"anyOf": [{"type": "boolean"}, {"type": "string", "enum": list(WORDS)}]})
+def _flag(name: str, value: Any) -> bool:
+    # A form has no booleans either.
+    return bool(boolean(name, WORDS.get(value, value) if isinstance(value, str) else value))
+
+
 FIELDS: dict[str, Check] = {
     "q": _texts,
     "source": text,
@@ -51,7 +60,7 @@ FIELDS: dict[str, Check] = {
     "format": text,
     "alternatives": _alternatives,
     "policy": text,
-    "lossless": boolean,
+    "lossless": _flag,
     "api_key": anything,
     "secret": anything,
 }

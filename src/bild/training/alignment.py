@@ -30,7 +30,7 @@ from bild.models import (
     round_weights,
 )
 from bild.training.checkpoint import State
-from bild.training.corpus import Coder, Corpus, TrainingText, pairs_of
+from bild.training.corpus import WITHOUT_END, Coder, Corpus, TrainingText, pairs_of
 from bild.training.job import fit
 from bild.training.labels import Labels
 from bild.training.progress import duration, say
@@ -219,6 +219,6 @@ def learnable(labels: Labels, places: dict[str, str], coder: Coder, corpus: Corp
     for source, place in places.items():
         label = labels.by_source[source]
         if label.finish_reason == "length" and coder.config.is_encoder_decoder:
-            corpus.leave_out(place, "label without an end")
+            corpus.leave_out(place, WITHOUT_END)
         else:
             yield TrainingText(place, source, label.token_ids)

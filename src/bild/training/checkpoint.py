@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.data import claim
+from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
 from bild.errors import InputError, one_line
 from bild.models import write_short_list
@@ -245,7 +246,7 @@ def _split(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[st
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
+    write_whole(file, to_json(values, indent=2) + "\n")
 
 
 def _is_before(line: bytes, step: int, scored: Collection[int]) -> bool:

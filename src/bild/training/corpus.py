@@ -27,6 +27,8 @@ AT_ONCE = 1000
 LONGEST_NAMED = 10_000_000
 """Longest text a tokenizer may name and mean it; those without a limit name 1e30."""
 UNBOUNDED = 1 << 60
+WITHOUT_END = "label without an end"
+"""Why a text that the large model has not ended is left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from bild.models.compiled.compiling import has_compiler
 from bild.models.short_list import digest_of
 from bild.training.batches import UNBOUNDED, Batches, Collator
 from bild.training.checkpoint import Resumed, RunFolder, State
-from bild.training.corpus import Coder, Corpus, pairs_of
+from bild.training.corpus import WITHOUT_END, Coder, Corpus, pairs_of
 from bild.training.dev import DevScore
 from bild.training.loop import Horizon, Plan, run
 from bild.training.losses import Objective
@@ -128,10 +128,10 @@ def fit(
     corpus = corpus_of(settings.coder(tokenizer, config))
     say(f"data: {corpus.describe()}")
     if not len(corpus):
-        raise InputError(
-            f"there is nothing to train on: {corpus.describe()}; allowed are rows with a text in --source-column and "
-            "in --target-column"
-        )
+        way = "allowed are rows with a text in --source-column and in --target-column"
+        if WITHOUT_END in corpus.left_out:
+            way = "raise --max-target-tokens, or take a large model that ends its texts"
+        raise InputError(f"there is nothing to train on: {corpus.describe()}; {way}")
     resumed = Resumed.newest(folder)
     if resumed is None:
         network = start.load_network(config, tokenizer, recipe, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def interleaved(weight, heads: int):
     return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
-def write(file: Path, seed: int = 0, architecture: str = "llama", quantised: bool = False, **more: int) -> Path:
+def write(file: Path, seed: int = 0, architecture: str = "llama", quantised: bool = False, **more: Any) -> Path:
     """A tiny Llama as llama.cpp would write it."""
     saved, writer = network(seed), package.GGUFWriter(str(file), architecture)
     config = saved.config
@@ -77,7 +78,8 @@ def write(file: Path, seed: int = 0, architecture: str = "llama", quantised: boo
     writer.add_eot_token_id(2)
     writer.add_chat_template(TEMPLATE)
     for key, value in more.items():
-        writer.add_uint16(key.replace("__", "."), value)
+        kinds = {int: writer.add_int32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        kinds[type(value)](key.replace("__", "."), value)
     for key, weight in saved.state_dict().items():
         array, heads = weight.numpy(), {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         for part, count in heads.items():
@@ -182,6 +184,24 @@ def test_a_cut_file(file, share, cache):
     file.write_bytes(whole[: int(share * len(whole))])
     refused(file, r"tiny\.gguf (is damaged or cut short|cannot be read as a GGUF file)")
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("value", [0, -3, 1.5, "x", [32, 32]])
+def test_an_alignment_that_is_none(tmp_path, value):
+    refused(write(tmp_path / "tiny.gguf", general__alignment=value), r"is damaged: its general\.alignment is")
+
+
+def test_a_copy_that_lost_a_part_is_made_anew(file, cache):
+    before = load(file)
+    for copy in cache.rglob("model.safetensors"):
+        content = copy.read_bytes()
+        # Of its own: the network that was loaded looks into the file.
+        copy.unlink()
+        copy.write_bytes(content[:-10])
+    equal(before, load(file))
+    for copy in cache.rglob("config.json"):
+        copy.unlink()
+    equal(before, load(file))
 
 
 def test_something_else(file):

@@ -11,9 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from bild.data.settings import ADAPTER
 from bild.errors import LoadError, one_line
 from bild.models.loading.pickled import PICKLED, PICKLED_INDEX, SAFE, SAFE_INDEX
-from bild.models.loading.place import ADAPTER, CONFIG, Place
+from bild.models.loading.place import CONFIG, Place
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 UNMERGED = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"}

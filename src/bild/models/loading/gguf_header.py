@@ -26,13 +26,14 @@ ALIGNMENT = 32
 class Header:
     """What a file says of itself, arrays left out."""
 
+    name: str
     metadata: dict[str, Any]
     num_weights: int
 
     @property
     def parts(self) -> int:
         """Files the model was split into; 1 for a whole one."""
-        return int(self.metadata.get("split.count", 1))
+        return _whole("split.count", self.metadata.get("split.count", 1), self.name)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -68,11 +69,13 @@ class _Reader:
             raise LoadError(f"{self.name} is GGUF version {version}; allowed are {' and '.join(map(str, VERSIONS))}")
         metadata = dict(self.pair() for _ in range(num_values))
         tensors = [self.tensor() for _ in range(num_tensors)]
-        alignment = int(metadata.get("general.alignment", ALIGNMENT))
+        alignment = _whole("general.alignment", metadata.get("general.alignment", ALIGNMENT), self.name)
+        if alignment < 1:
+            raise LoadError(f"{self.name} is damaged: its general.alignment is {alignment}; allowed is 1 or more")
         start = -(-self.at // alignment) * alignment
         if any(start + end > len(self.content) for _, end in tensors):
             raise _cut(self.name)
-        return Header(metadata, sum(count for count, _ in tensors))
+        return Header(self.name, metadata, sum(count for count, _ in tensors))
 
     def take(self, form: str) -> tuple[Any, ...]:
         values = struct.unpack_from(f"<{form}", self.content, self.at)
@@ -130,6 +133,12 @@ def _bytes(count: int, kind: int) -> int:
     except (ValueError, KeyError):
         return 0
     return count // weights * size
+
+
+def _whole(key: str, value: object, name: str) -> int:
+    if not isinstance(value, int):
+        raise LoadError(f"{name} is damaged: its {key} is no whole number")
+    return value
 
 
 def _cut(name: str) -> LoadError:

@@ -10,10 +10,11 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from bild.data.settings import ADAPTER
 from bild.errors import LoadError, one_line
 
 GGUF = ".gguf"
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
+CONFIG = "config.json"
 HUB_NAME = re.compile(
     r"(?P<repository>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^:@\s]+))?(:(?P<inside>[^:\s][^:]*))?", re.ASCII
 )

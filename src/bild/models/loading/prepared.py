@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -14,9 +15,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from bild.cache import cache_folder
+from bild.data.json_text import from_json
 from bild.errors import LoadError
 
 UNFINISHED = "unfinished-"
+SIZES = "sizes.json"
+"""In a folder, beside what was made: how long each file is."""
 STALE_S = 24 * 3600.0
 """Age in seconds at which an unfinished conversion belongs to a process that was killed."""
 GB = 1e9
@@ -45,9 +49,12 @@ def prepared(
     origin = _digest([what, *map(str, files)])
     state = _digest([version, *(f"{file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
     folder = cache_folder() / "checkpoints" / f"{what}-{origin}-{state}"
-    if folder.is_dir():
+    if _is_whole(folder):
         return folder
     try:
+        # What somebody has removed a part of, or the system did not get to write.
+        if folder.exists():
+            shutil.rmtree(folder)
         _make(folder, make, size)
     except (OSError, SafetensorError) as error:
         raise LoadError(f"{name}: converting it failed in {folder.parent} ({_reason(error, size)})") from error
@@ -69,11 +76,22 @@ def _make(folder: Path, make: Callable[[Path], None], size: int) -> None:
         inside = Path(made) / folder.name
         inside.mkdir()
         make(inside)
+        sizes = {file.name: file.stat().st_size for file in inside.iterdir()}
+        (inside / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
         try:
             os.replace(inside, folder)
         except OSError:
             if not folder.is_dir():  # another process was first
                 raise
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files are there, as long as they were when they were written."""
+    try:
+        sizes = from_json((folder / SIZES).read_bytes())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _reason(error: OSError | SafetensorError, size: int) -> str:

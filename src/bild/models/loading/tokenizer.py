@@ -9,10 +9,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from bild.data.settings import ADAPTER
 from bild.errors import LoadError
 from bild.models.loading import gguf
 from bild.models.loading.checkpoint import open_source, read
-from bild.models.loading.place import ADAPTER, Place, find
+from bild.models.loading.place import Place, find
 
 FILES = ("tokenizer.json", "*.model", "*.spm", "vocab*", "tekken.json")
 PACKAGES = (

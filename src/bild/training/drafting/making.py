@@ -19,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from bild.data import Data, claim
+from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
 from bild.data.settings import checkpoint_digest
 from bild.errors import InputError
@@ -123,9 +124,7 @@ def _finish(folder: Path, held_out: dict[str, Any] | None) -> None:
         facts = from_json(file.read_bytes()) | {"beginning": from_json((start / FACTS).read_bytes())}
         if held_out is not None:
             facts["held_out"] = held_out
-        partial = file.with_suffix(".new")
-        partial.write_text(to_json(facts, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, file)
+        write_whole(file, to_json(facts, indent=2) + "\n")
         shutil.rmtree(start)
 
 
