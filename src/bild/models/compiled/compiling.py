@@ -15,19 +15,22 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from transformers.integrations import sdpa_attention
 
 from bild.cache import one_at_a_time
 from bild.errors import one_line
 from bild.models import kernels
-from bild.models.compiled import graph_files, runner
+from bild.models.compiled import graph_files, layers, runner
 from bild.models.compiled.activations import replace_tanh
 from bild.models.compiled.graph_files import file_of
 from bild.models.instructions import has_instructions
@@ -49,6 +52,7 @@ SOURCES = (
         "compiled/cache.py",
         "compiled/graphs.py",
         "compiled/compiling.py",
+        "compiled/layers.py",
         "early_exit/graphs.py",
         "early_exit/split.py",
     ),
@@ -70,7 +74,7 @@ compilations = 0
 
 def announce(name: str) -> None:
     """Log what is compiled; this happens once per pair and machine."""
-    logger.warning("compiling %s (once; about half a minute, minutes for dozens of layers)", name)
+    logger.warning("compiling %s (once; about half a minute, one or two for dozens of layers)", name)
 
 
 def fingerprint(network: Any) -> str:
@@ -196,6 +200,32 @@ def _compile(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(torch.no_grad())
+        program = exported(module, inputs, dynamic_shapes)
+        parts = None
+        if kernels.has_all_products(program.graph):
+            options = OURS
+            parts = layers.cut(program, module) if runner.is_loaded() else None
+        elif any(tensor.dtype == torch.float64 for tensor in module.parameters()):
+            options = LIBRARY
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
+        # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
+        unfinished = Path(folder) / "graph.pt2"
+        try:
+            _package(program, parts, unfinished, options)
+        except torch._inductor.exc.InductorError:
+            _package(program, None, unfinished, LIBRARY)
+        os.replace(unfinished, file)
+
+
+def exported(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any) -> ExportedProgram:
+    """A module as one graph, in which our kernels have taken their places.
+
+    Args:
+        module: as for :func:`compiled`.
+        inputs: likewise.
+        dynamic_shapes: likewise.
+    """
+    with _unrepeated() if getattr(module, "has_places", False) else nullcontext():
         program = torch.export.export(
             module,
             tuple(inputs),
@@ -203,28 +233,29 @@ def _compile(
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-        _drop_unread(program.graph)
-        replace_tanh(program.graph)
-        kernels.replace_linears(program.graph)
-        kernels.join_products(program.graph)
-        kernels.replace_attention(program.graph)
-        if kernels.has_all_products(program.graph):
-            options = OURS
-        elif any(tensor.dtype == torch.float64 for tensor in module.parameters()):
-            options = LIBRARY
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
-        # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
-        unfinished = str(Path(folder) / "graph.pt2")
-        try:
-            _package(program, unfinished, options)
-        except torch._inductor.exc.InductorError:
-            _package(program, unfinished, LIBRARY)
-        os.replace(unfinished, file)
+    _drop_unread(program.graph)
+    replace_tanh(program.graph)
+    kernels.replace_linears(program.graph)
+    kernels.join_products(program.graph)
+    kernels.replace_attention(program.graph)
+    _drop_unread(program.graph)
+    return program
 
 
-def _package(program: torch.export.ExportedProgram, file: str, options: dict[str, Any]) -> None:
-    calls = {"aot_inductor.custom_ops_to_c_shims": kernels.graph_calls()}
-    torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs={**options, **calls})
+@contextmanager
+def _unrepeated() -> Iterator[None]:
+    """Keys and values reach attention as they are stored, where transformers would repeat them for every head of
+    queries: our kernel reads them so, and tracing what it drops takes a tenth of the time."""
+    with patch.object(sdpa_attention, "use_gqa_in_sdpa", lambda *_, **__: True):
+        yield
+
+
+def _package(program: ExportedProgram, parts: layers.Cut | None, file: Path, options: dict[str, Any]) -> None:
+    options = {**options, "aot_inductor.custom_ops_to_c_shims": kernels.graph_calls()}
+    if parts is None:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+    else:
+        parts.write(file, options)
 
 
 def _drop_unread(graph: torch.fx.Graph) -> None:

@@ -25,6 +25,37 @@ int64_t last_graph = 0;
 
 }  // namespace
 
+Graph::Graph(const std::string& file, size_t threads, at::ArrayRef<int64_t> calls, std::vector<at::Tensor> weights,
+             size_t places)
+    : weights_(std::move(weights)), places_(places) {
+  size_t parts = 0;
+  for (const int64_t* number = calls.begin(); number != calls.end();) {
+    const int64_t *inputs = number + 3, *outputs = inputs + number[1], *end = outputs + number[2];
+    calls_.push_back({static_cast<size_t>(number[0]), {inputs, outputs}, {outputs, end}});
+    parts = std::max(parts, calls_.back().part + 1);
+    number = end;
+  }
+  const auto open = [&](const std::string& name) {
+    parts_.push_back(std::make_unique<torch::inductor::AOTIModelPackageLoader>(file, name, false, threads, -1));
+  };
+  if (calls_.empty()) open("model");
+  for (size_t part = 0; part < parts; ++part) open("part" + std::to_string(part));
+}
+
+std::vector<at::Tensor> Graph::run(const std::vector<at::Tensor>& inputs) {
+  if (calls_.empty()) return parts_[0]->run(inputs);
+  std::vector<at::Tensor> places = inputs, arguments, results;
+  places.insert(places.end(), weights_.begin(), weights_.end());
+  places.resize(places_);
+  for (const Call& call : calls_) {
+    arguments.clear();
+    for (int64_t place : call.inputs) arguments.push_back(places[static_cast<size_t>(place)]);
+    results = parts_[call.part]->boxed_run(std::move(arguments));
+    for (size_t at = 0; at < results.size(); ++at) places[static_cast<size_t>(call.outputs[at])] = results[at];
+  }
+  return results;
+}
+
 std::shared_ptr<Graph> graph_of(int64_t number) {
   std::lock_guard<std::mutex> held(lock);
   const auto found = graphs.find(number);
@@ -81,9 +112,10 @@ void roll(Caller& call, std::vector<Writer*> writing, const std::vector<int64_t>
 
 namespace {
 
-// Reads a package; so many threads may run it at a time, and the weights are there once.
-int64_t open_graph(const std::string& file, int64_t threads) {
-  auto graph = std::make_shared<Graph>(file, "model", false, static_cast<size_t>(threads), -1);
+int64_t open_graph(
+    const std::string& file, int64_t threads, at::IntArrayRef calls, at::TensorList weights, int64_t places) {
+  auto graph = std::make_shared<Graph>(
+      file, static_cast<size_t>(threads), calls, weights.vec(), static_cast<size_t>(places));
   std::lock_guard<std::mutex> held(lock);
   graphs.emplace(++last_graph, std::move(graph));
   return last_graph;
@@ -189,7 +221,7 @@ int64_t fingerprint(int64_t number) {
 }
 
 TORCH_LIBRARY_FRAGMENT(bild, library) {
-  library.def("open_graph(str file, int threads) -> int", open_graph);
+  library.def("open_graph(str file, int threads, int[] calls, Tensor[] weights, int places) -> int", open_graph);
   library.def("close_graph(int graph) -> ()", close_graph);
   library.def("run_graph(int graph, Tensor[] inputs) -> Tensor[]", run_graph);
   library.def(

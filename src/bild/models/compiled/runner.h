@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -12,7 +13,28 @@
 
 namespace bild {
 
-using Graph = torch::inductor::AOTIModelPackageLoader;
+// A compiled graph, whole or in parts that are called one behind the other (layers.py).
+class Graph {
+ public:
+  // threads: that may run it at a time; weights are there once.
+  // calls: of each its part, how many arguments and results it has, and their places; none where the graph is whole.
+  // weights: in the places behind the arguments of the graph.
+  // places: how many there are.
+  Graph(const std::string& file, size_t threads, at::ArrayRef<int64_t> calls, std::vector<at::Tensor> weights,
+        size_t places);
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
+
+ private:
+  struct Call {
+    size_t part;
+    std::vector<int64_t> inputs, outputs;
+  };
+
+  std::vector<std::unique_ptr<torch::inductor::AOTIModelPackageLoader>> parts_;
+  std::vector<Call> calls_;
+  std::vector<at::Tensor> weights_;
+  size_t places_;
+};
 
 std::shared_ptr<Graph> graph_of(int64_t number);
 

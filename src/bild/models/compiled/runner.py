@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bild.decoding.rows import Halt
+from bild.models.compiled import layers
 from bild.models.native import Library
 
 MOST_THREADS = 8
@@ -68,7 +69,9 @@ class Graph:
     """
 
     def __init__(self, file: Path) -> None:
-        self._number: int = torch.ops.bild.open_graph.default(str(file), min(MOST_THREADS, os.cpu_count() or 1))
+        calls, weights, places = layers.read(file)
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        self._number: int = torch.ops.bild.open_graph.default(str(file), threads, calls, weights, places)
         # Looked up once: a small model's pass is not much longer than the looking.
         self._run, self._roll, self._play, self._close = (
             getattr(torch.ops.bild, name).default for name in ("run_graph", "roll_graph", "play_rounds", "close_graph")

@@ -1,0 +1,121 @@
+"""Graphs of deep networks, cut where their layers repeat."""
+
+from __future__ import annotations
+
+import zipfile
+from random import Random
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from bild.models import CompiledModel
+from bild.models.compiled import compiling, layers
+from bild.models.compiled.graphs import Read
+from bild.models.compiled.layers import Cut
+from bild.models.compiled.model import graph_name
+from bild.models.int8 import to_int8
+from tests.networks import build, random_tokens
+
+DEEP = 4
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(layers, "LEAST", DEEP)
+
+
+def programs(network, monkeypatch):
+    """What would be compiled of a network: module, inputs and exported program of each graph."""
+    found = []
+
+    def keep(module, inputs, dynamic_shapes, **_):
+        with torch.no_grad():
+            found.append((module, inputs, compiling.exported(module, inputs, dynamic_shapes)))
+        return lambda given: called(module, inputs, given)
+
+    monkeypatch.setattr(compiling, "compiled", keep)
+    model = CompiledModel(network)
+    assert model.is_compiled
+    return found
+
+
+def called(module, inputs, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    """A module's results from its tensors in one list, as a graph takes them."""
+    leaves, form = pytree.tree_flatten(tuple(inputs))
+    rest = iter(given)
+    arguments = pytree.tree_unflatten([next(rest) if isinstance(each, torch.Tensor) else None for each in leaves], form)
+    with torch.no_grad():
+        return [each for each in pytree.tree_leaves(module(*arguments)) if each is not None]
+
+
+def run(cut: Cut, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """By the parts as they are, uncompiled."""
+    places = dict(enumerate([*inputs, *cut.weights]))
+    for call in cut.calls:
+        results = cut.parts[call.part](*(places[at] for at in call.inputs))
+        places.update(zip(call.outputs, results, strict=True))
+    return list(results)
+
+
+NETWORKS = {
+    "llama": {},
+    "gpt2": {},
+    "t5": {},
+    "bart": {},
+    "windows": {"sliding_window": 2, "use_sliding_window": True, "max_window_layers": 2},
+    "int8": {"vocab_size": 64},
+}
+
+
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_parts_together_are_the_whole(name, together, monkeypatch):
+    monkeypatch.setattr(layers, "TOGETHER", (together, 1))
+    kind = {"windows": "qwen2", "int8": "llama"}.get(name, name)
+    deep = DEEP + (kind == "t5")
+    network = build(kind, layers=deep, width=32, dtype=torch.float32, **NETWORKS[name])
+    if name == "int8":
+        to_int8(network)
+    for module, inputs, program in programs(network, monkeypatch):
+        cut = layers.cut(program, module)
+        # A decoder of T5 has one layer more than its encoder.
+        count = deep + (kind == "t5" and isinstance(module, Read))
+        assert len(cut.calls) == 2 + (count // together if count % together == 0 else count) and len(cut.parts) == 3
+        flat = [each for each in pytree.tree_leaves(inputs) if isinstance(each, torch.Tensor)]
+        one, other = [each.clone() for each in flat], [each.clone() for each in flat]
+        expected = called(module, inputs, one)
+        with torch.no_grad():
+            found = run(cut, other)
+        for mine, theirs in zip([*found, *other], [*expected, *one], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_whose_layers_differ_or_are_few_is_not_cut(monkeypatch):
+    network = build("llama", layers=DEEP, width=32, dtype=torch.float32)
+    ((module, _, program),) = programs(network, monkeypatch)
+    monkeypatch.setattr(layers, "LEAST", DEEP + 1)
+    assert layers.cut(program, module) is None
+    monkeypatch.setattr(layers, "LEAST", DEEP)
+    for at, layer in enumerate(network.model.layers):
+        layer.mlp = torch.nn.Sequential(*[layer.mlp] * (at + 1))
+    ((module, _, program),) = programs(network, monkeypatch)
+    assert layers.cut(program, module) is None
+
+
+@pytest.mark.compiles
+def test_a_deep_network_compiled_in_parts_scores_as_uncompiled(monkeypatch):
+    # Whichever products are ours here, at a toy's sizes.
+    monkeypatch.setattr(compiling.kernels, "has_all_products", lambda graph: True)
+    network = build("llama", seed=77, layers=DEEP, width=32, dtype=torch.float32)
+    rng, source = Random(0), []
+    tokens = [random_tokens(rng, count) for count in (5, 2, 7)]
+    file = compiling.file_of(f"{graph_name(network)}-read")
+    for _ in range(2):
+        model = CompiledModel(network)
+        assert model.is_compiled
+        scorer, plain = model.scorer([source] * 3), model._uncompiled([source] * 3)
+        for given in (tokens, [[row[0]] for row in tokens], [tokens[2], [], tokens[0]]):
+            torch.testing.assert_close(scorer.extend(given), plain.extend(given), rtol=1e-4, atol=1e-5)
+    with zipfile.ZipFile(file) as package:
+        assert layers.CALLS in package.namelist()
