@@ -19,8 +19,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-from torch._inductor import aot_compile
-from torch._inductor.package.package import package_aoti
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Graph, GraphModule, Node
@@ -65,6 +63,9 @@ class Cut:
             file: the package.
             options: of the compiler.
         """
+        # Only where something is compiled: importing Inductor takes a second.
+        from torch._inductor.package.package import package_aoti
+
         package_aoti(str(file), {f"part{at}": _compiled(part, options) for at, part in enumerate(self.parts)})
         weights = {str(at): weight for at, weight in enumerate(self.weights)}
         with zipfile.ZipFile(file, "a") as package:
@@ -75,7 +76,7 @@ class Cut:
 def _compiled(part: GraphModule, options: dict[str, Any]) -> Any:
     """The files of a part."""
     examples = tuple(node.meta["val"] for node in part.graph.nodes if node.op == "placeholder")
-    return aot_compile(part, examples, options={**options, "aot_inductor.package": True})
+    return torch._inductor.aot_compile(part, examples, options={**options, "aot_inductor.package": True})
 
 
 def read(file: Path) -> tuple[list[int], list[Tensor], int]:
