@@ -30,25 +30,22 @@ def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
             read or written.
     """
     here = json.loads(json.dumps(settings))
-    text = to_json(here, indent=2) + "\n"
-    if not file.exists():
-        if results.exists():
-            raise InputError(f"{results} is of no known run; name another --out, or start anew with --fresh")
-        with writing(file):
-            write_whole(file, text)
-        return
+    is_there, there = file.exists(), None
     try:
-        with reading(file):
-            there = from_json(file.read_bytes())
+        if is_there:
+            with reading(file):
+                there = from_json(file.read_bytes())
     except InputError:
         raise
-    except ValueError:
-        if not results.exists():
-            # Cut off before anything was done.
-            with writing(file):
-                write_whole(file, text)
-            return
-        raise InputError(f"{file} is damaged; name another --out, or start anew with --fresh") from None
+    except ValueError:  # damaged: nothing is lost where nothing was done
+        pass
+    if there is None:
+        if results.exists():
+            why = f"{file} is damaged" if is_there else f"{results} is of no known run"
+            raise InputError(f"{why}; name another --out, or start anew with --fresh")
+        with writing(file):
+            write_whole(file, to_json(here, indent=2) + "\n")
+        return
     different = differences(there, here)
     if different:
         raise InputError(

@@ -204,6 +204,7 @@ def _compile(
         parts = None
         if kernels.has_all_products(program.graph):
             options = OURS
+            # Called by our own hand alone.
             parts = layers.cut(program, module) if runner.is_loaded() else None
         elif any(tensor.dtype == torch.float64 for tensor in module.parameters()):
             options = LIBRARY
@@ -212,8 +213,10 @@ def _compile(
         unfinished = Path(folder) / "graph.pt2"
         try:
             _package(program, parts, unfinished, options)
-        except torch._inductor.exc.InductorError:
-            _package(program, None, unfinished, LIBRARY)
+        except Exception as error:
+            if parts is None and not isinstance(error, torch._inductor.exc.InductorError):
+                raise
+            _package(program, None, unfinished, LIBRARY if parts is None else options)
         os.replace(unfinished, file)
 
 

@@ -8,6 +8,7 @@ tells the layers; two layers are of one kind if they do the same with tensors of
 from __future__ import annotations
 
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,10 @@ from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Graph, GraphModule, Node
+
+from bild.errors import one_line
+
+logger = logging.getLogger("bild")
 
 LEAST = 16
 """Layers below which cutting is not worth the calls."""
@@ -110,6 +115,9 @@ def cut(program: ExportedProgram, module: nn.Module) -> Cut | None:
     try:
         return _Cutter(program, module).cut()
     except _NotInLayers:
+        return None
+    except Exception as error:  # a graph that nobody has thought of can still be compiled whole
+        logger.info("%s is compiled whole (%s)", type(module).__name__, one_line(error))
         return None
 
 
@@ -370,6 +378,8 @@ def _measured(size: Node) -> Node | None:
 def _is_plain(node: Node) -> bool:
     """Whether it multiplies nothing large and writes over nothing that anybody else reads."""
     target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return True
     written = node.args[0] if target._schema.is_mutable else None
     alone = not isinstance(written, Node) or (written.op == "call_function" and len(written.users) == 1)
     return target.namespace != "bild" and alone
