@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--large", required=True, help="GGUF file, or any other checkpoint")
     parser.add_argument("--small", nargs="*", default=[], help="small models, as exit:8; n-grams are always tried")
     parser.add_argument("--prompts", type=int, default=3, help="pieces of text, 1…")
+    parser.add_argument("--skip", type=int, default=0, help="so many of them, done in an earlier run")
     parser.add_argument("--prompt-tokens", type=int, default=300)
     parser.add_argument("--tokens", type=int, default=300, help="new tokens of each, 1…")
     parser.add_argument("--batch-size", type=int, default=1, help="texts written together, by either")
@@ -36,13 +37,13 @@ def main() -> None:
     decoder = pairs["ngram"]
     prompts = pieces(decoder, args.prompt_tokens, args.prompts)
     same = dict.fromkeys(pairs, 0)
-    for first in range(0, len(prompts), args.batch_size):
+    for first in range(args.skip, len(prompts), args.batch_size):
         together = prompts[first : first + args.batch_size]
         wanted = greedy(decoder, together, args.tokens)
         for name, pair in pairs.items():
             same[name] += compare(pair, args.policy, name, first, together, wanted)
     window = getattr(decoder.large.config.get_text_config(), "sliding_window", None)
-    print(json.dumps({"texts": len(prompts), "window": window, "same": same}))
+    print(json.dumps({"texts": len(prompts) - args.skip, "window": window, "same": same}))
 
 
 def load(args: argparse.Namespace, **named: str) -> BigLittleDecoder:
