@@ -11,6 +11,7 @@ from typing import Any
 
 from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
+from bild.data.places import ADAPTER, ENSEMBLE, beside, inside_folder
 from bild.errors import InputError, reading, writing
 
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -103,9 +104,6 @@ def describe_checkpoint(name: str) -> dict[str, str]:
     return {"name": name} if digest is None else {"name": name, "sha256": digest}
 
 
-ENSEMBLE = "ensemble:"
-"""How a model begins that others steer."""
-ADAPTER = "adapter_config.json"
 DECISIVE = (
     *("*.safetensors", "*.bin", "*.gguf"),
     *("config.json", "generation_config.json", ADAPTER, "short_list.json"),
@@ -130,8 +128,7 @@ def _decisive_files(name: str) -> list[Path]:
         return [file for member in members for file in _decisive_files(member)]
     place = Path(name)
     if not place.exists():
-        folder, _, inside = name.rpartition(":")
-        place = Path(folder) / inside if folder and Path(folder).is_dir() else place
+        place = inside_folder(name) or place
     if place.is_file():
         return [place]
     found = {file for kind in DECISIVE for file in place.glob(kind) if file.is_file()}
@@ -142,11 +139,10 @@ def _files_of_base(folder: Path) -> list[Path]:
     """Of the model that an adapter changes."""
     try:
         base = from_json((folder / ADAPTER).read_bytes())["base_model_name_or_path"]
-        beside = folder / base
+        place = beside(base, folder)
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    place = beside if beside.exists() and not Path(base).exists() else Path(base)
-    return [] if place.resolve() == folder.resolve() else _decisive_files(str(place))
+    return [] if Path(place).resolve() == folder.resolve() else _decisive_files(place)
 
 
 def _digest_of(files: Sequence[Path]) -> str:

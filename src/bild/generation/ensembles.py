@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from bild.data.settings import ENSEMBLE
+from bild.data.places import ENSEMBLE
 from bild.errors import InputError
 from bild.models import EnsembleModel, Model, OtherSource, run_pair
 

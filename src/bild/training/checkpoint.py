@@ -154,9 +154,7 @@ class RunFolder:
         with writing(self.path):
             every = file.read_bytes().splitlines(keepends=True)
             lines = [line for line in every if _is_before(line, state.step, scored)]
-            new = file.with_suffix(".new")
-            new.write_bytes(b"".join(lines))
-            os.replace(new, file)
+            write_whole(file, b"".join(lines).decode())
 
     def _clear(self) -> None:
         for name in (RUN, LOG, PROVENANCE, RESULT, SHORT_LIST):

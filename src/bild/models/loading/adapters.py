@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from bild.data.settings import ADAPTER
+from bild.data.places import ADAPTER, beside
 from bild.errors import LoadError, one_line
 from bild.models.loading.pickled import PICKLED, PICKLED_INDEX, SAFE, SAFE_INDEX
 from bild.models.loading.place import CONFIG, Place
@@ -63,7 +63,7 @@ def adapter_of(place: Place) -> Adapter | None:
         raise LoadError(f"{place.name}: the adapter's weights are missing; {WEIGHTS[0]} belongs beside {ADAPTER}")
     if importlib.util.find_spec("peft") is None:
         raise LoadError(f"{place.name} is an adapter, which needs the package peft; run pip install 'bild[adapters]'")
-    return Adapter(place, _beside(base, file.parent), values.get("revision"))
+    return Adapter(place, beside(base, file.parent), values.get("revision"))
 
 
 def merge(adapter: Adapter, base: PreTrainedModel) -> PreTrainedModel:
@@ -97,8 +97,3 @@ def _read(file: Path, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise LoadError(f"{name}: {ADAPTER} holds no settings of an adapter")
     return values
-
-
-def _beside(base: str, folder: Path) -> str:
-    """A path is taken from where the program runs, as PEFT does, or else from the adapter's folder."""
-    return str(folder / base) if not Path(base).exists() and (folder / base).exists() else base

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-from bild.data.settings import ADAPTER
+from bild.data.places import ADAPTER, inside_folder
 from bild.errors import LoadError, one_line
 
 GGUF = ".gguf"
@@ -81,9 +81,8 @@ def find(name: str | os.PathLike[str], *, revision: str | None = None, subfolder
         raise LoadError("the name of a checkpoint is empty; give a folder or a hub name")
     if Path(text).exists():
         return _on_disk(text, Path(text), subfolder)
-    before, colon, inside = text.rpartition(":")
-    if colon and inside and Path(before).is_dir():
-        return _on_disk(text, Path(before) / inside, None)
+    if (inside := inside_folder(text)) is not None:
+        return _on_disk(text, inside, None)
     parts = HUB_NAME.fullmatch(text)
     if parts is None or text.startswith((".", "/", "~")):
         raise LoadError(f"no such folder: {text}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bild.data.settings import ADAPTER
+from bild.data.places import ADAPTER
 from bild.errors import LoadError
 from bild.models.loading import gguf
 from bild.models.loading.checkpoint import open_source, read
