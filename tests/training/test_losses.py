@@ -12,7 +12,15 @@ from bild.errors import InputError, LoadError
 from bild.models.cutting import with_layers
 from bild.training import remembering
 from bild.training.batches import IGNORED
-from bild.training.losses import Objective, cross_entropy, disagreement, divergence, layer_weights
+from bild.training.losses import (
+    LATER,
+    Objective,
+    cross_entropy,
+    disagreement,
+    divergence,
+    layer_weights,
+    several_places,
+)
 from bild.training.recipe import TRAINED
 from tests.networks import ARCHITECTURES, ENCODER_DECODERS, build, build_other
 from tests.training.tiny import recipe
@@ -316,3 +324,22 @@ def test_r_drop_is_the_mean_loss_of_two_passes_and_how_they_disagree():
     # Without dropout the passes are alike.
     alike = Objective(network, recipe(r_drop=4.0, dropout=0.3)).eval()
     assert alike(**batch).item() == pytest.approx(network.eval()(**batch).loss.item(), rel=1e-5)
+
+
+def test_several_places_are_compared_with_what_the_teacher_says_there():
+    generator = torch.Generator().manual_seed(3)
+    taught, logits = torch.randn(2, 5, 6, generator=generator), torch.randn(2, 5, 3, 6, generator=generator)
+    labels = torch.tensor([[2, 2, 2, 2, IGNORED], [2, 2, IGNORED, IGNORED, IGNORED]])
+    lengths, losses = [4, 2], []
+    for place in range(3):
+        found = []
+        for row, length in enumerate(lengths):
+            for at in range(length - place):
+                p, q = taught[row, at + place].log_softmax(-1), logits[row, at, place].log_softmax(-1)
+                found.append((p.exp() * (p - q)).sum())
+        losses.append(LATER**place * torch.stack(found).mean())
+    expected = torch.stack(losses).sum() / (1 + LATER + LATER**2)
+    torch.testing.assert_close(several_places(taught, logits, labels), expected)
+    # Where no text has a third place, the first two count.
+    two = several_places(taught[1:, :2], logits[1:, :2], labels[1:, :2])
+    assert torch.isfinite(two)

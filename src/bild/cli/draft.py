@@ -30,6 +30,13 @@ def draft(
             rich_help_panel=DRAFTER,
         ),
     ] = "tokens",
+    at_once: Annotated[
+        int,
+        typer.Option(
+            help="Tokens that one pass of one that reads states drafts, 1 to 16.",
+            rich_help_panel=DRAFTER,
+        ),
+    ] = 1,
     layers: Annotated[
         str,
         typer.Option(

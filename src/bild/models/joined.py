@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
+from bild.models.parallel import attach_parallel
 
 if TYPE_CHECKING:
     from bild.models.loading.place import Place
 
 MARK = "reads_states"
 """In the configuration of a network that reads states."""
-WEIGHT = "joined.weight"
+WEIGHT, PARALLEL = "joined.weight", "parallel."
 FILE = "model.safetensors"
 ALONE = "the small model reads the large one's states and cannot write alone; take another policy"
 EMBEDDED = 0.1
@@ -62,10 +63,11 @@ def unreported() -> Iterator[None]:
 
 
 def attach_joined(network: PreTrainedModel, place: Place) -> None:
-    """Give a network that was loaded from a place the layer that lies there, which transformers does not know.
+    """Give a network that was loaded from a place what lies there and transformers does not know: the layer that joins,
+    and what drafts several tokens at once where it has that.
 
     Raises:
-        LoadError: it is not there, or of another width.
+        LoadError: the layer is not there, or one of the two is of another width.
     """
     width = network.config.get_text_config(decoder=True).hidden_size
     file = place.file(FILE) if place.is_local else None
@@ -74,11 +76,18 @@ def attach_joined(network: PreTrainedModel, place: Place) -> None:
             raise KeyError(WEIGHT)
         with safe_open(file, framework="pt") as opened:
             weight: Tensor = opened.get_tensor(WEIGHT)
+            names = [name for name in opened.keys() if name.startswith(PARALLEL)]
+            parallel = {name.removeprefix(PARALLEL): opened.get_tensor(name) for name in names}
     except Exception as error:
         raise LoadError(f"{place.name} reads states, but its {WEIGHT} cannot be read; make it anew") from error
     if weight.shape != (width, 2 * width):
         raise LoadError(f"{place.name}: {WEIGHT} is {tuple(weight.shape)}; {(width, 2 * width)} is needed")
     _set(network, weight.to(network.dtype))
+    if parallel:
+        try:
+            attach_parallel(network, parallel)
+        except ValueError as error:
+            raise LoadError(f"{place.name} drafts several tokens at once, but {error}; make it anew") from None
 
 
 def joined_layer(network: PreTrainedModel) -> nn.Linear:

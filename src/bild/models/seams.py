@@ -52,6 +52,10 @@ class Pass:
     """Whether :attr:`states` are asked for."""
     states: Tensor | None = None
     """Hidden states ``[B, T, D]`` behind the last decoder layer."""
+    ahead: Callable[[Tensor], Tensor] | None = None
+    """Of what the head is shown, what it is to be shown instead."""
+    shown: Tensor | None = None
+    """What the head has been shown of the wanted columns."""
 
     def __enter__(self) -> Pass:
         _running.now = self
@@ -149,7 +153,9 @@ def _of_wanted(_: nn.Module, head: Callable[..., Any]) -> Callable[..., Any]:
         if now.wanted is None or now.chosen:
             return head(states, *args, **kwargs)
         now.chosen = True
-        return head(choose(states, now.wanted), *args, **kwargs)
+        shown = choose(states, now.wanted)
+        now.shown = shown if now.ahead is None else now.ahead(shown)
+        return head(now.shown, *args, **kwargs)
 
     return forward
 

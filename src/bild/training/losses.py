@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from bild.errors import InputError, LoadError
 from bild.models.joined import join_states, reads_states
 from bild.models.one_encoder.comparing import have_one_encoder
+from bild.models.parallel import drafting_at_once, parallel_head
 from bild.models.parts import encoder_of, final_norm
 from bild.models.short_list import scoring
 from bild.training.batches import IGNORED
@@ -79,6 +80,8 @@ class Objective(nn.Module):
         if self.encodes_once:
             freeze_encoder(network)
         self.reads_states = reads_states(network)
+        parallel = parallel_head(network)
+        self.at_once = 1 if parallel is None else parallel.at_once
         if self.reads_states:
             freeze_words(network)
         self.shares_encoder = self.encodes_once and teacher is not None and have_one_encoder(network, teacher)
@@ -130,7 +133,8 @@ class Objective(nn.Module):
 
     def on_states(self, labels: Tensor, inputs: dict[str, Tensor], numbers: Sequence[int] | None) -> Tensor:
         """The loss of a network that reads states: of the teacher's first, then of those it has made itself of a draft
-        that was a token shorter, each drafted token counting a little less.
+        that was a token shorter, each drafted token counting a little less. Of one that drafts several tokens at once:
+        of all of them, in one pass on the teacher's states.
 
         Args:
             labels: as for :meth:`forward`.
@@ -140,6 +144,11 @@ class Objective(nn.Module):
         taught, states = self.taught_on(inputs, counted(labels), numbers)
         loss, rest = torch.zeros((), device=labels.device), {**inputs}
         ids = rest.pop("input_ids")
+        if self.at_once > 1:
+            read = join_states(self.network, ids, functional.pad(states, (0, 0, 1, 0))[:, :-1])
+            with scoring(self.network, self.short_list), drafting_at_once(self.network):
+                together = self.network(inputs_embeds=read, **rest, use_cache=False).logits
+            return several_places(taught, together.unflatten(1, (-1, self.at_once)), labels)
         for step in range(DRAFTED):
             read = join_states(self.network, ids, functional.pad(states, (0, 0, 1, 0))[:, :-1])
             with scoring(self.network, self.short_list), head_inputs(self.network) as made:
@@ -281,6 +290,22 @@ def divergence(taught: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     p, q = (each[..., :shared].flatten(0, 1).float().log_softmax(-1) for each in (taught, logits))
     places = counted(labels).flatten()
     return ((p.exp() * (p - q)).sum(-1) * places).sum() / places.sum()
+
+
+def several_places(taught: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean :func:`divergence` of tokens that are drafted at once, each counting a little less than the one before.
+
+    Args:
+        taught: ``[B, T, V]``, behind each token.
+        logits: ``[B, T, m, V]``: what follows it, and the m − 1 places after that.
+        labels: ``[B, T]``.
+    """
+    width, losses = labels.shape[1], []
+    for at in range(min(logits.shape[2], width)):
+        # Short texts have no such place.
+        if bool((labels[:, at:] != IGNORED).any()):
+            losses.append(LATER**at * divergence(taught[:, at:], logits[:, : width - at, at], labels[:, at:]))
+    return torch.stack(losses).sum() / sum(LATER**at for at in range(len(losses)))
 
 
 def counted(labels: Tensor) -> Tensor:

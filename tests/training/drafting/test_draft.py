@@ -17,6 +17,7 @@ from bild.data import Data, Example
 from bild.errors import InputError, LoadError
 from bild.models import read_short_list
 from bild.models.one_encoder import EagerBorrower
+from bild.models.parallel import parallel_head
 from bild.training import Shape, draft
 from bild.training.alignment import Teacher
 from bild.training.drafting import making, prompts
@@ -86,9 +87,12 @@ def test_the_result_is_a_checkpoint_that_transformers_and_bild_load(large, made)
     assert set(small.token_ids) <= set(ids)
 
 
-def test_one_that_reads_states_begins_with_the_last_layer_and_learns_beside_the_large_model(large, tmp_path, caplog):
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_one_that_reads_states_begins_with_the_last_layer_and_learns_beside_the_large_model(
+    large, tmp_path, caplog, at_once
+):
     out = tmp_path / "out"
-    make(large, out, Shape(reads="states", head_vocabulary=LISTED))
+    make(large, out, Shape(reads="states", head_vocabulary=LISTED, at_once=at_once))
     facts = json.loads((out / "training.json").read_text())
     assert facts["beginning"]["layers"] == [LAYERS] and facts["held_out"]["mean_acceptance_length"] >= 1
     whole, learnt = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (large, out))
@@ -102,10 +106,15 @@ def test_one_that_reads_states_begins_with_the_last_layer_and_learns_beside_the_
     assert not any("joined" in record.getMessage() for record in caplog.records)
     joined = pair.small.network.joined.weight
     assert not torch.equal(joined[:, joined.shape[0] :], torch.eye(joined.shape[0]))
+    parallel = parallel_head(pair.small.network)
+    if at_once > 1:
+        assert parallel.at_once == at_once and parallel.gated_out.weight.any() and parallel.attend_out.weight.any()
+    else:
+        assert parallel is None
     texts, alone = (pair.generate([[5, 6], [9, 3, 4]], policy, max_new_tokens=8) for policy in ("exact", "large"))
     assert [each.token_ids for each in texts] == [each.token_ids for each in alone]
     # The same call finds that it is done.
-    make(large, out, Shape(reads="states", head_vocabulary=LISTED))
+    make(large, out, Shape(reads="states", head_vocabulary=LISTED, at_once=at_once))
 
 
 def test_its_list_holds_what_the_large_model_writes_most(made):
@@ -283,6 +292,8 @@ def test_what_cannot_be_made_is_refused_before_a_weight_is_read(large, tmp_path,
         ({"choose": "best"}, "allowed are auto, even, measured"),
         ({"layers": "1,2", "choose": "even"}, "give one of the two"),
         ({"head_vocabulary": -1}, "head_vocabulary is -1"),
+        ({"at_once": 0, "reads": "states"}, "at_once is 0; allowed is 1 to 16"),
+        ({"at_once": 4}, "at_once is 4, and a drafter that reads tokens writes one"),
     ):
         with pytest.raises(InputError, match=says):
             Shape(**values)

@@ -9,8 +9,9 @@ import torch
 
 from bild.models.cutting import with_layers
 from bild.models.joined import add_joined, join_states
+from bild.models.parallel import add_parallel, parallel_head
 from bild.models.parts import final_norm
-from bild.training.drafting.fitting import fit_joined
+from bild.training.drafting.fitting import fit_joined, fit_parallel
 from bild.training.remembering import head_inputs
 from tests.networks import build
 
@@ -51,6 +52,42 @@ def test_it_is_the_best_linear_one_and_the_layer_behind_it_adds_nothing(name):
         small(inputs_embeds=read, use_cache=False)
         places = small.transformer.wpe.weight[:3] if name == "gpt2" else 0
     torch.testing.assert_close(made[0], read + places)
+
+
+def test_later_places_begin_with_the_best_linear_guess_of_the_guess_of_the_first():
+    large = build("llama", seed=3, layers=2, dtype=torch.float64)
+    small = with_layers(large, [1])
+    add_joined(small)
+    add_parallel(small, 3)
+    rng = torch.Generator().manual_seed(1)
+    texts = [{"input_ids": torch.randint(2, 30, (1, 40), generator=rng)} for _ in range(60)]
+    fit_joined(small, large, texts)
+    fit_parallel(small, large, texts)
+
+    @torch.no_grad()
+    def missed(place: int) -> float:
+        """Mean square by which a place misses what the head reads there."""
+        found = []
+        for text in texts:
+            with head_inputs(large) as read:
+                large(**text, use_cache=False)
+            states = read[0]
+            before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
+            with head_inputs(small) as made:
+                small(inputs_embeds=join_states(small, text["input_ids"], before), use_cache=False)
+            guessed = parallel_head(small)(made[0])[0, 1 : 40 - place, place]
+            found.append((guessed - states[0, 1 + place :]).pow(2).mean())
+        return float(torch.stack(found).mean())
+
+    parts = parallel_head(small).spread
+    fitted = [missed(1), missed(2)]
+    for part in (parts.weight, parts.bias):
+        kept = part.detach().clone()
+        part.data = kept + 0.02 * torch.randn(kept.shape, generator=rng, dtype=kept.dtype)
+        assert missed(1) > fitted[0] and missed(2) > fitted[1]
+        part.data = kept
+    parts.weight.data = torch.zeros_like(parts.weight)
+    assert missed(1) > fitted[0]
 
 
 @contextmanager

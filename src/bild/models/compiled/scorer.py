@@ -125,11 +125,14 @@ class CompiledScorer:
             rows = self._numbers(tokens)
             scores = self._read(rows, last) if model.batches or len(rows) == 1 else self._one_by_one(rows, last)
         self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
-        if last and model.short_list is not None:
+        return self._scores_of(scores) if last else scores
+
+    def _scores_of(self, scores: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What a graph says of its tokens, for those of the shared vocabulary, in its order."""
+        model = self.model
+        if model.short_list is not None:
             scores = [spread(scores[0], model.short_list, model.head_size), *scores[1:]]
-        if not last or scores[0].shape[-1] == model.vocab_size:
-            return scores
-        return (scores[0][..., : model.vocab_size],)
+        return scores if scores[0].shape[-1] == model.vocab_size else (scores[0][..., : model.vocab_size],)
 
     @property
     def rolls(self) -> bool:

@@ -21,7 +21,7 @@ from bild.models.eager.scorer import inferring
 from bild.models.joined import ALONE
 from bild.models.on_states.graphs import KEEPING, READING, ReadKeeping, ReadStates
 from bild.models.on_states.keeping import KeepingScorer, Kept, with_states
-from bild.models.on_states.reading import OnStates, ReadingScorer
+from bild.models.on_states.reading import Ahead, OnStates, ReadingScorer
 from bild.models.probing import difference, nudged, tolerance
 
 
@@ -143,7 +143,7 @@ class CompiledReadingScorer(OnStates, StatesScorer):
     large: CompiledKeepingScorer
 
     def __init__(self, model: CompiledReadingModel, large: CompiledKeepingScorer) -> None:
-        self.begin(large)
+        self.begin(large, model.network)
         super().__init__(model, [[]] * len(large.lengths))
 
     def _shapes(self, model: CompiledModel) -> Sequence[Shape]:
@@ -156,7 +156,9 @@ class CompiledReadingScorer(OnStates, StatesScorer):
 
     def _read(self, rows: list[list[int]], last: int, row: int | None = None) -> Sequence[Tensor]:
         *scores, made = super()._read(rows, last, row)
+        more = self._at_once - 1
         for at, (_, count, *_tokens) in enumerate(rows):
             if count:
-                self._made[at if row is None else row] = made[at, -1]
-        return scores
+                ahead = self._scores_of([each[at : at + 1, each.shape[1] - more :] for each in scores]) if more else None
+                self._ahead[at if row is None else row] = Ahead(made[at, -1 - more :], ahead)
+        return [each[:, : each.shape[1] - more] for each in scores]

@@ -20,13 +20,14 @@ from bild.generation.chains import as_ids
 from bild.models import load_network, resolve_device, write_short_list
 from bild.models.cutting import count_layers, with_layers
 from bild.models.joined import add_joined
+from bild.models.parallel import add_parallel
 from bild.models.loading import Outline
 from bild.models.probing import disagree
 from bild.training.alignment import Teacher, inputs_of, learnable
 from bild.training.batches import IGNORED, Collator
 from bild.training.checkpoint import writing
 from bild.training.corpus import Corpus
-from bild.training.drafting.fitting import TOKENS, fit_joined
+from bild.training.drafting.fitting import TOKENS, fit_joined, fit_parallel
 from bild.training.drafting.layers import Batch, choose_layers
 from bild.training.drafting.room import check_room
 from bild.training.drafting.shape import Shape, spaced, which_layers, written
@@ -78,6 +79,9 @@ class Beginning:
         if self.shape.reads == "states":
             add_joined(small)
             fit_joined(small, network, self._texts(corpus, TOKENS))
+            if self.shape.at_once > 1:
+                add_parallel(small, self.shape.at_once)
+                fit_parallel(small, network, self._texts(corpus, TOKENS))
         check_room(folder, sum(weight.numel() for weight in small.parameters()))
         ids, share = self._short_list(corpus)
         facts = {"layers": [index + 1 for index in layers], "of": count_layers(network)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bild.models.joined import joined_layer
+from bild.models.parallel import parallel_head
 from bild.models.parts import decoder_of, final_norm
 from bild.training.drafting.layers import Batch
 from bild.training.remembering import head_inputs
@@ -48,6 +49,35 @@ def fit_joined(small: PreTrainedModel, large: PreTrainedModel, texts: Iterable[B
             # Its weights are the large model's own, so others take their place.
             for part, weight in list(module.named_parameters(recurse=False)):
                 setattr(module, part, nn.Parameter(torch.zeros_like(weight)))
+
+
+@torch.no_grad()
+def fit_parallel(small: PreTrainedModel, large: PreTrainedModel, texts: Iterable[Batch]) -> None:
+    """Let a network that drafts several tokens at once begin with the guess of the states after the first that is
+    linear in the guess of the first, by least squares.
+
+    Args:
+        small: as :func:`fit_joined` leaves it; changed in place.
+        large: as there.
+        texts: as there.
+    """
+    parallel = parallel_head(small)
+    assert parallel is not None
+    count, width = parallel.at_once - 1, parallel.spread.in_features
+    squares = torch.zeros(count, width + 1, width + 1, dtype=torch.float64, device=large.device)
+    products = torch.zeros(count, width + 1, width, dtype=torch.float64, device=large.device)
+    for embedded, states, _ in _passes(large, texts):
+        guess = final_norm(small)(joined_layer(small)(torch.cat([embedded[1:], states[:-1]], -1))).double()
+        x = torch.cat([guess, torch.ones_like(guess[:, :1])], -1)
+        for at in range(count):
+            known, y = x[: len(x) - 1 - at], states[2 + at :].double()
+            squares[at] += known.T @ known
+            products[at] += known.T @ y
+    diagonals = squares.diagonal(dim1=1, dim2=2)
+    diagonals.add_(RIDGE * diagonals.mean(-1, keepdim=True))
+    found = torch.linalg.solve(squares, products).to(parallel.spread.weight.dtype)
+    parallel.spread.weight.copy_(found[:, :-1].transpose(1, 2).flatten(0, 1))
+    parallel.spread.bias.copy_(found[:, -1].flatten())
 
 
 def _passes(large: PreTrainedModel, texts: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

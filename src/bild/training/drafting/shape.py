@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bild.errors import InputError
+from bild.models.parallel import MOST_AT_ONCE
 
 CHOICES = ("auto", "even", "measured")
 READS = ("tokens", "states")
@@ -34,6 +35,8 @@ class Shape:
             0: all. None: 8192 where the vocabulary has more than twice as many, else all.
         reads: ``"tokens"``, or ``"states"``: of the large model, too (:mod:`bild.models.on_states`); so many layers are
             then its last ones.
+        at_once: tokens that one pass drafts, 1 to 16 (:mod:`bild.models.parallel`); more than one where it reads
+            states.
 
     Raises:
         InputError: a value out of range.
@@ -44,6 +47,7 @@ class Shape:
     encoder_layers: str | None = None
     head_vocabulary: int | None = None
     reads: str = "tokens"
+    at_once: int = 1
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -54,6 +58,10 @@ class Shape:
                 raise InputError(f"{name} is {value!r}; write how many (4), or which, counted from 1 (1,12,30)")
         if self.reads not in READS:
             raise InputError(f"reads is {self.reads!r}; allowed are {', '.join(READS)}")
+        if not 1 <= self.at_once <= MOST_AT_ONCE:
+            raise InputError(f"at_once is {self.at_once}; allowed is 1 to {MOST_AT_ONCE}")
+        if self.at_once > 1 and self.reads != "states":
+            raise InputError(f"at_once is {self.at_once}, and a drafter that reads tokens writes one; give reads=states")
         if self.choose not in CHOICES:
             raise InputError(f"choose is {self.choose!r}; allowed are {', '.join(CHOICES)}")
         if self.choose != "auto" and "," in self.layers:
@@ -70,7 +78,9 @@ class Shape:
             "choose",
             "encoder_layers",
             "head_vocabulary",
+            # Not where they are as they always were: folders of earlier runs go on.
             *(["reads"] if self.reads != READS[0] else []),
+            *(["at_once"] if self.at_once > 1 else []),
         )
         return {name: getattr(self, name) for name in names}
 
