@@ -104,7 +104,9 @@ def test_a_network_whose_layers_differ_or_are_few_is_not_cut(monkeypatch):
 
 
 @pytest.mark.compiles
-def test_a_deep_network_compiled_in_parts_scores_as_uncompiled(monkeypatch):
+def test_a_deep_network_compiled_in_parts_scores_as_uncompiled(monkeypatch, caplog):
+    caplog.set_level("INFO", "bild")
+    monkeypatch.setattr(layers.processes, "cores", lambda: 2)
     # Whichever products are ours here, at a toy's sizes.
     monkeypatch.setattr(compiling.kernels, "has_all_products", lambda graph: True)
     network = build("llama", seed=77, layers=DEEP, width=32, dtype=torch.float32)
@@ -119,3 +121,4 @@ def test_a_deep_network_compiled_in_parts_scores_as_uncompiled(monkeypatch):
             torch.testing.assert_close(scorer.extend(given), plain.extend(given), rtol=1e-4, atol=1e-5)
     with zipfile.ZipFile(file) as package:
         assert layers.CALLS in package.namelist()
+    assert not any("one after the other" in record.getMessage() for record in caplog.records)

@@ -25,6 +25,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Graph, GraphModule, Node
 
 from bild.errors import one_line
+from bild.models.compiled import processes
 
 logger = logging.getLogger("bild")
 
@@ -71,11 +72,26 @@ class Cut:
         # Only where something is compiled: importing Inductor takes a second.
         from torch._inductor.package.package import package_aoti
 
-        package_aoti(str(file), {f"part{at}": _compiled(part, options) for at, part in enumerate(self.parts)})
+        found = _all_compiled(self.parts, options)
+        package_aoti(str(file), {f"part{at}": files for at, files in enumerate(found)})
         weights = {str(at): weight for at, weight in enumerate(self.weights)}
         with zipfile.ZipFile(file, "a") as package:
             package.writestr(CALLS, json.dumps({"calls": self.calls, "places": self.places}))
             package.writestr(WEIGHTS, save(weights))
+
+
+def _all_compiled(parts: Sequence[GraphModule], options: dict[str, Any]) -> list[Any]:
+    """The files of each part, compiled side by side where there are cores for it."""
+
+    def compile_one(part: GraphModule) -> Any:
+        return _compiled(part, options)
+
+    if processes.cores() > 1:
+        try:
+            return processes.each(compile_one, parts)
+        except RuntimeError as error:
+            logger.info("parts are compiled one after the other (%s)", one_line(error))
+    return [compile_one(part) for part in parts]
 
 
 def _compiled(part: GraphModule, options: dict[str, Any]) -> Any:
