@@ -80,11 +80,13 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line: our own by its message, another library's by its kind and its first line."""
+    """An error in one line: our own by its message, another library's by its kind and its first line, with the next one
+    where the first only announces it."""
     if isinstance(error, BildError):
         return " ".join(str(error).split())
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 @contextmanager

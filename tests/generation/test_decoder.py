@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from bild import BigLittleDecoder, InputError, LoadError, Policy, Stats
+from bild import BigLittleDecoder, InputError, LoadError, Policy, Stats, VocabularyError
 from bild.models import EagerScorer
 from tests.networks import build
 
@@ -117,6 +117,11 @@ def test_prefix_and_task(bundled):
         (["x"], {"lossless": True}, "does not give the large model's own text"),
         (["x"], {"chat": True}, "no chat template"),
         ([["a", "b"]], {"do_sample": True, "seed": [1]}, "1 seeds for more inputs"),
+        ([["a", "b"]], {"do_sample": True, "seed": [1, 2, 3]}, "3 seeds for 2 texts"),
+        (["x"], {"do_sample": "no"}, "do_sample is 'no'; allowed are True and False"),
+        (["x"], {"bad_words_ids": [3]}, r"bad_words_ids is \[3\]; allowed are lists of token ids"),
+        (["x"], {"bad_words_ids": 3}, "bad_words_ids is 3; allowed are lists"),
+        (["x"], {"bad_words_ids": [[]]}, r"bad_words_ids is \[\[\]\]; allowed are lists"),
     ],
 )
 def test_bad_input_is_one_line(bundled, arguments, options, says):
@@ -227,3 +232,38 @@ def test_an_input_that_cannot_be_used_loses_no_result_before_it(bundled, sentenc
 def test_models_of_two_kinds_are_refused():
     with pytest.raises(LoadError, match="the large model is encoder-decoder and the small one decoder-only"):
         BigLittleDecoder(build("t5"), build("gpt2"))
+
+
+def test_what_is_no_network_or_tokenizer_is_said():
+    network = build("gpt2", dtype=torch.float32)
+    for arguments, says in (
+        (("x", network), "large is 'x'; give a loaded model"),
+        ((torch.nn.Linear(2, 2), network), "large is a Linear; give a loaded transformers model"),
+        ((network, torch.nn.Linear(2, 2)), "small is a Linear; give a loaded transformers model"),
+        ((network, network, "folder"), "tokenizer is 'folder'; give a loaded tokenizer"),
+    ):
+        with pytest.raises(InputError, match=says):
+            BigLittleDecoder(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_network_that_torch_compile_has_wrapped_is_the_network():
+    large, small = build("gpt2", seed=1, dtype=torch.float32), build("gpt2", seed=2, dtype=torch.float32)
+    plain, wrapped = BigLittleDecoder(large, small), BigLittleDecoder(large, torch.compile(small))
+    assert wrapped.small.network is small and wrapped.batches
+    one, other = (each.generate([[5, 6]], "bild", max_new_tokens=8)[0] for each in (plain, wrapped))
+    assert one.token_ids == other.token_ids and one.writers == other.writers
+    with pytest.raises(VocabularyError, match="heads have 40 and 48 rows"):
+        BigLittleDecoder(large, torch.compile(build("gpt2", vocab_size=48, dtype=torch.float32)))
+
+
+def test_a_pair_that_was_made_under_autocast_is_as_any_other():
+    large, small = build("llama", seed=1, dtype=torch.float32), build("llama", seed=2, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = BigLittleDecoder(large, small)
+        within = made.generate([[5, 6]], "exact", max_new_tokens=8)[0]
+    assert len(within.token_ids) >= 1
+    one, other = (
+        each.generate([[5, 6]], "exact", max_new_tokens=8)[0] for each in (made, BigLittleDecoder(large, small))
+    )
+    assert one.token_ids == other.token_ids

@@ -82,6 +82,7 @@ def test_rows_of_a_dataset():
         (None, None, r"cannot decode a missing value \(None\)"),
         (b"abc", None, r"cannot decode bytes \(decode them first"),
         (memoryview(b"abc"), None, "cannot decode bytes"),
+        ({5, 6}, None, "cannot decode a set"),
         (torch.tensor(5), None, "cannot decode a single number"),
         ({"role": "user", "content": "a"}, None, "a dict needs input_ids, this one has role, content"),
         ([[5, 6], [7, 8]], [[1, 1]], "attention_mask has 1 rows for 2 inputs"),

@@ -35,6 +35,24 @@ def test_what_is_no_pair_is_refused(tmp_path, content):
         Pair.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[1]", r"the file is \[1\]; it must be an object"),
+        ('{"large": "a", "small": "b", "policy": "exact"}', "policy is 'exact'; it must be an object"),
+        ('{"large": "a", "small": "b", "policy": null}', "policy is None; it must be an object"),
+        ('{"large": "a", "small": "b", "evidence": "x"}', "evidence is 'x'; it must be an object"),
+        ('{"large": "a"}', "small is None; it must be the folder, file or hub name of the small model"),
+        ('{"large": "a", "small": null}', "small is None; it must be the folder"),
+        ('{"large": "", "small": "b"}', "large is ''; it must be the folder"),
+    ],
+)
+def test_what_a_key_must_hold_is_said(tmp_path, content, says):
+    (tmp_path / "bild.json").write_text(content)
+    with pytest.raises(LoadError, match=says):
+        Pair.load(tmp_path)
+
+
 def test_a_misspelt_key_is_named(tmp_path):
     (tmp_path / "bild.json").write_text('{"large": "a", "small": "b", "drafer": "ngram"}')
     with pytest.raises(LoadError, match="unknown key 'drafer'; allowed are large, small, middle, policy, drafter"):

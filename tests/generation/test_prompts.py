@@ -124,6 +124,9 @@ def test_the_template_is_told_what_the_call_says(chat, monkeypatch):
         ("hello", {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs hold tokenize"),
         ([{"role": "system", "content": "a"}], {"system": "b"}, "the conversation has a system turn of its own"),
         ([{"role": "user", "content": "a \ud800"}], {}, "half a character"),
+        ([6, 8], {"prefix": "a "}, "prefix goes with texts, and this input is token ids"),
+        ([6, 8], {"chat": True}, "chat goes with texts"),
+        ([6, 8], {"system": "briefly"}, "system goes with texts"),
     ],
 )
 def test_chat_options_that_cannot_be_used(chat, item, options, says):

@@ -44,6 +44,7 @@ from bild.models import (
     run_pair,
     run_three,
 )
+from bild.models.parts import plain_network
 
 logger = logging.getLogger("bild")
 
@@ -104,6 +105,16 @@ class BigLittleDecoder:
     ) -> None:
         # Compared before anything is compiled.
         check_runtime(runtime)
+        large, small, middle = (
+            plain_network(network, side)
+            for side, network in (("large", large), ("small", small), ("middle", middle))
+        )
+        if isinstance(large, str):
+            raise InputError(f"large is {large!r}; give a loaded model, or the name to from_pretrained(large=…)")
+        experts = [(plain_network(network, "an expert"), weight) for network, weight in experts]
+        for side, own in (("tokenizer", tokenizer), ("small_tokenizer", small_tokenizer)):
+            if isinstance(own, str | os.PathLike):
+                raise InputError(f"{side} is {own!r}; give a loaded tokenizer, or names of models to from_pretrained")
         self.drafter = maker_of("small" if drafter is None else drafter)
         check_small(self.drafter, small is not None)
         check_middle(middle, middle_window, self.drafter, small is not None)

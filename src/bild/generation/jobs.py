@@ -56,7 +56,10 @@ class Preparer:
         Raises:
             InputError: an input that cannot be used, or an option that it cannot meet.
         """
-        known = self.prompter.encode_list(items) if isinstance(items, list) else None
+        known = None
+        if isinstance(items, list):
+            self.asked.check_seeds(len(items) * copies)
+            known = self.prompter.encode_list(items)
         for at, item in enumerate(items):
             with of_input(at, alone=alone):
                 ids = self.prompter.encode(item) if known is None else known[at]

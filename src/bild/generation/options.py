@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
@@ -118,6 +119,8 @@ class GenerationOptions:
             raise InputError(f"num_beams is {self.num_beams}, and a beam search has no logprobs; leave one of them out")
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             check_seed(seed)
+        if self.do_sample is not None and not isinstance(self.do_sample, bool | np.bool_):
+            raise InputError(f"do_sample is {self.do_sample!r}; allowed are True and False")
         if "" in self._stop_strings or not all(isinstance(each, str) for each in self._stop_strings):
             raise InputError(f"stop_strings are {self.stop_strings!r}; allowed are texts of at least one letter")
 
@@ -159,11 +162,14 @@ class GenerationOptions:
         Raises:
             InputError: one is not.
         """
+        words: Any = [] if self.bad_words_ids is None else self.bad_words_ids
+        if not isinstance(words, Iterable) or not all(isinstance(word, Collection) and len(word) for word in words):
+            raise InputError(f"bad_words_ids is {words!r}; allowed are lists of token ids, as in [[3], [4, 5]]")
         named = {
             "decoder_start_token_id": as_ids(self.decoder_start_token_id),
             "forced_bos_token_id": as_ids(self.forced_bos_token_id),
             "forced_eos_token_id": as_ids(self.forced_eos_token_id),
-            "bad_words_ids": [id for word in self.bad_words_ids or () for id in word],
+            "bad_words_ids": [id for word in words for id in word],
             "sequence_bias": [id for tokens, _ in biases_of(self.sequence_bias) for id in tokens],
         }
         for id in as_ids(self.eos_token_id):
@@ -267,6 +273,15 @@ class GenerationOptions:
         if index >= len(self.seed):
             raise InputError(f"{len(self.seed)} seeds for more inputs; give one a row, or a single number")
         return int(self.seed[index])
+
+    def check_seeds(self, rows: int) -> None:
+        """Whether there are no more seeds than rows, of which some would decide nothing.
+
+        Raises:
+            InputError: there are.
+        """
+        if isinstance(self.seed, Sequence) and len(self.seed) > rows:
+            raise InputError(f"{len(self.seed)} seeds for {rows} texts; give one a row, or a single number")
 
 
 def _plain(value: Any) -> Any:

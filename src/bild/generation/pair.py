@@ -89,17 +89,18 @@ class Pair:
                 return cls(str(path / "large"), str(path / "small"))
             raise LoadError(f"{path} is no pair: it holds neither {FILE} nor the folders large and small")
         try:
-            values = from_json(file.read_bytes())
+            values = _object(from_json(file.read_bytes()), "the file")
             if unknown := [key for key in values if key not in KEYS]:
                 raise ValueError(f"unknown key {unknown[0]!r}; allowed are {', '.join(KEYS)}")
-            policy = Policy.from_dict(values["policy"]) if "policy" in values else Policy()
-            large = _relative_to(file.parent, values["large"])
+            policy = Policy.from_dict(_object(values["policy"], "policy")) if "policy" in values else Policy()
+            large = _relative_to(file.parent, _name(values, "large"))
             drafter = values.get("drafter", "small")
             # A pair of two models says so; only a drafter that needs no small one may leave it out.
             alone = not needs_small(drafter) and values.get("small") is None
-            small = None if alone else _relative_to(file.parent, values["small"])
+            small = None if alone else _relative_to(file.parent, _name(values, "small"))
             middle, window = _middle_of(values.get("middle"), file.parent)
-            return cls(large, small, policy, dict(values.get("evidence", {})), drafter, middle, window)
+            evidence = _object(values.get("evidence", {}), "evidence")
+            return cls(large, small, policy, evidence, drafter, middle, window)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{file} does not describe a pair ({type(error).__name__}: {error})") from None
 
@@ -213,6 +214,19 @@ def _middle_of(value: Any, folder: Path) -> tuple[str | None, int]:
     if fields:
         raise ValueError(f"middle has {min(fields)!r}; allowed are model and window")
     return name if name == SMALL else _relative_to(folder, name), window
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {value!r:.60}; it must be an object, as {{}}")
+    return value
+
+
+def _name(values: dict[str, Any], side: str) -> str:
+    name = values.get(side)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{side} is {name!r:.60}; it must be the folder, file or hub name of the {side} model")
+    return name
 
 
 def _relative_to(folder: Path, name: str) -> str:

@@ -76,6 +76,7 @@ class Prompter:
             raise InputError(f"cannot decode {described(item)}; {ALLOWED}")
         if len(item) and all(isinstance(turn, Mapping) for turn in item):
             return self._encode_conversation([dict(turn) for turn in item if isinstance(turn, Mapping)])
+        self._refuse_unread()
         return self._checked(item)
 
     def encode_list(self, items: list[Input]) -> list[list[int]] | None:
@@ -155,6 +156,12 @@ class Prompter:
         for name in ("system", "chat_template_kwargs"):
             if getattr(self, name):
                 raise InputError(f"{name} needs a chat, and texts are read as they are here; leave it out, or set chat")
+
+    def _refuse_unread(self) -> None:
+        """Token ids are read as they are."""
+        for name in ("prefix", "chat", "system", "chat_template_kwargs"):
+            if getattr(self, name):
+                raise InputError(f"{name} goes with texts, and this input is token ids; leave it out, or give text")
 
     def _chats(self) -> bool:
         if self.chat is not None:

@@ -107,6 +107,7 @@ def custom_generate(
         raise InputError("small is missing; give the cheap model, or a drafter that needs none: drafter='ngram'")
     drafting = "small" if drafter is None else drafter
     check_small(drafting, small is not None)
+    small, middle = (getattr(each, "_orig_mod", each) for each in (small, middle))
     for side, given in (("small", small), ("middle", middle)):
         if given is not None and not isinstance(given, PreTrainedModel | EagerModel | str | os.PathLike):
             raise InputError(f"{side} is a {type(given).__name__}; give a loaded model, a folder or a hub name")

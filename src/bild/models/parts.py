@@ -5,9 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
+
+from bild.errors import InputError
 
 FINAL_NORMS = ("final_layer_norm", "final_layernorm", "norm", "ln_f", "layer_norm")
 """What architectures call the norm between the decoder's last layer and the head."""
+
+
+def plain_network(network: Any, side: str) -> Any:
+    """The network that ``torch.compile`` has wrapped; others as they are, and so are names and None.
+
+    Args:
+        network: what came.
+        side: what it is to be, for the message.
+
+    Raises:
+        InputError: it is no network of transformers.
+    """
+    plain = getattr(network, "_orig_mod", network)
+    if plain is None or isinstance(plain, str | PreTrainedModel):
+        return plain
+    raise InputError(f"{side} is a {type(plain).__name__}; give a loaded transformers model, or a name to from_pretrained")
 
 
 def decoder_of(network: Any) -> Any:

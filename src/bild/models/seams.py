@@ -75,6 +75,12 @@ class _Running(threading.local):
 _running = _Running()
 
 
+def plainly(device: torch.device) -> torch.autocast:
+    """Within, a network computes in its own number formats, whatever its user has set: what is found out of it then, and
+    compiled, is still so when he has set something else."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def choose(states: Tensor, wanted: Tensor | int) -> Tensor:
     """``states`` ``[B, T, D]`` at the columns ``[B, K]``, or at so many of the last ones."""
     if isinstance(wanted, int):

@@ -97,6 +97,13 @@ def test_a_config_that_is_none(folder, text):
     refused(folder, re.escape(str(folder)))
 
 
+@pytest.mark.parametrize("text", ["", '{"repetition_penalty": 1.5', "[]", "\x00"])
+def test_recommended_options_that_cannot_be_read(folder, text):
+    """transformers goes on without them, to another text."""
+    (folder / "generation_config.json").write_text(text)
+    refused(folder, r"generation_config\.json cannot be read .*; mend it, or remove it")
+
+
 def test_truncated_weights(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

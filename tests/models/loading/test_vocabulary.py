@@ -42,6 +42,15 @@ def test_the_same_pieces_under_differently_padded_heads(large, small):
     assert check_shared_vocabulary(word_tokenizer(), word_tokenizer(), large, small) == min(large, small)
 
 
+@pytest.mark.parametrize("sizes", [(64, 32), (32, 64)])
+def test_pieces_of_the_tokenizer_that_one_head_lacks(sizes):
+    """Of padding nothing is lost, of a piece the large model's own text may be."""
+    message = vocabulary_error(WORDS, WORDS, sizes)
+    assert f"the heads have {sizes[0]} (large) and {sizes[1]} (small) rows" in message and "id 39 ('w39')" in message
+    # What neither head has nobody can write.
+    assert check_shared_vocabulary(word_tokenizer(), word_tokenizer(), 32, 32) == 32
+
+
 def test_a_pair_scores_only_the_shared_vocabulary():
     tokenizer = word_tokenizer()
     pair = BigLittleDecoder(

@@ -29,6 +29,7 @@ from bild.models.compiled.scorer import CompiledScorer
 from bild.models.eager.model import EagerModel
 from bild.models.eager.scorer import EagerScorer
 from bild.models.probing import difference, nudged, tolerance
+from bild.models.seams import plainly
 
 logger = logging.getLogger("bild")
 
@@ -127,9 +128,10 @@ class CompiledModel(EagerModel):
     def _prepare(self) -> None:
         """Make the graphs of the weights as they are now."""
         try:
-            self.graphs = self._compile(self._progress)
-            self._compiled = True
-            self._compare()
+            with plainly(self.device):
+                self.graphs = self._compile(self._progress)
+                self._compiled = True
+                self._compare()
             if runner.RUNNER.is_registered:
                 self._watch.tell_by(runner.Fingerprint)
         except Exception as error:  # torch raises whatever it likes; the request must not be lost

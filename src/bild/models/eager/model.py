@@ -21,7 +21,7 @@ from bild.models.long_texts import LongScorer
 from bild.models.parts import decoder_of
 from bild.models.positions import limits_of, most
 from bild.models.probing import Reference, Rounding
-from bild.models.seams import own_modules, position_table, relative_bias_modules, takes_positions
+from bild.models.seams import own_modules, plainly, position_table, relative_bias_modules, takes_positions
 from bild.models.short_list import short_list_of
 from bild.models.spread import refuse_spread
 from bild.models.watch import Watch
@@ -63,7 +63,8 @@ class EagerModel:
         """What its encoder returns hidden states in."""
         self.batches = False
         """Whether rows of different length are read in one pass."""
-        self._probe()
+        with plainly(self.device):
+            self._probe()
 
     @property
     def is_compiled(self) -> bool:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from bild.data.json_text import from_json
 from bild.errors import LoadError, one_line
 from bild.models.joined import MARK, attach_joined, unreported
 from bild.models.loading import gguf
@@ -176,6 +178,7 @@ def _read_network(
                 f"{name}: {len(missing)} weights are missing or of another shape, the first is {missing[0]}"
             )
 
+    _check_generation_config(source.model)
     if source.model.gguf:
         place = gguf.with_weights(source.model, kind, config, dtype, check)
     else:
@@ -195,6 +198,22 @@ def _read_network(
     check(report)
     loaded: PreTrainedModel = network
     return loaded
+
+
+def _check_generation_config(place: Place) -> None:
+    """Whether the options that a checkpoint recommends can be read: transformers goes on without them, to another text.
+
+    Raises:
+        LoadError: they cannot.
+    """
+    file = place.file(GENERATION_CONFIG_NAME) if place.is_local and not place.gguf else None
+    if file is None:
+        return
+    try:
+        if not isinstance(from_json(file.read_bytes()), dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{file} cannot be read ({one_line(error)}); mend it, or remove it") from None
 
 
 def _on_device(network: PreTrainedModel, name: object, device: torch.device | None) -> PreTrainedModel:

@@ -36,7 +36,16 @@ def check_shared_vocabulary(
     vocabularies = large.get_vocab(), small.get_vocab()
     # Nearly every pair ends here: a quarter of a million pieces are not turned around and sorted for nothing.
     if vocabularies[0] == vocabularies[1]:
-        return min(large_size, small_size)
+        shared = min(large_size, small_size)
+        # What one head scores beyond the other's rows must be padding.
+        last = max(vocabularies[0].values(), default=0)
+        if shared <= last < max(large_size, small_size):
+            piece = next(piece for piece, id in vocabularies[0].items() if id == last)
+            raise VocabularyError(
+                f"the heads have {large_size} (large) and {small_size} (small) rows, and the tokenizer has a piece with "
+                f"id {last} ({piece!r}), which one of them could never write; use checkpoints whose heads know every piece"
+            )
+        return shared
     of_large, of_small = ({id: piece for piece, id in pieces.items()} for pieces in vocabularies)
     differing = sorted(id for id in of_large.keys() & of_small.keys() if of_large[id] != of_small[id])
     if differing:
