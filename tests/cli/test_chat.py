@@ -61,6 +61,11 @@ def test_commands(run):
     assert "5 answers in" in err and err.count("drafter: ngram") == 2
 
 
+@pytest.mark.parametrize("said", ["/quit now", "/exit  ", "  /quit\tplease"])
+def test_whoever_wants_to_leave_does(run, said):
+    assert run(f"{said}\nw7\n") == (0, "", "")
+
+
 def test_errors_are_lines_and_the_conversation_goes_on(run):
     lines = [
         "/warp",

@@ -56,6 +56,26 @@ def test_libretranslate_s_key_is_in_the_body(guarded, key):
     assert guarded.request("GET", "/languages", data={"api_key": "secret"}).status_code == 200
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize(("name", "before"), [("Authorization", b"Bearer "), ("X-API-Key", b"")])
+def test_a_key_with_other_letters_is_known_however_it_is_sent(pair, encoding, name, before):
+    own = started(pair, keys=Keys.of(["schlüssel"]))
+    try:
+        client = TestClient(build_app(own))
+        for key, status in (("schlüssel", 200), ("schlussel", 401), ("schlÿssel", 401)):
+            headers = {name: before + key.encode(encoding)}
+            assert client.get("/v1/models", headers=headers).status_code == status
+    finally:
+        own.engine.stop()
+
+
+def test_whoever_wants_no_body_is_told_the_same(guarded):
+    assert guarded.head("/health").status_code == guarded.head("/ready").status_code == 200
+    assert guarded.head("/").status_code == guarded.get("/").status_code
+    assert guarded.head("/v1/models").status_code == 401
+    assert guarded.head("/v1/completions", headers={"Authorization": "Bearer other"}).status_code == 405
+
+
 def test_keys_are_read_from_a_file(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# ours\none\n\n two \n", encoding="utf-8")

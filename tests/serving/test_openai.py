@@ -326,6 +326,14 @@ WRONG = [
     ({"prompt": "w7", "task": "hunger"}, 400, None, "task is 'hunger'"),
     ({"prompt": "w7", "bad_words": "x" * 300}, 400, "bad_words", "of 1 to 256 characters"),
     ({"prompt": "w7", "stop_token_ids": [0.5]}, 400, "stop_token_ids", "token ids"),
+    (
+        {"prompt": "w7", "stop_token_ids": [3, -1]},
+        400,
+        "stop_token_ids",
+        "stop_token_ids names -1; allowed are 0 to 39",
+    ),
+    ({"prompt": "w7", "stop_token_ids": [10**9]}, 400, "stop_token_ids", "names 1000000000"),
+    ({"prompt": "w7", "policy": "x" * 1001}, 400, "policy", "a text of at most 1000 characters"),
     ({"prompt": ""}, 400, None, "the text is empty"),
     ({"prompt": [["w7"]]}, 400, "prompt", "cannot be read"),
     ({"prompt": [1, "w7"]}, 400, "prompt", "cannot be read"),
@@ -383,6 +391,22 @@ def test_garbage_is_a_400(client, service, path, raw):
     answer = client.post(path, content=raw, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]
     assert is_idle(service)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b'{"prompt": NaN}', "not JSON in UTF-8"),
+        (b"{", "not JSON in UTF-8"),
+        (b'{"prompt": "w7", "temperature": 1e999}', "a number that is too large"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "a number that is too large"),
+        (b'{"prompt": "\\ud800"}', "half of a surrogate pair"),
+        (b"[" * 100_000, "nested too deep"),
+    ],
+)
+def test_garbage_is_called_what_it_is(client, raw, says):
+    answer = client.post("/v1/completions", content=raw, headers={"content-type": "application/json"})
+    assert says in answer.json()["error"]["message"]
 
 
 def test_unknown_paths_and_methods_have_the_same_kind_of_error(client):

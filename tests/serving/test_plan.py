@@ -62,6 +62,12 @@ def test_a_plan_makes_the_service(pair):
         ({"prefix_tokens": -1}, "prefix_tokens is -1; allowed is 0 or more"),
         ({"key_rate": 3}, "there are none; give keys"),
         ({"translate": ["de"]}, "write SOURCE:TARGET"),
+        ({"max_rows": 0}, "max_rows is 0; allowed is 1 or more"),
+        ({"max_cells": 0}, "max_cells is 0; allowed is 1 or more"),
+        ({"metrics_prefix": "1 x"}, "metrics_prefix is '1 x'; allowed are letters, digits and _"),
+        ({"metrics_prefix": ""}, "metrics_prefix is ''"),
+        ({"model_name": " "}, "model_name is empty"),
+        ({"cors_origin": ["https://a.org", ""]}, "a cors_origin is empty"),
     ],
 )
 def test_what_is_wrong_is_said(options, says, monkeypatch):
@@ -75,6 +81,10 @@ def test_what_is_wrong_is_said(options, says, monkeypatch):
     [
         (["--replicas", "2"], "replicas are started by Ray; give --ray"),
         (["--drain", "-1"], "drain is -1; allowed is 0 or more"),
+        (["--host", ""], "host is empty; give an address or a name"),
+        (["--large", ""], "large is empty; name a folder, a file or a hub name"),
+        (["--pair", ""], "pair is empty"),
+        (["--device", ""], "device is empty; give auto, cpu or cuda"),
         (["--pace", "table:0=1"], "allowed are rows from 1"),
         (["--key-requests", "2"], "there are none; give keys"),
         (

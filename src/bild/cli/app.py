@@ -109,6 +109,9 @@ def _quietly(work: Callable[[], int]) -> int:
 
 
 def _fail(message: str) -> int:
+    if not message.strip():
+        # The help says it: no command was given.
+        return 2
     # A stderr that cannot be written leaves the exit code to say it.
     with suppress(OSError, ValueError):
         print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -59,7 +59,7 @@ class Session:
         if self.terminal.interactive:
             self.terminal.note(self._greeting())
         for line in self.terminal.lines():
-            if line.text.strip() in ("/quit", "/exit"):
+            if line.text.split(maxsplit=1)[:1] in (["/quit"], ["/exit"]):
                 return
             try:
                 self._take(line)

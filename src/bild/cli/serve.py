@@ -117,6 +117,8 @@ def serve(
     code is 0, or 1 if the models broke down.
     """
     check_installed()
+    if not host.strip():
+        raise InputError("host is empty; give an address or a name, 0.0.0.0 for all of this machine's")
     if not drain >= 0:
         raise InputError(f"drain is {drain:g}; allowed is 0 or more")
     if replicas is not None and not ray:
@@ -175,7 +177,11 @@ def _serve(planned: Plan, host: str, port: int, drain: float) -> bool:
     listening = listen(host, port)
     options.quieten()
     options.share_cores(planned.lanes)
-    service = planned.service()
+    try:
+        service = planned.service()
+    except BaseException:
+        listening.close()
+        raise
     log_requests("bild.serving", "bild.engine")
     service.engine.start()
     server = Server(service, drain)

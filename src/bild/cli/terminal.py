@@ -18,6 +18,7 @@ from bild.data.lines import Line, lines_of, problem
 from bild.errors import InputError, writing
 
 PROMPT = "> "
+OTHER_ENCODING = "no text in this terminal's encoding"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What a terminal might take for a command: a model may write anything."""
 
@@ -85,9 +86,9 @@ class Terminal:
                 self.note("\n/quit or Ctrl-D leaves; Ctrl-C stops an answer")
                 continue
             except UnicodeError:
-                yield Line(number, "", "no text in this terminal's encoding")
+                yield Line(number, "", OTHER_ENCODING)
                 continue
-            yield Line(number, text, problem(text))
+            yield Line(number, text, OTHER_ENCODING if problem(text) else None)
 
     def _ask(self) -> str:
         if sys.stdout is not None and sys.stdout.isatty():

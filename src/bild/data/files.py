@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,15 +76,39 @@ def write_whole(file: Path, text: str) -> None:
         # A device or a pipe is written to.
         place.write_text(text, encoding="utf-8")
         return
-    new = place.with_name(f"{place.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
+    with _beside(place, text) as new:
         if place.exists():
             shutil.copymode(place, new)
         os.replace(new, place)
-    except BaseException:
+
+
+def create_whole(file: Path, text: str) -> None:
+    """As :func:`write_whole`, of a file that is not there yet: of several processes that create it at once, one does.
+
+    Raises:
+        FileExistsError: it is there.
+        OSError: it cannot be written.
+    """
+    with _beside(file, text) as new:
+        try:
+            os.link(new, file)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links
+            if file.exists():
+                raise FileExistsError(file) from None
+            os.replace(new, file)
+
+
+@contextmanager
+def _beside(place: Path, text: str) -> Iterator[Path]:
+    """A new file of this text, which is gone afterwards where it has not been moved."""
+    new = place.with_name(f"{place.name}.{os.getpid()}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        yield new
+    finally:
         new.unlink(missing_ok=True)
-        raise
 
 
 def _row(number: int, value: dict[str, Any] | None, error: str | None) -> FileRow:

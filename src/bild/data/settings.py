@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bild.data.files import write_whole
+from bild.data.files import create_whole, write_whole
+from bild.data.holding import Held, hold
 from bild.data.json_text import from_json, to_json
 from bild.data.places import ADAPTER, ENSEMBLE, beside, inside_folder
 from bild.errors import InputError, reading, writing
@@ -18,20 +20,28 @@ DEFAULT_MAX_NEW_TOKENS = 256
 """Longest text in tokens where neither the user nor the checkpoint says otherwise."""
 
 
-def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
-    """Write the settings of a new run, or check that a run that is there has the same.
+def claim(file: Path, settings: dict[str, Any], results: Path) -> Held | None:
+    """Write the settings of a new run, or check that a run that is there has the same; and hold them, so that no other
+    process goes on with it.
 
     Args:
         file: JSON, in the folder of the run.
         settings: everything its results depend on, as plain JSON values.
         results: what such a run leaves; must not be there without its settings.
 
+    Returns:
+        What is to be kept while the run goes on, see :func:`~bild.data.holding.hold`.
+
     Raises:
-        InputError: the folder holds a run with other settings, or one of no known settings; or the file cannot be
-            read or written.
+        InputError: the folder holds a run with other settings, or one of no known settings, or one that another process
+            is at; or the file cannot be read or written.
     """
     here = json.loads(json.dumps(settings))
-    is_there, there = file.exists(), None
+    text, there = to_json(here, indent=2) + "\n", None
+    if not file.exists() and not results.exists():
+        with writing(file), suppress(FileExistsError):
+            create_whole(file, text)
+    is_there = file.exists()
     try:
         if is_there:
             with reading(file):
@@ -45,14 +55,14 @@ def claim(file: Path, settings: dict[str, Any], results: Path) -> None:
             why = f"{file} is damaged" if is_there else f"{results} is of no known run"
             raise InputError(f"{why}; name another --out, or start anew with --fresh")
         with writing(file):
-            write_whole(file, to_json(here, indent=2) + "\n")
-        return
-    different = differences(there, here)
-    if different:
+            write_whole(file, text)
+    elif different := differences(there, here):
         raise InputError(
             f"{file.parent} holds a run with other settings: {'; '.join(different)}; "
             "name another --out, or start anew with --fresh"
         )
+    with reading(file):
+        return hold(file)
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:

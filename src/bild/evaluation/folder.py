@@ -9,6 +9,7 @@ from typing import Any
 
 from bild.data import claim
 from bild.data.files import write_whole
+from bild.data.holding import hold_if_there
 from bild.data.json_text import from_json, to_json
 from bild.errors import writing
 from bild.evaluation.memory import PeakMemory
@@ -27,7 +28,8 @@ class Folder:
         files: names of those, beside the configuration.
 
     Raises:
-        InputError: the folder holds a run with another configuration, or cannot be written.
+        InputError: the folder holds a run with another configuration, or one that another process is at, or cannot be
+            written.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Folder:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
+                hold_if_there(path / CONFIGURATION)
                 for name in (CONFIGURATION, *files):
                     (path / name).unlink(missing_ok=True)
-            claim(path / CONFIGURATION, configuration, self.outputs)
+            self._held = claim(path / CONFIGURATION, configuration, self.outputs)
 
     @property
     def outputs(self) -> Path:

@@ -10,6 +10,7 @@ from bild.decoding import Policy, Stats, Writer
 from bild.engine import Memory
 from bild.errors import InputError
 from bild.generation.decoder import BigLittleDecoder
+from bild.generation.prompts import OF_TEXTS
 from bild.generation.result import Result
 from bild.generation.seeds import fold
 
@@ -74,7 +75,9 @@ class Conversation:
         """
         kept, ids = self._fitting([*self.turns, {"role": "user", "content": text}])
         start, written = time.perf_counter(), []
-        stream = self.decoder.stream(ids, self.policy, memory=self._memory, **self._options)
+        # The turns have been read as these options say.
+        options = {name: value for name, value in self._options.items() if name not in OF_TEXTS}
+        stream = self.decoder.stream(ids, self.policy, memory=self._memory, **options)
         self._count += 1
         try:
             for _ in stream:

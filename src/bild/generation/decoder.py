@@ -106,8 +106,7 @@ class BigLittleDecoder:
         # Compared before anything is compiled.
         check_runtime(runtime)
         large, small, middle = (
-            plain_network(network, side)
-            for side, network in (("large", large), ("small", small), ("middle", middle))
+            plain_network(network, side) for side, network in (("large", large), ("small", small), ("middle", middle))
         )
         if isinstance(large, str):
             raise InputError(f"large is {large!r}; give a loaded model, or the name to from_pretrained(large=…)")

@@ -165,6 +165,9 @@ def choose_pair(
         InputError: one checkpoint without the other, or a drafter that does not exist.
         LoadError: no pair there.
     """
+    for side, name in (("pair", pair), ("large", large), ("small", small), ("middle", middle)):
+        if name is not None and not os.fspath(name):
+            raise InputError(f"{side} is empty; name a folder, a file or a hub name, or leave it out")
     between = None if middle is None else os.fspath(middle)
     window = DEFAULT_WINDOW if middle_window is None else middle_window
     # Looked at first: a wrong name should not wait for a checkpoint.

@@ -15,7 +15,9 @@ from bild.generation.inputs import ALLOWED, Input, as_list, described, of_input
 
 __all__ = ["SOURCE_OPTIONS", "Input", "Prompter", "as_list", "of_input", "task_prefix"]
 
-SOURCE_OPTIONS = ("prefix", "task", "chat", "system", "chat_template_kwargs", "src_lang", "tgt_lang")
+OF_TEXTS = ("prefix", "task", "chat", "system", "chat_template_kwargs")
+"""Options of a call that say how texts are read, and nothing to token ids."""
+SOURCE_OPTIONS = (*OF_TEXTS, "src_lang", "tgt_lang")
 """Options of a call that say how inputs are read."""
 OURS = ("conversation", "tokenize", "return_dict", "return_tensors")
 """Arguments of ``apply_chat_template`` that are not the template's."""
@@ -159,8 +161,8 @@ class Prompter:
 
     def _refuse_unread(self) -> None:
         """Token ids are read as they are."""
-        for name in ("prefix", "chat", "system", "chat_template_kwargs"):
-            if getattr(self, name):
+        for name in OF_TEXTS:
+            if getattr(self, name, None):
                 raise InputError(f"{name} goes with texts, and this input is token ids; leave it out, or give text")
 
     def _chats(self) -> bool:

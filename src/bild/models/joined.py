@@ -76,8 +76,10 @@ def attach_joined(network: PreTrainedModel, place: Place) -> None:
             raise KeyError(WEIGHT)
         with safe_open(file, framework="pt") as opened:
             weight: Tensor = opened.get_tensor(WEIGHT)
-            names = [name for name in opened.keys() if name.startswith(PARALLEL)]
-            parallel = {name.removeprefix(PARALLEL): opened.get_tensor(name) for name in names}
+            names = list(opened.keys())
+            parallel = {
+                name.removeprefix(PARALLEL): opened.get_tensor(name) for name in names if name.startswith(PARALLEL)
+            }
     except Exception as error:
         raise LoadError(f"{place.name} reads states, but its {WEIGHT} cannot be read; make it anew") from error
     if weight.shape != (width, 2 * width):

@@ -26,7 +26,9 @@ def plain_network(network: Any, side: str) -> Any:
     plain = getattr(network, "_orig_mod", network)
     if plain is None or isinstance(plain, str | PreTrainedModel):
         return plain
-    raise InputError(f"{side} is a {type(plain).__name__}; give a loaded transformers model, or a name to from_pretrained")
+    raise InputError(
+        f"{side} is a {type(plain).__name__}; give a loaded transformers model, or a name to from_pretrained"
+    )
 
 
 def decoder_of(network: Any) -> Any:

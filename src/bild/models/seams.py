@@ -76,8 +76,8 @@ _running = _Running()
 
 
 def plainly(device: torch.device) -> torch.autocast:
-    """Within, a network computes in its own number formats, whatever its user has set: what is found out of it then, and
-    compiled, is still so when he has set something else."""
+    """Within, a network computes in its own number formats, whatever its user has set: what is found out of it then,
+    and compiled, is still so when something else is set."""
     return torch.autocast(device.type, enabled=False)
 
 

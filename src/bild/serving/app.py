@@ -62,6 +62,9 @@ def quiet(app: FastAPI) -> ASGIApp:
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = app
+        if scope.get("method") == "HEAD":
+            # As GET; whoever sends the answer leaves its body out.
+            scope = {**scope, "method": "GET"}
         await outermost.app(scope, receive, send)
 
     return run

@@ -17,6 +17,7 @@ SCHEMA = "schema"
 SHOWN = 60
 """Characters of a wrong value that are repeated."""
 DEEPEST = 32
+NO_JSON = "the body is not JSON in UTF-8"
 
 
 def says(schema: Mapping[str, Any]) -> Callable[[Check], Check]:
@@ -93,6 +94,18 @@ def text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise refuse(name, value, "a text")
     return value
+
+
+def short(longest: int) -> Check:
+    """A text of a few words."""
+
+    @says({"type": "string", "maxLength": longest})
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or len(value) > longest:
+            raise refuse(name, value, f"a text of at most {longest} characters")
+        return value
+
+    return check
 
 
 def texts(most: int, longest: int) -> Check:
@@ -205,9 +218,14 @@ def parse(raw: bytes, content_type: str = "application/json") -> Any:
         _check(value)
     except RecursionError:
         raise bad("the body is nested too deep") from None
-    except ValueError:
-        raise bad("the body is not JSON in UTF-8") from None
+    except ValueError as error:
+        # Python refuses whole numbers of more digits than it wants to read.
+        raise (_too_large() if "integer string conversion" in str(error) else bad(NO_JSON)) from None
     return value
+
+
+def _too_large() -> Exception:
+    return bad("the body holds a number that is too large")
 
 
 def _form(raw: str) -> dict[str, Any]:
@@ -230,9 +248,12 @@ def _check(value: Any, depth: int = 0) -> None:
     if depth > DEEPEST:
         raise RecursionError
     if isinstance(value, str):
-        value.encode("utf-8")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise bad("the body holds half of a surrogate pair, which is no character; leave it out") from None
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError
+        raise _too_large()
     elif isinstance(value, dict):
         for key, each in value.items():
             _check(key, depth + 1)

@@ -142,10 +142,14 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 def _key(headers: dict[bytes, bytes]) -> str | None:
     kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-    if kind.lower() == b"bearer":
-        return bearer.strip().decode("latin-1")
-    given = headers.get(b"x-api-key")
-    return None if given is None else given.decode("latin-1")
+    given = bearer.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key")
+    if given is None:
+        return None
+    try:
+        return given.decode("utf-8")
+    except UnicodeDecodeError:
+        # As some clients send what is not ASCII.
+        return given.decode("latin-1")
 
 
 def _id(given: bytes | None) -> str:

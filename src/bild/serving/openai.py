@@ -57,11 +57,11 @@ SHARED: dict[str, Check] = {
     "bad_words": fields.texts(64, 256),
     "cache_salt": text,
     # Ours.
-    "policy": text,
+    "policy": fields.short(1000),
     "lossless": boolean,
-    "task": text,
-    "src_lang": text,
-    "tgt_lang": text,
+    "task": fields.short(100),
+    "src_lang": fields.short(100),
+    "tgt_lang": fields.short(100),
     "num_beams": whole(1, MOST_BEAMS),
     "length_penalty": number(-Beams.MOST_PENALTY, Beams.MOST_PENALTY),
     "early_stopping": fields.one_of(True, False, "never"),
@@ -220,6 +220,9 @@ def _options(service: Service, given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("logprobs") is not None:
         options["logprobs"] = given["logprobs"]
     stops = set(given.get("stop_token_ids", ()))
+    size = service.decoder.large.vocab_size
+    if wrong := [id for id in stops if not 0 <= id < size]:
+        raise bad(f"stop_token_ids names {wrong[0]}; allowed are 0 to {size - 1}"[:200], "stop_token_ids")
     if given.get("ignore_eos"):
         # Or no token of the vocabulary, so the end is an ordinary one, and may come as early as it likes.
         options["eos_token_id"] = sorted(stops) or -1

@@ -97,7 +97,9 @@ def plan(
         parse_pace(pace)
     except ValueError as error:
         raise InputError(str(error)) from None
-    check_count("lanes", lanes)
+    # As they are called on the command line.
+    for name, value in (("lanes", lanes), ("max_rows", max_rows), ("max_cells", max_cells)):
+        check_count(name, value)
     models: dict[str, Any] = {"pair": pair, "large": large, "small": small, "drafter": drafter}
     models |= {"middle": middle, "middle_window": middle_window, "reward": reward}
     return Plan(

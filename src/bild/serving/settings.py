@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from bild.errors import InputError, reading
+
+METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+"""What may stand in front of the name of a metric."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,14 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.timeout_s > 0:
             raise InputError(f"timeout is {self.timeout_s:g}; allowed is more than 0")
+        if not self.model.strip():
+            raise InputError("model_name is empty; give a name, or leave it out")
+        if not METRIC.fullmatch(self.metrics_prefix):
+            raise InputError(
+                f"metrics_prefix is {self.metrics_prefix!r}; allowed are letters, digits and _, not a digit first"
+            )
+        if not all(origin.strip() for origin in self.cors):
+            raise InputError("a cors_origin is empty; give one as in https://example.org, or * for all")
         for name, value in (("key_requests", self.key_requests), ("key_rate", self.key_rate)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; allowed is 1 or more")

@@ -59,7 +59,7 @@ FIELDS: dict[str, Check] = {
     "target": text,
     "format": text,
     "alternatives": _alternatives,
-    "policy": text,
+    "policy": fields.short(1000),
     "lossless": _flag,
     "api_key": anything,
     "secret": anything,

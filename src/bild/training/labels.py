@@ -62,7 +62,7 @@ class Labels:
             if fresh and not _same(folder / SETTINGS, settings):
                 for name in (FILE, SETTINGS):
                     (folder / name).unlink(missing_ok=True)
-            claim(folder / SETTINGS, settings, self.file)
+            self._held = claim(folder / SETTINGS, settings, self.file)
             self.by_source = {label.source: label for label in self._read()}
 
     def make(

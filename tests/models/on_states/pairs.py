@@ -24,7 +24,9 @@ def states_pair(name: str, dtype: torch.dtype = torch.float64, seed: int = 1, **
     return large, small.eval()
 
 
-def at_once_pair(name: str, at_once: int = 3, dtype: torch.dtype = torch.float64, **changes) -> tuple[PreTrainedModel, ...]:
+def at_once_pair(
+    name: str, at_once: int = 3, dtype: torch.dtype = torch.float64, **changes
+) -> tuple[PreTrainedModel, ...]:
     """As :func:`states_pair`, of a small network that drafts several tokens at once."""
     large, small = states_pair(name, dtype, **changes)
     add_parallel(small, at_once)

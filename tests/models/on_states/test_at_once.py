@@ -137,8 +137,10 @@ def test_drawn_tokens_are_the_large_models():
         pair.generate([[3, 4]], policy, batch_size=512, **options)
         for policy in ("speculative_sampling:window=3", "large")
     )
-    assert 0 < sum(each.stats.num_accepted_tokens for each in drafted) < sum(
-        each.stats.num_draft_tokens for each in drafted
+    assert (
+        0
+        < sum(each.stats.num_accepted_tokens for each in drafted)
+        < sum(each.stats.num_draft_tokens for each in drafted)
     )
     counts = [Counter(tuple(result.token_ids) for result in results) for results in (drafted, alone)]
     texts = [text for text in counts[0] | counts[1] if counts[0][text] + counts[1][text] >= 20]

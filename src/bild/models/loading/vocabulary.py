@@ -42,8 +42,9 @@ def check_shared_vocabulary(
         if shared <= last < max(large_size, small_size):
             piece = next(piece for piece, id in vocabularies[0].items() if id == last)
             raise VocabularyError(
-                f"the heads have {large_size} (large) and {small_size} (small) rows, and the tokenizer has a piece with "
-                f"id {last} ({piece!r}), which one of them could never write; use checkpoints whose heads know every piece"
+                f"the heads have {large_size} (large) and {small_size} (small) rows, and the tokenizer has a piece "
+                f"with id {last} ({piece!r}), which one of them could never write; use checkpoints whose heads know "
+                "every piece"
             )
         return shared
     of_large, of_small = ({id: piece for piece, id in pieces.items()} for pieces in vocabularies)

@@ -159,6 +159,8 @@ class CompiledReadingScorer(OnStates, StatesScorer):
         more = self._at_once - 1
         for at, (_, count, *_tokens) in enumerate(rows):
             if count:
-                ahead = self._scores_of([each[at : at + 1, each.shape[1] - more :] for each in scores]) if more else None
+                ahead = (
+                    self._scores_of([each[at : at + 1, each.shape[1] - more :] for each in scores]) if more else None
+                )
                 self._ahead[at if row is None else row] = Ahead(made[at, -1 - more :], ahead)
         return [each[:, : each.shape[1] - more] for each in scores]

@@ -14,9 +14,9 @@ from bild.models import joined, parallel
 from bild.models.compiled.cache import RowLayer
 from bild.models.compiled.graphs import Read, Source, summary
 from bild.models.joined import join_states
+from bild.models.parallel import ahead_of
 from bild.models.parts import final_norm
 from bild.models.passes import Placed
-from bild.models.parallel import ahead_of
 from bild.models.seams import Pass, choose
 from bild.models.short_list import short_list_of
 

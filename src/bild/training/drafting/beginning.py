@@ -20,8 +20,8 @@ from bild.generation.chains import as_ids
 from bild.models import load_network, resolve_device, write_short_list
 from bild.models.cutting import count_layers, with_layers
 from bild.models.joined import add_joined
-from bild.models.parallel import add_parallel
 from bild.models.loading import Outline
+from bild.models.parallel import add_parallel
 from bild.models.probing import disagree
 from bild.training.alignment import Teacher, inputs_of, learnable
 from bild.training.batches import IGNORED, Collator

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from bild.data import Data, claim
 from bild.data.files import write_whole
+from bild.data.holding import Held, hold_if_there
 from bild.data.json_text import from_json, to_json
 from bild.data.settings import checkpoint_digest
 from bild.errors import InputError
@@ -100,7 +101,8 @@ def draft(
         "seed": recipe.seed,
         "labels": teacher.describe(),
     }
-    _claim(folder, told, settings.fresh)
+    # No other process goes on with it as long as this one does.
+    held = _claim(folder, told, settings.fresh)
     if (done := finished(folder)) is not None and not (folder / START).exists():
         say(f"{folder} is finished; --fresh starts anew")
         return done
@@ -114,6 +116,7 @@ def draft(
     start = Start(checkpoint=str(folder / START), trust_remote_code=trust_remote_code)
     state = learn(teacher, start, learnt, folder, recipe, {})
     _finish(folder, measure(teacher, folder, held_out) if held_out else None)
+    del held
     return state
 
 
@@ -152,15 +155,16 @@ def _checked(teacher: Teacher, shape: Shape) -> tuple[PreTrainedConfig, PreTrain
     return config, tokenizer
 
 
-def _claim(folder: Path, told: dict[str, Any], fresh: bool) -> None:
+def _claim(folder: Path, told: dict[str, Any], fresh: bool) -> Held | None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if fresh:
+            hold_if_there(folder / DRAFT)
             for name in (DRAFT, PROMPTS, LABELS, LABELS_SETTINGS, RUN, PROVENANCE, RESULT):
                 (folder / name).unlink(missing_ok=True)
             for place in (folder / START, *folder.glob("step-*")):
                 shutil.rmtree(place, ignore_errors=True)
-    claim(folder / DRAFT, told, folder / RESULT)
+    return claim(folder / DRAFT, told, folder / RESULT)
 
 
 def _opening(teacher: Teacher, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Opening:

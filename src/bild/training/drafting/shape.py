@@ -61,7 +61,9 @@ class Shape:
         if not 1 <= self.at_once <= MOST_AT_ONCE:
             raise InputError(f"at_once is {self.at_once}; allowed is 1 to {MOST_AT_ONCE}")
         if self.at_once > 1 and self.reads != "states":
-            raise InputError(f"at_once is {self.at_once}, and a drafter that reads tokens writes one; give reads=states")
+            raise InputError(
+                f"at_once is {self.at_once}, and a drafter that reads tokens writes one; give reads=states"
+            )
         if self.choose not in CHOICES:
             raise InputError(f"choose is {self.choose!r}; allowed are {', '.join(CHOICES)}")
         if self.choose != "auto" and "," in self.layers:
