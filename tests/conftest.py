@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from tests.marking import Graphs
+from tests.marking import NAME, Graphs
 from tests.thoroughness import mark_rarely
 
 GRAPHS = pytest.StashKey[Graphs]()
@@ -59,6 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_rarely(items)
+    # Of two processes that need one graph, one would wait for the other: what compiles comes first, all to the first
+    # process, whose other tests the rest take over.
+    items.sort(key=lambda item: item.get_closest_marker(NAME) is None)
 
 
 def pytest_collection_finish() -> None:

@@ -29,7 +29,7 @@ RARELY = re.compile(
             r"engine/test_(memory|prefix_cache)\.py::.*\[(middle|several)",
             r"engine/test_(memory|prefix_cache)\.py::.*\[(ngram|exit|states)-(large|bild|spec)",
             r"models/test_calm\.py::test_sixteen_and_eight_bits",
-            r"models/on_states/test_reading\.py::test_exact_is_the_large_model_alone\[static",
+            r"models/on_states/test_(reading|at_once)\.py::test_exact_is_the_large_model_alone\[static",
             r"models/test_static\.py::test_bfloat16_differs",
             r"models/test_layers\.py::.*\[(llama|gpt2-2|t5-2|bart|windows-1|int8-2)",
             # Likewise where it is decoding.
