@@ -23,6 +23,7 @@ RARELY = re.compile(
             r"models/test_scorer_contract\.py::.*gpt2-static",
             r"models/test_recording\.py::.*(bart|llama|\[3-)",
             r"models/test_compiling\.py::test_a_second_model_of_the_same_weights",
+            r"models/test_processes\.py::test_both_sides_of_a_pair",
             r"models/test_recording\.py::test_rows_that_write_on",
             r"models/test_int4\.py::test_a_network_in_int4_compiles",
             r"engine/test_(memory|prefix_cache)\.py::test_compiled_models",

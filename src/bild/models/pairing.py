@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
-from bild.models.compiled import CompiledModel, is_prepared
+from bild.models.compiled import CompiledModel, compiling_aside, is_prepared
 from bild.models.eager import EagerModel
 from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
 from bild.models.joined import reads_states
@@ -50,10 +52,13 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
         static = is_pair_prepared(large, small) if runtime == "auto" else runtime == "static"
         return run_one_encoder(large, small, static)
     static = is_prepared(large) and is_prepared(small) if runtime == "auto" else runtime == "static"
-    kind = CompiledModel if static else EagerModel
-    accurate = kind(large)
+    if not static:
+        accurate = EagerModel(large)
+        return accurate, accurate if small is large else EagerModel(small)
+    with nullcontext() if small is large else compiling_aside(small, large):
+        compiled = CompiledModel(large)
     # One network on both sides decodes alone, and is not compiled and held twice.
-    return accurate, accurate if small is large else kind(small)
+    return compiled, compiled if small is large else CompiledModel(small)
 
 
 def check_runtime(runtime: str) -> None:

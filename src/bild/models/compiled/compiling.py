@@ -30,7 +30,7 @@ from transformers.integrations import sdpa_attention
 from bild.cache import one_at_a_time
 from bild.errors import one_line
 from bild.models import kernels
-from bild.models.compiled import graph_files, layers, runner
+from bild.models.compiled import graph_files, layers, processes, runner
 from bild.models.compiled.activations import replace_tanh
 from bild.models.compiled.graph_files import file_of
 from bild.models.instructions import has_instructions
@@ -69,7 +69,13 @@ STALE_S = 24 * 3600.0
 _digests: WeakKeyDictionary[nn.Module, tuple[Any, bytes]] = WeakKeyDictionary()
 
 compilations = 0
-"""How many graphs this process has compiled; loading one from disk does not count."""
+"""How many graphs this process, and those it has started, have compiled; loading one from disk does not count."""
+
+
+def count(more: int) -> None:
+    """So many graphs were compiled."""
+    global compilations
+    compilations += more
 
 
 def announce(name: str) -> None:
@@ -194,15 +200,17 @@ def _load(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
 def _compile(
     module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any, file: Path, options: dict[str, Any]
 ) -> None:
-    global compilations
-    compilations += 1
+    count(1)
     _remove_unfinished(file.parent)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(torch.no_grad())
         program = exported(module, inputs, dynamic_shapes)
         parts = None
-        if kernels.has_all_products(program.graph):
+        has_all = kernels.has_all_products(program.graph)
+        if processes.is_forked and not has_all:
+            raise RuntimeError("there are products that OpenMP's threads would be timed with")
+        if has_all:
             options = OURS
             # Called by our own hand alone.
             parts = layers.cut(program, module) if runner.is_loaded() else None

@@ -86,7 +86,7 @@ def _all_compiled(parts: Sequence[GraphModule], options: dict[str, Any]) -> list
     def compile_one(part: GraphModule) -> Any:
         return _compiled(part, options)
 
-    if processes.cores() > 1:
+    if processes.can_fork():
         try:
             return processes.each(compile_one, parts)
         except RuntimeError as error:

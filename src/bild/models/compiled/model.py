@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -21,7 +22,7 @@ from bild.decoding import Scorer
 from bild.errors import one_line
 from bild.models import kernels
 from bild.models.cache import COLUMNS, RowCache, Shape
-from bild.models.compiled import compiling, runner
+from bild.models.compiled import compiling, processes, runner
 from bild.models.compiled.calling import Graph, Graphs, arguments, nested
 from bild.models.compiled.graph_files import file_of
 from bild.models.compiled.graphs import Encode, EncodeForBoth, Read
@@ -55,6 +56,27 @@ def is_prepared(network: PreTrainedModel, graph: str = "read") -> bool:
     if not any(file_of("").parent.glob(f"{type(network).__name__}-*")):
         return False
     return file_of(f"{graph_name(network)}-{graph}").exists()
+
+
+def compiling_aside(network: PreTrainedModel, beside: PreTrainedModel) -> AbstractContextManager[None]:
+    """Within, another process compiles a network while this one compiles another; nothing where one of them is there
+    already, or that cannot be done.
+
+    Args:
+        network: whose graphs are on disk afterwards, if nothing went wrong.
+        beside: the other one.
+    """
+    can = network.device.type == "cpu" and runner.is_loaded() and processes.can_fork()
+    if not can or is_prepared(network) or is_prepared(beside):
+        return nullcontext()
+
+    def compile_it() -> int:
+        before = compiling.compilations
+        if not CompiledModel(network).is_compiled:
+            raise RuntimeError("it cannot be compiled there")
+        return compiling.compilations - before
+
+    return processes.aside(compile_it, compiling.count)
 
 
 def is_recorded(device: torch.device) -> bool:

@@ -1,16 +1,28 @@
-"""Compiling several things at once: Python does half of it, which threads would do one after the other."""
+"""Compiling several things at once: Python does half of it, which threads would do one after the other.
+
+A process is forked, so what it works on need not be sent to it. It has none of the threads of this one: torch's own
+operations run in one thread there, and nothing that OpenMP would run in several may be called.
+"""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
+PATIENCE_S = 900.0
+"""Longest wait for one of them: what hangs is done by this process."""
+
+is_forked = False
+"""Whether this is one of them."""
 
 
 def cores() -> int:
@@ -18,55 +30,96 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def can_fork() -> bool:
+    """Whether another process would find everything as it is, and have a core: a lock that another thread holds would
+    stay locked there."""
+    alone = threading.active_count() == 1 and not multiprocessing.current_process().daemon
+    return alone and cores() > 1 and "fork" in multiprocessing.get_all_start_methods()
+
+
 def each(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
     """What some work makes of each of several things, a process each, as many at once as there are cores.
 
     Args:
-        work: its results can be pickled; what else it changes in memory is lost. Its products run in one thread.
-        items: handed on as they are, by forking.
+        work: its results can be pickled; what else it changes in memory is lost.
+        items: handed on as they are.
 
     Raises:
-        RuntimeError: one of them failed, or its process was killed; or processes cannot be forked here.
+        RuntimeError: one of them failed, was killed or hangs.
     """
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise RuntimeError("processes cannot be forked here")
-    context = multiprocessing.get_context("fork")
-    running: list[tuple[Any, Connection]] = []
+    running: list[_Forked[T]] = []
     results: list[Any] = []
     try:
-        for at in range(len(items)):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_send, args=(work, items[at], theirs), daemon=True)
-            process.start()
-            theirs.close()
-            running.append((process, ours))
+        for item in items:
+            running.append(_Forked(work, item))
             if len(running) - len(results) >= cores():
-                results.append(_received(*running[len(results)]))
-        while len(results) < len(items):
-            results.append(_received(*running[len(results)]))
+                results.append(running[len(results)].result())
+        return results + [forked.result() for forked in running[len(results) :]]
     finally:
-        for process, pipe in running:
-            process.kill()
-            process.join()
-            pipe.close()
-    return results
+        for forked in running:
+            forked.end()
 
 
-def _send(work: Callable[[T], Any], item: T, pipe: Connection) -> None:
-    # OpenMP's threads are not there in a forked process, and it waits for them for ever.
+@contextmanager
+def aside(work: Callable[[], Any], found: Callable[[Any], None]) -> Iterator[None]:
+    """Within, another process does some work, of which what it leaves on disk counts.
+
+    Args:
+        work: as for :func:`each`, of nothing.
+        found: told its result when this process has done its own; not where it failed.
+    """
+    forked = _Forked(lambda _: work(), None)
+    try:
+        yield
+        try:
+            result = forked.result()
+        except RuntimeError:
+            return
+        found(result)
+    finally:
+        forked.end()
+
+
+class _Forked(Generic[T]):
+    """A process that does some work of one thing."""
+
+    def __init__(self, work: Callable[[T], Any], item: T) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=_send, args=(work, item, theirs, torch.get_num_threads()), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def result(self) -> Any:
+        """What came of it."""
+        if not self._pipe.poll(PATIENCE_S):
+            raise RuntimeError(f"a process that compiled has said nothing for {PATIENCE_S:g} s")
+        try:
+            result, error = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"a process that compiled ended with {self._process.exitcode}") from None
+        if error is not None:
+            raise RuntimeError(error)
+        return result
+
+    def end(self) -> None:
+        """Let it do no more."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _send(work: Callable[[T], Any], item: T, pipe: Any, threads: int) -> None:
+    global is_forked
+    is_forked = True
+    # Whoever started it is told, and ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("bild").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    # What is compiled is for as many threads as there were.
+    torch.get_num_threads = lambda: threads  # type: ignore[assignment]
     try:
         pipe.send((work(item), None))
     except Exception as error:  # whatever it is, the process that asked says it
         pipe.send((None, f"{type(error).__name__}: {error}"))
-
-
-def _received(process: Any, pipe: Connection) -> Any:
-    try:
-        result, error = pipe.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"a process that compiled ended with {process.exitcode}") from None
-    if error is not None:
-        raise RuntimeError(error)
-    return result
