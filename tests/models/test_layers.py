@@ -11,10 +11,12 @@ from torch.utils import _pytree as pytree
 
 from bild.models import CompiledModel
 from bild.models.compiled import compiling, layers
+from bild.models.compiled import few as few_layers
 from bild.models.compiled.graphs import Read
 from bild.models.compiled.layers import Cut
 from bild.models.compiled.model import graph_name
 from bild.models.int8 import to_int8
+from bild.models.seams import layers_of
 from tests.networks import build, random_tokens
 
 DEEP = 4
@@ -91,6 +93,63 @@ def test_the_parts_together_are_the_whole(name, together, monkeypatch):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+FEW = {"llama": 5, "gpt2": 4, "t5": 6, "bart": 5, "int8": 5}
+"""Decoder layers of networks of which three are traced."""
+
+
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("name", FEW)
+def test_the_parts_of_a_few_layers_are_those_of_all(name, together, monkeypatch):
+    monkeypatch.setattr(layers, "TOGETHER", (together, 1))
+    monkeypatch.setattr(few_layers.kernels, "has_all_products", lambda graph: True)
+    kind, deep = {"int8": "llama"}.get(name, name), FEW[name] * together
+    # A decoder of T5 has one layer more than its encoder.
+    network = build(kind, layers=deep - (kind == "t5"), width=32, dtype=torch.float32, **NETWORKS[name])
+    if name == "int8":
+        to_int8(network)
+    made = []
+
+    def keep(module, inputs, dynamic_shapes, **_):
+        with torch.no_grad():
+            made.append((module, inputs, few_layers.cut_of_few(module, inputs, dynamic_shapes, compiling.exported)))
+        return lambda given: called(module, inputs, given)
+
+    monkeypatch.setattr(compiling, "compiled", keep)
+    assert CompiledModel(network).is_compiled
+    ((module, inputs, cut),) = [each for each in made if isinstance(each[0], Read)]
+    # Before them, once each, and behind.
+    assert len(cut.calls) == 2 + FEW[name] and len(cut.parts) <= 4
+    # Of sources nothing is known but what all layers make of them.
+    assert all(each[2] is None for each in made if not isinstance(each[0], Read))
+    flat = [each for each in pytree.tree_leaves(inputs) if isinstance(each, torch.Tensor)]
+    one, other = [each.clone() for each in flat], [each.clone() for each in flat]
+    expected = called(module, inputs, one)
+    with torch.no_grad():
+        found = run(cut, other)
+    for mine, theirs in zip([*found, *other], [*expected, *one], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("qwen2", {"sliding_window": 2, "use_sliding_window": True, "max_window_layers": 2}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ],
+)
+def test_layers_that_differ_are_all_traced(kind, changes):
+    network = build(kind, layers=5, dtype=torch.float32, **changes)
+    stack = [*layers_of(network)[1]]
+    assert not few_layers.are_alike(network, stack[1:])
+    network = build(kind, layers=5, dtype=torch.float32)
+    stack = [*layers_of(network)[1]]
+    assert few_layers.are_alike(network, stack[1:])
+    # One of another kind, or with another number.
+    norm = next(module for module in stack[3].modules() if "norm" in type(module).__name__.lower())
+    setattr(norm, "eps" if kind == "gpt2" else "variance_epsilon", 0.5)
+    assert not few_layers.are_alike(network, stack[1:])
+
+
 def test_a_network_whose_layers_differ_or_are_few_is_not_cut(monkeypatch):
     network = build("llama", layers=DEEP, width=32, dtype=torch.float32)
     ((module, _, program),) = programs(network, monkeypatch)
@@ -109,7 +168,8 @@ def test_a_deep_network_compiled_in_parts_scores_as_uncompiled(monkeypatch, capl
     monkeypatch.setattr(layers.processes, "can_fork", lambda: True)
     # Whichever products are ours here, at a toy's sizes.
     monkeypatch.setattr(compiling.kernels, "has_all_products", lambda graph: True)
-    network = build("llama", seed=77, layers=DEEP, width=32, dtype=torch.float32)
+    # Six of eight layers are traced.
+    network = build("llama", seed=77, layers=2 * DEEP, width=32, dtype=torch.float32)
     rng, source = Random(0), []
     tokens = [random_tokens(rng, count) for count in (5, 2, 7)]
     file = compiling.file_of(f"{graph_name(network)}-read")

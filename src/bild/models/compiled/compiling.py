@@ -30,6 +30,7 @@ from transformers.integrations import sdpa_attention
 from bild.cache import one_at_a_time
 from bild.errors import one_line
 from bild.models import kernels
+from bild.models.compiled import few as few_layers
 from bild.models.compiled import graph_files, layers, processes, runner
 from bild.models.compiled.activations import replace_tanh
 from bild.models.compiled.graph_files import file_of
@@ -52,6 +53,7 @@ SOURCES = (
         "compiled/cache.py",
         "compiled/graphs.py",
         "compiled/compiling.py",
+        "compiled/few.py",
         "compiled/layers.py",
         "early_exit/graphs.py",
         "early_exit/split.py",
@@ -205,6 +207,14 @@ def _compile(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(torch.no_grad())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
+        # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
+        unfinished = Path(folder) / "graph.pt2"
+        # Parts are called by our own hand alone.
+        few = few_layers.cut_of_few(module, inputs, dynamic_shapes, exported) if runner.is_loaded() else None
+        if few is not None and _is_packaged(few, unfinished):
+            os.replace(unfinished, file)
+            return
         program = exported(module, inputs, dynamic_shapes)
         parts = None
         has_all = kernels.has_all_products(program.graph)
@@ -212,13 +222,9 @@ def _compile(
             raise RuntimeError("there are products that OpenMP's threads would be timed with")
         if has_all:
             options = OURS
-            # Called by our own hand alone.
             parts = layers.cut(program, module) if runner.is_loaded() else None
         elif any(tensor.dtype == torch.float64 for tensor in module.parameters()):
             options = LIBRARY
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
-        # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
-        unfinished = Path(folder) / "graph.pt2"
         try:
             _package(program, parts, unfinished, options)
         except Exception as error:
@@ -226,6 +232,16 @@ def _compile(
                 raise
             _package(program, None, unfinished, LIBRARY if parts is None else options)
         os.replace(unfinished, file)
+
+
+def _is_packaged(parts: layers.Cut, file: Path) -> bool:
+    """Compile the parts of a graph, if they can be."""
+    try:
+        parts.write(file, _calling(OURS))
+    except Exception as error:  # what they are of is then traced whole
+        logger.info("a graph is traced whole (%s)", one_line(error))
+        return False
+    return True
 
 
 def exported(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any) -> ExportedProgram:
@@ -262,11 +278,15 @@ def _unrepeated() -> Iterator[None]:
 
 
 def _package(program: ExportedProgram, parts: layers.Cut | None, file: Path, options: dict[str, Any]) -> None:
-    options = {**options, "aot_inductor.custom_ops_to_c_shims": kernels.graph_calls()}
     if parts is None:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=_calling(options))
     else:
-        parts.write(file, options)
+        parts.write(file, _calling(options))
+
+
+def _calling(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the compiler, and how it calls our kernels."""
+    return {**options, "aot_inductor.custom_ops_to_c_shims": kernels.graph_calls()}
 
 
 def _drop_unread(graph: torch.fx.Graph) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,24 +117,62 @@ def read(file: Path) -> tuple[list[int], list[Tensor], int]:
     return [number for call in numbers for number in call], weights, told["places"]
 
 
-def cut(program: ExportedProgram, module: nn.Module) -> Cut | None:
+@dataclass(frozen=True)
+class Repeat:
+    """How the graph of a few layers stands for that of many (:mod:`.few`)."""
+
+    copies: int
+    """Parts of layers that follow the last one, and are as it is."""
+    together: int
+    """Layers of a part."""
+    starts: list[tuple[int, int, int]]
+    """Of each argument, its place among the tensors with a few layers and with all, and how many it is with a few."""
+    arguments: int
+    """Tensors among those, with all."""
+    tensor: Callable[[str], Tensor]
+    """Of the whole, by name."""
+
+    def place(self, at: int, shift: int) -> int:
+        """Of a tensor among the arguments, in the whole.
+
+        Args:
+            at: place with a few layers.
+            shift: so many layers further.
+        """
+        short, whole, _ = next(each for each in reversed(self.starts) if each[0] <= at and each[2])
+        return whole + at - short + shift
+
+
+def together_of(count: int) -> int:
+    """Layers of a part of so many."""
+    return next(each for each in TOGETHER if count % each == 0)
+
+
+def cut(program: ExportedProgram, module: nn.Module, repeat: Repeat | None = None) -> Cut | None:
     """Cut an exported graph at its layers.
 
     Args:
         program: of the module.
         module: what was exported.
+        repeat: where it has a few layers of many, how the others follow.
 
     Returns:
         None where it has fewer than :data:`LEAST` layers, they are of many kinds, or they hang together by more than
         what one hands to the next.
     """
     try:
-        return _Cutter(program, module).cut()
+        return _Cutter(program, module, repeat).cut()
     except _NotInLayers:
         return None
     except Exception as error:  # a graph that nobody has thought of can still be compiled whole
         logger.info("%s is compiled whole (%s)", type(module).__name__, one_line(error))
         return None
+
+
+class _Argument(NamedTuple):
+    """An argument of the whole that those of a few layers do not have."""
+
+    place: int
 
 
 class _NotInLayers(Exception):
@@ -154,16 +192,20 @@ class _Part:
 
 
 class _Cutter:
-    def __init__(self, program: ExportedProgram, module: nn.Module) -> None:
-        self.module, self.nodes = module, list(program.graph.nodes)
+    def __init__(self, program: ExportedProgram, module: nn.Module, repeat: Repeat | None = None) -> None:
+        self.module, self.nodes, self.repeat = module, list(program.graph.nodes), repeat
         by_name = {node.name: node for node in self.nodes if node.op == "placeholder"}
         self.inputs: list[Node] = []
         self.constants: dict[Node, Tensor] = {}
+        self.names: dict[Node, str] = {}
+        """Of weights as they are in the module."""
+        self.path = ""
+        """Of the list of layers."""
         for spec in program.graph_signature.input_specs:
             node = by_name[spec.arg.name]
             if spec.kind != InputKind.USER_INPUT:
                 held = program.state_dict if spec.target in program.state_dict else program.constants
-                self.constants[node] = held[spec.target]
+                self.constants[node], self.names[node] = held[spec.target], spec.target
             elif isinstance(spec.arg, TensorArgument):
                 self.inputs.append(node)
         self.numbers = self._numbers()
@@ -184,16 +226,17 @@ class _Cutter:
     def cut(self) -> Cut:
         layers = self._layers()
         count = 1 + max(layers.values(), default=-1)
-        if count < LEAST:
+        if self.repeat is None and count < LEAST:
             raise _NotInLayers
-        together = next(each for each in TOGETHER if count % each == 0)
+        together = together_of(count) if self.repeat is None else self.repeat.together
         layers, count = {node: number // together for node, number in layers.items()}, count // together
         self._assign(layers, count)
         self._hoist(count)
         stages = range(count + 2)
         found = [self._part([node for node in self.nodes if self.stage.get(node) == s]) for s in stages]
         found[-1].outputs = [node for node in self._results() if node in self.stage]
-        if found[-1].outputs != self._results() or len({part.form for part in found[1:-1]}) > count // 2:
+        kinds = len({part.form for part in found[1:-1]})
+        if found[-1].outputs != self._results() or (self.repeat is None and kinds > count // 2):
             raise _NotInLayers
         return self._build(found)
 
@@ -206,7 +249,7 @@ class _Cutter:
                 if match and self._is_list(match[1]):
                     lists.setdefault(match[1], {})[node] = int(match[2])
                     break
-        most = max(lists.values(), key=len, default={})
+        self.path, most = max(lists.items(), key=lambda each: len(each[1]), default=("", {}))
         numbers = sorted(set(most.values()))
         return {node: numbers.index(number) for node, number in most.items()}
 
@@ -313,29 +356,84 @@ class _Cutter:
         return found
 
     def _build(self, found: Sequence[_Part]) -> Cut:
-        places: dict[Node, int] = {node: at for at, node in enumerate(self.inputs)}
+        places: dict[Any, int] = {node: self._place(at) for at, node in enumerate(self.inputs)}
         weights: list[Tensor] = []
-        for part in found[1:-1]:
-            for key in part.inputs:
-                if key in self.constants and key not in places:
-                    places[key] = len(places)
-                    weights.append(self.constants[key].detach().contiguous())
-        total = len(places)
+        total = len(self.inputs) if self.repeat is None else self.repeat.arguments
+        given = [self._given(part, 0 < at < len(found) - 1) for at, part in enumerate(found)]
+        further = self._further(found)
+        for values in [*given[1:-1], *further]:
+            for value in values:
+                if value not in places and not isinstance(value, _Argument) and (held := self._held(value)) is not None:
+                    places[value], total = total, total + 1
+                    weights.append(held.contiguous())
         parts: list[GraphModule] = []
         known: dict[str, int] = {}
         calls = []
         for at, part in enumerate(found):
-            is_layer = 0 < at < len(found) - 1
             if part.form not in known:
                 known[part.form] = len(parts)
-                parts.append(self._module(part, is_layer))
-            for node in part.outputs:
-                places[node], total = total, total + 1
-            # Its own weights are in a part that is no layer.
-            given = _data(key for key in part.inputs if is_layer or key not in self.constants)
-            inputs, outputs = ([places[node] for node in nodes] for nodes in (given, part.outputs))
-            calls.append(Call(known[part.form], inputs, outputs))
+                parts.append(self._module(part, 0 < at < len(found) - 1))
+            # Behind the last layers that were traced come those that are as they are.
+            for values in [given[at], *(further if at == len(found) - 2 else [])]:
+                inputs = [value.place if isinstance(value, _Argument) else places[value] for value in values]
+                outputs = list(range(total, total + len(part.outputs)))
+                places.update(zip(part.outputs, outputs, strict=True))
+                total += len(outputs)
+                calls.append(Call(known[part.form], inputs, outputs))
         return Cut(parts, calls, weights, total)
+
+    def _place(self, at: int) -> int:
+        return at if self.repeat is None else self.repeat.place(at, 0)
+
+    def _given(self, part: _Part, is_layer: bool) -> list[Any]:
+        """What a part is handed; its own weights are in one that is no layer."""
+        return _data(key for key in part.inputs if is_layer or key not in self.constants)
+
+    def _held(self, value: Any) -> Tensor | None:
+        """A weight of a layer: a node, or one of those of layers that were not traced."""
+        if isinstance(value, Node):
+            return self.constants[value].detach() if value in self.constants else None
+        node, shift = value
+        return self._shifted(node, shift)
+
+    def _further(self, found: Sequence[_Part]) -> list[list[Any]]:
+        """What those parts of layers are handed that were not traced: nodes and places, and weights that stand so many
+        layers behind those of a node."""
+        if self.repeat is None:
+            return []
+        before, last = found[-3:-1]
+        if before.form != last.form:
+            raise _NotInLayers
+        handed = {node: last.outputs[at] for at, node in enumerate(before.outputs)}
+        at = {node: place for place, node in enumerate(self.inputs)}
+        rows = []
+        for copy in range(1, self.repeat.copies + 1):
+            shift = copy * self.repeat.together
+            row: list[Any] = []
+            for one, other in zip(_data(before.inputs), _data(last.inputs), strict=True):
+                if other in handed:
+                    row.append(handed[other])
+                elif one is other:
+                    row.append(other)
+                elif other in at:
+                    row.append(_Argument(self.repeat.place(at[other], shift)))
+                elif other in self.constants:
+                    row.append((other, shift))
+                else:
+                    raise _NotInLayers
+            rows.append(row)
+        return rows
+
+    def _shifted(self, node: Node, shift: int) -> Tensor:
+        """A weight, or what is made of weights alone, of so many layers further."""
+        if node in self.names:
+            number = re.compile(rf"({re.escape(self.path)}\.)(\d+)(\..*)")
+            return self.repeat.tensor(  # type: ignore[union-attr]
+                number.sub(lambda found: f"{found[1]}{int(found[2]) + shift}{found[3]}", self.names[node])
+            )
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: self._shifted(each, shift))
+        made: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+        return made
 
     def _module(self, part: _Part, is_layer: bool) -> GraphModule:
         graph, known, root = Graph(), {}, nn.Module()

@@ -118,7 +118,7 @@ def _send(work: Callable[[T], Any], item: T, pipe: Any, threads: int) -> None:
     logging.getLogger("bild").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     # What is compiled is for as many threads as there were.
-    torch.get_num_threads = lambda: threads  # type: ignore[assignment]
+    torch.get_num_threads = lambda: threads
     try:
         pipe.send((work(item), None))
     except Exception as error:  # whatever it is, the process that asked says it
