@@ -69,14 +69,16 @@ def test_what_is_done_aside_is_told_afterwards_and_its_failure_is_not():
 
 def test_nothing_is_forked_beside_other_threads_or_on_one_core(monkeypatch):
     monkeypatch.setattr(processes, "cores", lambda: 2)
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    # A process of pytest-xdist has threads of its own.
+    others, seen = [threading.Thread(name=processes.WATCHER)], threading.current_thread()
+    monkeypatch.setattr(threading, "enumerate", lambda: [seen, *others])
     assert processes.can_fork()
     monkeypatch.setattr(processes, "cores", lambda: 1)
     assert not processes.can_fork()
     monkeypatch.setattr(processes, "cores", lambda: 2)
-    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    others.append(threading.Thread(name="reader"))
     assert not processes.can_fork()
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    others.pop()
     monkeypatch.setattr(processes.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     assert not processes.can_fork()
 

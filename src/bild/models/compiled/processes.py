@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 T = TypeVar("T")
+WATCHER = "tqdm_monitor"
+"""A thread that whoever shows progress leaves behind; it holds nothing that compiling needs."""
 PATIENCE_S = 900.0
 """Longest wait for one of them: what hangs is done by this process."""
 
@@ -33,7 +35,8 @@ def cores() -> int:
 def can_fork() -> bool:
     """Whether another process would find everything as it is, and have a core: a lock that another thread holds would
     stay locked there."""
-    alone = threading.active_count() == 1 and not multiprocessing.current_process().daemon
+    others = {thread.name for thread in threading.enumerate()} - {threading.current_thread().name, WATCHER}
+    alone = not others and not multiprocessing.current_process().daemon
     return alone and cores() > 1 and "fork" in multiprocessing.get_all_start_methods()
 
 
