@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from weakref import WeakValueDictionary
@@ -60,8 +61,9 @@ def hold(file: Path) -> Held | None:
     return held
 
 
-def hold_if_there(file: Path) -> Held | None:
-    """As :func:`hold`, of a file that may not be there."""
-    with suppress(FileNotFoundError):
-        return hold(file)
-    return None
+@contextmanager
+def held_if_there(file: Path) -> Iterator[None]:
+    """Within, the file is held, see :func:`hold`, if it is there."""
+    held = hold(file) if file.exists() else None
+    yield
+    del held

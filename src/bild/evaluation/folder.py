@@ -9,7 +9,7 @@ from typing import Any
 
 from bild.data import claim
 from bild.data.files import write_whole
-from bild.data.holding import hold_if_there
+from bild.data.holding import held_if_there
 from bild.data.json_text import from_json, to_json
 from bild.errors import writing
 from bild.evaluation.memory import PeakMemory
@@ -44,9 +44,9 @@ class Folder:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
-                hold_if_there(path / CONFIGURATION)
-                for name in (CONFIGURATION, *files):
-                    (path / name).unlink(missing_ok=True)
+                with held_if_there(path / CONFIGURATION):
+                    for name in (CONFIGURATION, *files):
+                        (path / name).unlink(missing_ok=True)
             self._held = claim(path / CONFIGURATION, configuration, self.outputs)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
@@ -57,8 +57,9 @@ def as_list(inputs: Any, attention_mask: Any = None, pad: int | None = None) -> 
         return [inputs], True
     if isinstance(inputs, torch.Tensor | np.ndarray) and inputs.ndim == 0:
         raise InputError(f"cannot decode a single number; {ALLOWED}")
-    unordered = isinstance(inputs, Set)
-    if unordered or isinstance(inputs, bytes | bytearray | memoryview) or not isinstance(inputs, Iterable):
+    # A set has no order.
+    none = isinstance(inputs, bytes | bytearray | memoryview | set | frozenset)
+    if none or not isinstance(inputs, Iterable):
         raise InputError(f"cannot decode {described(inputs)}; {ALLOWED}")
     items = _plain(inputs) if isinstance(inputs, torch.Tensor | np.ndarray) else [_plain(item) for item in inputs]
     if items and (_is_id(items[0]) or _is_turn(items[0])):

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.data import claim
 from bild.data.files import write_whole
-from bild.data.holding import hold_if_there
+from bild.data.holding import held_if_there
 from bild.data.json_text import from_json, to_json
 from bild.errors import InputError, one_line
 from bild.models import write_short_list
@@ -75,8 +75,8 @@ class RunFolder:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
-                hold_if_there(path / RUN)
-                self._clear()
+                with held_if_there(path / RUN):
+                    self._clear()
             self._held = claim(path / RUN, settings, path / RESULT)
             for unfinished in path.glob("*.partial"):
                 shutil.rmtree(unfinished)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from bild.machine import cores
 
 T = TypeVar("T")
 WATCHER = "tqdm_monitor"
@@ -25,11 +26,6 @@ PATIENCE_S = 900.0
 
 is_forked = False
 """Whether this is one of them."""
-
-
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def can_fork() -> bool:
