@@ -84,7 +84,6 @@ def test_what_is_wrong_is_said(options, says, monkeypatch):
         (["--host", ""], "host is empty; give an address or a name"),
         (["--large", ""], "large is empty; name a folder, a file or a hub name"),
         (["--pair", ""], "pair is empty"),
-        (["--device", ""], "device is empty; give auto, cpu or cuda"),
         (["--pace", "table:0=1"], "allowed are rows from 1"),
         (["--key-requests", "2"], "there are none; give keys"),
         (

@@ -148,8 +148,8 @@ def _of_options() -> Iterator[None]:
     """Whatever a stranger's options make others raise is one line."""
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"options hold something that cannot be used: {error}") from None
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
         raise InputError(f"options hold something that is none ({type(error).__name__})") from None
 

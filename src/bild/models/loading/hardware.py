@@ -29,8 +29,6 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "":
-        raise InputError("device is empty; give auto, cpu or cuda, or leave it out")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
