@@ -182,6 +182,18 @@ def rolling(scorer: Scorer) -> Rolling | None:
     return cast(Rolling, scorer) if getattr(scorer, "rolls", False) else None
 
 
+def passed(scorer: Scorer, wanted: Sequence[int]) -> Sequence[int]:
+    """How many passes the next token of each row takes.
+
+    Args:
+        scorer: one that scores several tokens in a pass has ``is_told(row)``: whether what follows the next token of a
+            row is scored already.
+        wanted: 1 for each row that is read, else 0.
+    """
+    is_told: Callable[[int], bool] | None = getattr(scorer, "is_told", None)
+    return wanted if is_told is None else [int(want and not is_told(b)) for b, want in enumerate(wanted)]
+
+
 def unread(scorer: Scorer, rows: Sequence[Row], wanted: Sequence[int]) -> list[list[int]]:
     """What a model has not read of each row; nothing of a row that is not wanted."""
     lengths = scorer.lengths

@@ -122,6 +122,9 @@ def test_exact_is_the_large_model_alone(runtime):
         assert [result.token_ids for result in found] == [result.token_ids for result in alone]
         drafted = sum(each.stats.num_draft_tokens for each in found)
         assert 0 < sum(each.stats.num_accepted_tokens for each in found) < drafted
+        # Up to seven tokens take three passes at most.
+        steps, rounds = (sum(getattr(each.stats, name) for each in found) for name in ("num_small_steps", "num_rounds"))
+        assert rounds <= steps < drafted and steps <= 3 * rounds
     eager = BigLittleDecoder(large, small, runtime="eager").generate(prompts, policy, **options)
     assert [result.stats.num_accepted_tokens for result in found] == [
         result.stats.num_accepted_tokens for result in eager

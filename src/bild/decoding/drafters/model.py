@@ -10,7 +10,7 @@ from bild.decoding.draft import Draft, Work, Writer
 from bild.decoding.grouping import Group, groups
 from bild.decoding.hand_over import HandOver, LooksAt
 from bild.decoding.rows import Halt, Row, Rules
-from bild.decoding.scorer import Reader, Rolling, Scorer, read, rolling, unread
+from bild.decoding.scorer import Reader, Rolling, Scorer, passed, read, rolling, unread
 from bild.decoding.transfer import to_host
 
 
@@ -40,8 +40,9 @@ class ModelDrafter(Reader):
         if scorer is not None:
             steps = _roll(scorer, rows, room, drafts, [int(free > 0) for free in room])
         while any(writing := [int(free > 0 and each.reason is None) for free, each in zip(room, drafts, strict=True)]):
+            passes = passed(self.scorer, writing)
             self._step(rows, room, drafts, writing, together)
-            steps = [count + more for count, more in zip(steps, writing, strict=True)]
+            steps = [count + more for count, more in zip(steps, passes, strict=True)]
         for draft, count, first, last in zip(drafts, steps, before, self.scorer.lengths, strict=True):
             draft.work = {self.name: Work(count, last - first)} if count else {}
         return drafts

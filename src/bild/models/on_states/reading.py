@@ -105,6 +105,10 @@ class OnStates:
     def copy(self, rows: Sequence[int]) -> None:
         """There is none: it would read the states of this batch. One beside the large model's copy reads anew."""
 
+    def is_told(self, row: int) -> bool:
+        """Whether what follows the next token of a row is scored already, so that it takes no pass."""
+        return row in self._ahead and self._ahead[row].has_scores
+
     @property
     def _waiting(self) -> dict[int, list[int]]:
         return {b: ahead.waiting for b, ahead in self._ahead.items() if ahead.waiting}
@@ -117,7 +121,7 @@ class OnStates:
         found, rest = None, [list(row) for row in tokens]
         while any(rest):
             # Whose scores are there does not read with those that have none left: no row depends on another.
-            told = {b for b, row in enumerate(rest) if row and b in self._ahead and self._ahead[b].has_scores}
+            told = {b for b, row in enumerate(rest) if row and self.is_told(b)}
             scored, counts = self._told(rest, told) if told else self._read_piece(rest, last)
             rest = [row[count:] for row, count in zip(rest, counts, strict=True)]
             found = scored if found is None else _behind(found, scored, counts, last)
