@@ -60,6 +60,17 @@ def run(cut: Cut, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     return list(results)
 
 
+def check_same(cut: Cut, module, inputs) -> None:
+    """The parts return, and write into their arguments, what the module does."""
+    flat = [each for each in pytree.tree_leaves(inputs) if isinstance(each, torch.Tensor)]
+    one, other = [each.clone() for each in flat], [each.clone() for each in flat]
+    expected = called(module, inputs, one)
+    with torch.no_grad():
+        found = run(cut, other)
+    for mine, theirs in zip([*found, *other], [*expected, *one], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 NETWORKS = {
     "llama": {},
     "gpt2": {},
@@ -84,13 +95,7 @@ def test_the_parts_together_are_the_whole(name, together, monkeypatch):
         # A decoder of T5 has one layer more than its encoder.
         count = deep + (kind == "t5" and isinstance(module, Read))
         assert len(cut.calls) == 2 + (count // together if count % together == 0 else count) and len(cut.parts) == 3
-        flat = [each for each in pytree.tree_leaves(inputs) if isinstance(each, torch.Tensor)]
-        one, other = [each.clone() for each in flat], [each.clone() for each in flat]
-        expected = called(module, inputs, one)
-        with torch.no_grad():
-            found = run(cut, other)
-        for mine, theirs in zip([*found, *other], [*expected, *one], strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        check_same(cut, module, inputs)
 
 
 FEW = {"llama": 5, "gpt2": 4, "t5": 6, "bart": 5, "int8": 5}
@@ -121,13 +126,7 @@ def test_the_parts_of_a_few_layers_are_those_of_all(name, together, monkeypatch)
     assert len(cut.calls) == 2 + FEW[name] and len(cut.parts) <= 4
     # Of sources nothing is known but what all layers make of them.
     assert all(each[2] is None for each in made if not isinstance(each[0], Read))
-    flat = [each for each in pytree.tree_leaves(inputs) if isinstance(each, torch.Tensor)]
-    one, other = [each.clone() for each in flat], [each.clone() for each in flat]
-    expected = called(module, inputs, one)
-    with torch.no_grad():
-        found = run(cut, other)
-    for mine, theirs in zip([*found, *other], [*expected, *one], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    check_same(cut, module, inputs)
 
 
 @pytest.mark.parametrize(

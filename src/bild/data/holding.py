@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from weakref import WeakValueDictionary
@@ -59,11 +57,3 @@ def hold(file: Path) -> Held | None:
         return None
     held = _held[place] = Held(opened)
     return held
-
-
-@contextmanager
-def held_if_there(file: Path) -> Iterator[None]:
-    """Within, the file is held, see :func:`hold`, if it is there."""
-    held = hold(file) if file.exists() else None
-    yield
-    del held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,9 @@ DEFAULT_MAX_NEW_TOKENS = 256
 """Longest text in tokens where neither the user nor the checkpoint says otherwise."""
 
 
-def claim(file: Path, settings: dict[str, Any], results: Path) -> Held | None:
+def claim(
+    file: Path, settings: dict[str, Any], results: Path, *, clear: Callable[[], None] | None = None
+) -> Held | None:
     """Write the settings of a new run, or check that a run that is there has the same; and hold them, so that no other
     process goes on with it.
 
@@ -28,6 +30,7 @@ def claim(file: Path, settings: dict[str, Any], results: Path) -> Held | None:
         file: JSON, in the folder of the run.
         settings: everything its results depend on, as plain JSON values.
         results: what such a run leaves; must not be there without its settings.
+        clear: removes what an earlier run left, its settings too, before a new one begins; None: it goes on.
 
     Returns:
         What is to be kept while the run goes on, see :func:`~bild.data.holding.hold`.
@@ -36,6 +39,11 @@ def claim(file: Path, settings: dict[str, Any], results: Path) -> Held | None:
         InputError: the folder holds a run with other settings, or one of no known settings, or one that another process
             is at; or the file cannot be read or written.
     """
+    if clear is not None:
+        with reading(file):
+            held = hold(file) if file.exists() else None
+        clear()
+        del held
     here = json.loads(json.dumps(settings))
     text, there = to_json(here, indent=2) + "\n", None
     if not file.exists() and not results.exists():

@@ -9,7 +9,6 @@ from typing import Any
 
 from bild.data import claim
 from bild.data.files import write_whole
-from bild.data.holding import held_if_there
 from bild.data.json_text import from_json, to_json
 from bild.errors import writing
 from bild.evaluation.memory import PeakMemory
@@ -43,11 +42,12 @@ class Folder:
         self.path = path
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            if fresh:
-                with held_if_there(path / CONFIGURATION):
-                    for name in (CONFIGURATION, *files):
-                        (path / name).unlink(missing_ok=True)
-            self._held = claim(path / CONFIGURATION, configuration, self.outputs)
+
+            def clear() -> None:
+                for name in (CONFIGURATION, *files):
+                    (path / name).unlink(missing_ok=True)
+
+            self._held = claim(path / CONFIGURATION, configuration, self.outputs, clear=clear if fresh else None)
 
     @property
     def outputs(self) -> Path:

@@ -35,6 +35,7 @@ from bild.generation.prompts import as_list
 from bild.generation.rewards import RewardLike
 from bild.generation.stream import Columns
 from bild.models import EagerModel, exit_layer, load_network, load_tokenizer
+from bild.models.parts import unwrapped
 
 Small = PreTrainedModel | EagerModel | str | os.PathLike[str]
 
@@ -107,7 +108,7 @@ def custom_generate(
         raise InputError("small is missing; give the cheap model, or a drafter that needs none: drafter='ngram'")
     drafting = "small" if drafter is None else drafter
     check_small(drafting, small is not None)
-    small, middle = (getattr(each, "_orig_mod", each) for each in (small, middle))
+    small, middle = unwrapped(small), unwrapped(middle)
     for side, given in (("small", small), ("middle", middle)):
         if given is not None and not isinstance(given, PreTrainedModel | EagerModel | str | os.PathLike):
             raise InputError(f"{side} is a {type(given).__name__}; give a loaded model, a folder or a hub name")

@@ -13,8 +13,13 @@ FINAL_NORMS = ("final_layer_norm", "final_layernorm", "norm", "ln_f", "layer_nor
 """What architectures call the norm between the decoder's last layer and the head."""
 
 
+def unwrapped(network: Any) -> Any:
+    """The network that ``torch.compile`` has wrapped; anything else as it is."""
+    return getattr(network, "_orig_mod", network)
+
+
 def plain_network(network: Any, side: str) -> Any:
-    """The network that ``torch.compile`` has wrapped; others as they are, and so are names and None.
+    """A network as :func:`unwrapped` gives it; names and None as they are.
 
     Args:
         network: what came.
@@ -23,7 +28,7 @@ def plain_network(network: Any, side: str) -> Any:
     Raises:
         InputError: it is no network of transformers.
     """
-    plain = getattr(network, "_orig_mod", network)
+    plain = unwrapped(network)
     if plain is None or isinstance(plain, str | PreTrainedModel):
         return plain
     raise InputError(

@@ -25,7 +25,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.data import claim
 from bild.data.files import write_whole
-from bild.data.holding import held_if_there
 from bild.data.json_text import from_json, to_json
 from bild.errors import InputError, one_line
 from bild.models import write_short_list
@@ -74,10 +73,7 @@ class RunFolder:
         self.path, self.short_list = path, short_list
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            if fresh:
-                with held_if_there(path / RUN):
-                    self._clear()
-            self._held = claim(path / RUN, settings, path / RESULT)
+            self._held = claim(path / RUN, settings, path / RESULT, clear=self._clear if fresh else None)
             for unfinished in path.glob("*.partial"):
                 shutil.rmtree(unfinished)
 

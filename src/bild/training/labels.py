@@ -59,10 +59,13 @@ class Labels:
         self.file = folder / FILE
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if fresh and not _same(folder / SETTINGS, settings):
+
+            def clear() -> None:
                 for name in (FILE, SETTINGS):
                     (folder / name).unlink(missing_ok=True)
-            self._held = claim(folder / SETTINGS, settings, self.file)
+
+            anew = fresh and not _same(folder / SETTINGS, settings)
+            self._held = claim(folder / SETTINGS, settings, self.file, clear=clear if anew else None)
             self.by_source = {label.source: label for label in self._read()}
 
     def make(

@@ -1,15 +1,19 @@
-"""Tiny pairs whose small model reads the large one's states."""
+"""Tiny pairs whose small model reads the large one's states, and what it scores by definition."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bild.models.cutting import count_layers, with_layers
-from bild.models.joined import add_joined
-from bild.models.parallel import add_parallel
+from bild.models.joined import add_joined, join_states
+from bild.models.parallel import add_parallel, parallel_head
+from bild.models.parts import final_norm, head_of
 from bild.models.seams import sharing
 from tests.networks import build
+
+CLOSE = {"rtol": 0.0, "atol": 1e-9}
 
 
 def states_pair(name: str, dtype: torch.dtype = torch.float64, seed: int = 1, **changes) -> tuple[PreTrainedModel, ...]:
@@ -35,3 +39,30 @@ def at_once_pair(
         for weight in small.parallel.parameters():
             weight += 0.3 * torch.randn(weight.shape, generator=generator, dtype=dtype) / weight.shape[-1] ** 0.5
     return large, small
+
+
+def states_of(network, **inputs) -> Tensor:
+    """What a network's head reads of all of a text ``[T, D]``."""
+    seen = []
+    handle = final_norm(network).register_forward_hook(lambda module, given, made: seen.append(made))
+    with torch.no_grad():
+        network(**inputs, use_cache=False)
+    handle.remove()
+    return seen[-1][0]
+
+
+def by_definition(large, small, tokens: list[int], known: int) -> Tensor:
+    """Logits after the last of these tokens, the large model having read the first ``known``."""
+    states, head = [torch.zeros(large.config.hidden_size, dtype=large.dtype)], parallel_head(small)
+    if known:
+        states += list(states_of(large, input_ids=torch.tensor([tokens[:known]])))
+    # The first pass reads all tokens whose states are known, each one after it the tokens of the one before.
+    while True:
+        end = min(len(tokens), len(states))
+        read = join_states(small, torch.tensor([tokens[:end]]), torch.stack(states[:end])[None])
+        with torch.no_grad():
+            last = states_of(small, inputs_embeds=read)[-1]
+            made = last[None] if head is None else head(last)
+            if len(tokens) < end + len(made):
+                return head_of(small)(made)[len(tokens) - end]
+        states += list(made)

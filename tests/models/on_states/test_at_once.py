@@ -13,32 +13,11 @@ from torch import Tensor
 from bild import BigLittleDecoder
 from bild.errors import LoadError
 from bild.models import load_network, run_pair
-from bild.models.joined import join_states
 from bild.models.parallel import add_parallel, parallel_head
-from bild.models.parts import head_of
-from tests.models.on_states.pairs import at_once_pair, states_pair
-from tests.models.on_states.test_reading import states_of
+from tests.models.on_states.pairs import CLOSE, at_once_pair, by_definition, states_pair
 from tests.networks import random_tokens
 
 NAMES = ["llama", "gpt2"]
-CLOSE = {"rtol": 0.0, "atol": 1e-9}
-
-
-def by_definition(large, small, tokens: list[int], known: int) -> Tensor:
-    """Logits after the last of these tokens, the large model having read the first ``known``."""
-    states, at_once = [torch.zeros(large.config.hidden_size, dtype=large.dtype)], parallel_head(small).at_once
-    if known:
-        states += list(states_of(large, input_ids=torch.tensor([tokens[:known]])))
-    # The first pass reads all tokens whose states are known, each one after it the tokens of the one before.
-    end = len(states)
-    while True:
-        read = join_states(small, torch.tensor([tokens[:end]]), torch.stack(states[:end])[None])
-        with torch.no_grad():
-            made = parallel_head(small)(states_of(small, inputs_embeds=read)[-1])
-            if len(tokens) < end + at_once:
-                return head_of(small)(made)[len(tokens) - end]
-        states += list(made)
-        end += at_once
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,43 +6,14 @@ from random import Random
 
 import pytest
 import torch
-from torch import Tensor
 
 from bild import BigLittleDecoder
 from bild.errors import InputError, LoadError
 from bild.models import run_pair
-from bild.models.joined import join_states
-from bild.models.parts import final_norm
-from tests.models.on_states.pairs import states_pair
+from tests.models.on_states.pairs import CLOSE, by_definition, states_pair
 from tests.networks import build, random_tokens
 
 NAMES = ["llama", "gpt2", "qwen2"]
-CLOSE = {"rtol": 0.0, "atol": 1e-9}
-
-
-def states_of(network, **inputs) -> Tensor:
-    """What a network's head reads of all of a text ``[T, D]``."""
-    seen = []
-    handle = final_norm(network).register_forward_hook(lambda module, given, made: seen.append(made))
-    with torch.no_grad():
-        network(**inputs, use_cache=False)
-    handle.remove()
-    return seen[-1][0]
-
-
-def by_definition(large, small, tokens: list[int], known: int) -> Tensor:
-    """Logits after the last of these tokens, the large model having read the first ``known``."""
-    states = [torch.zeros(large.config.hidden_size, dtype=large.dtype)]
-    if known:
-        states += list(states_of(large, input_ids=torch.tensor([tokens[:known]])))
-    while True:
-        count = min(len(tokens), len(states))
-        read = join_states(small, torch.tensor([tokens[:count]]), torch.stack(states[:count])[None])
-        with torch.no_grad():
-            made = states_of(small, inputs_embeds=read)
-            if count == len(tokens):
-                return small(inputs_embeds=read, use_cache=False).logits[0, -1]
-        states.append(made[-1])
 
 
 @pytest.mark.parametrize("name", NAMES)

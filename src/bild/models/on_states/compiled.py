@@ -154,13 +154,14 @@ class CompiledReadingScorer(OnStates, StatesScorer):
         """The large model's."""
         return self.large
 
+    def _as_extended(self, scores: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self._scores_of(scores)
+
     def _read(self, rows: list[list[int]], last: int, row: int | None = None) -> Sequence[Tensor]:
         *scores, made = super()._read(rows, last, row)
         more = self._at_once - 1
         for at, (_, count, *_tokens) in enumerate(rows):
             if count:
-                ahead = (
-                    self._scores_of([each[at : at + 1, each.shape[1] - more :] for each in scores]) if more else None
-                )
+                ahead = [each[at : at + 1, each.shape[1] - more :] for each in scores] if more else None
                 self._ahead[at if row is None else row] = Ahead(made[at, -1 - more :], ahead)
         return [each[:, : each.shape[1] - more] for each in scores]

@@ -86,8 +86,7 @@ class OnStates:
         if self._moved:
             self._moved = False
             self.truncate(self.large.lengths)
-        waiting = self._waiting
-        return [length + len(waiting.get(b, ())) for b, length in enumerate(self._lengths)]
+        return [length + len(self._waiting(b)) for b, length in enumerate(self._lengths)]
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget what follows, and what was computed of states that the large model did not make."""
@@ -109,9 +108,12 @@ class OnStates:
         """Whether what follows the next token of a row is scored already, so that it takes no pass."""
         return row in self._ahead and self._ahead[row].has_scores
 
-    @property
-    def _waiting(self) -> dict[int, list[int]]:
-        return {b: ahead.waiting for b, ahead in self._ahead.items() if ahead.waiting}
+    def _waiting(self, row: int) -> list[int]:
+        return self._ahead[row].waiting if row in self._ahead else []
+
+    def _as_extended(self, scores: Any) -> Any:
+        """Scores that were kept as a pass gave them, as ``_extend`` returns them."""
+        return scores
 
     @inferring
     def _extend(self, tokens: Tokens, last: int) -> Any:
@@ -146,12 +148,12 @@ class OnStates:
                 ahead.waiting.append(row[0])
             else:
                 scores.append(None)
-        return _beside(scores), [int(b in rows) for b in range(len(tokens))]
+        return self._as_extended(_beside(scores)), [int(b in rows) for b in range(len(tokens))]
 
     def _read_piece(self, tokens: Tokens, last: int) -> tuple[Any, list[int]]:
         """Read on as far as states are known, with what waits; the scores, and how many tokens of each row that was."""
         read, before = self.large.lengths, list(self._lengths)
-        waiting = [self._ahead[b].waiting if row and b in self._ahead else [] for b, row in enumerate(tokens)]
+        waiting = [self._waiting(b) if row else [] for b, row in enumerate(tokens)]
         counts = []
         for b, row in enumerate(tokens):
             # Of what the large model has read, and of what this one has made behind its last token.

@@ -40,10 +40,8 @@ def fit_joined(small: PreTrainedModel, large: PreTrainedModel, texts: Iterable[B
         # The norm behind it takes the direction alone.
         made.append(torch.nn.functional.normalize(before_norm[1:].double(), dim=-1) * before_norm.shape[-1] ** 0.5)
     x, y = torch.cat(read), torch.cat(made)
-    squares = x.T @ x
-    squares.diagonal().add_(RIDGE * squares.diagonal().mean())
     joined = joined_layer(small).weight
-    joined.copy_(torch.linalg.solve(squares, x.T @ y).T.to(joined.dtype))
+    joined.copy_(_solved(x.T @ x, x.T @ y).T.to(joined.dtype))
     for name, module in decoder_of(small).named_modules():
         if name.rpartition(".")[2] in OUTPUTS:
             # Its weights are the large model's own, so others take their place.
@@ -73,11 +71,17 @@ def fit_parallel(small: PreTrainedModel, large: PreTrainedModel, texts: Iterable
             known, y = x[: len(x) - 1 - at], states[2 + at :].double()
             squares[at] += known.T @ known
             products[at] += known.T @ y
-    diagonals = squares.diagonal(dim1=1, dim2=2)
-    diagonals.add_(RIDGE * diagonals.mean(-1, keepdim=True))
-    found = torch.linalg.solve(squares, products).to(parallel.spread.weight.dtype)
+    found = _solved(squares, products).to(parallel.spread.weight.dtype)
     parallel.spread.weight.copy_(found[:, :-1].transpose(1, 2).flatten(0, 1))
     parallel.spread.bias.copy_(found[:, -1].flatten())
+
+
+def _solved(squares: Tensor, products: Tensor) -> Tensor:
+    """What least squares finds, of ``xᵀx`` ``[…, n, n]``, which is changed, and ``xᵀy`` ``[…, n, D]``."""
+    diagonal = squares.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(RIDGE * diagonal.mean(-1, keepdim=True))
+    solved: Tensor = torch.linalg.solve(squares, products)
+    return solved
 
 
 def _passes(large: PreTrainedModel, texts: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from bild.data import Data, claim
 from bild.data.files import write_whole
-from bild.data.holding import Held, held_if_there
+from bild.data.holding import Held
 from bild.data.json_text import from_json, to_json
 from bild.data.settings import checkpoint_digest
 from bild.errors import InputError
@@ -158,13 +158,14 @@ def _checked(teacher: Teacher, shape: Shape) -> tuple[PreTrainedConfig, PreTrain
 def _claim(folder: Path, told: dict[str, Any], fresh: bool) -> Held | None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            with held_if_there(folder / DRAFT):
-                for name in (DRAFT, PROMPTS, LABELS, LABELS_SETTINGS, RUN, PROVENANCE, RESULT):
-                    (folder / name).unlink(missing_ok=True)
-                for place in (folder / START, *folder.glob("step-*")):
-                    shutil.rmtree(place, ignore_errors=True)
-    return claim(folder / DRAFT, told, folder / RESULT)
+
+        def clear() -> None:
+            for name in (DRAFT, PROMPTS, LABELS, LABELS_SETTINGS, RUN, PROVENANCE, RESULT):
+                (folder / name).unlink(missing_ok=True)
+            for place in (folder / START, *folder.glob("step-*")):
+                shutil.rmtree(place, ignore_errors=True)
+
+        return claim(folder / DRAFT, told, folder / RESULT, clear=clear if fresh else None)
 
 
 def _opening(teacher: Teacher, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Opening:
