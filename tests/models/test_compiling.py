@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -101,6 +102,14 @@ print(model.is_compiled, compiling.compilations)
 """
     done = in_a_process(code)
     assert (done.stdout, done.stderr, done.returncode) == ("True 0\n", "", 0)
+
+
+@pytest.mark.compiles
+def test_a_graph_is_compiled_without_the_regular_expressions_of_the_standard_library(own_cache):
+    with zipfile.ZipFile(graph_of(own_cache)) as package:
+        libraries = [package.read(name) for name in package.namelist() if name.endswith(".so")]
+    assert libraries
+    assert not any(b"regex_traits" in library for library in libraries)
 
 
 @pytest.mark.compiles

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -54,6 +55,7 @@ SOURCES = (
         "compiled/graphs.py",
         "compiled/compiling.py",
         "compiled/few.py",
+        "compiled/headers/regex",
         "compiled/layers.py",
         "early_exit/graphs.py",
         "early_exit/split.py",
@@ -62,6 +64,13 @@ SOURCES = (
     *(f"kernels/{name}.py" for name in ("attention", "building", "floats", "int4", "int8", "joining", "operators")),
 )
 """Files that decide what is compiled."""
+
+HEADERS = Path(__file__).with_name("headers")
+"""What stands in for headers of the standard library."""
+SEARCHED = "CPLUS_INCLUDE_PATH"
+"""Where compilers look for headers before they look into the standard library."""
+DEVICES = 'std::regex re("(cpu|cuda|xpu|mps)(:([0-9]+))?");'
+"""What torch's runtime has a regular expression for."""
 
 UNFINISHED = "tmp"
 """How the folder of a graph begins that is being compiled."""
@@ -206,6 +215,7 @@ def _compile(
     _remove_unfinished(file.parent)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
+        stack.enter_context(_short_headers())
         stack.enter_context(torch.no_grad())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent))
         # Renamed when complete: a killed compilation, or two at once, leave nothing half written.
@@ -298,6 +308,37 @@ def _drop_unread(graph: torch.fx.Graph) -> None:
         return node.op in ("placeholder", "output") or writes
 
     graph.eliminate_dead_code(is_impure_node=needed)
+
+
+@contextmanager
+def _short_headers() -> Iterator[None]:
+    """Within, graphs are compiled without the standard library's regular expressions, where ours serve."""
+    if not _has_one_expression():
+        yield
+        return
+    ours, given = str(HEADERS), os.environ.get(SEARCHED)
+    os.environ[SEARCHED] = f"{ours}{os.pathsep}{given}" if given else ours
+    try:
+        yield
+    finally:
+        # Another thread may have done the same meanwhile.
+        folders = os.environ.get(SEARCHED, ours).split(os.pathsep)
+        folders.remove(ours)
+        if folders:
+            os.environ[SEARCHED] = os.pathsep.join(folders)
+        else:
+            del os.environ[SEARCHED]
+
+
+@cache
+def _has_one_expression() -> bool:
+    """Whether this torch's runtime has the regular expression that :data:`HEADERS` knows, and no other."""
+    runtime = Path(torch.__file__).parent / "include/torch/csrc/inductor/aoti_runtime/model_base.h"
+    try:
+        text = runtime.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return DEVICES in text and text.count("std::regex") == 2  # its declaration and its use
 
 
 def _remove_unfinished(folder: Path) -> None:

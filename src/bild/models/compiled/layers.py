@@ -87,6 +87,8 @@ def _all_compiled(parts: Sequence[GraphModule], options: dict[str, Any]) -> list
         return _compiled(part, options)
 
     if processes.can_fork():
+        # Not anew in every process: it takes four seconds.
+
         try:
             return processes.each(compile_one, parts)
         except RuntimeError as error:
