@@ -168,10 +168,8 @@ class BigLittleDecoder:
         """See :meth:`set_languages`."""
         self.policy = Policy() if policy is None else policy
         self.generation_config: GenerationConfig = config
-        for model in self.parts:
-            if not model.batches:
-                name = type(model.network).__name__
-                logger.warning("%s counts positions inside its modules: batches are decoded row by row", name)
+        for name in dict.fromkeys(type(model.network).__name__ for model in self.parts if not model.batches):
+            logger.warning("%s counts positions inside its modules: batches are decoded row by row", name)
 
     @classmethod
     def from_pretrained(

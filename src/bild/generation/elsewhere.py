@@ -20,7 +20,7 @@ from bild.errors import InputError, VerifierError, VocabularyError
 from bild.generation.middle import SMALL
 from bild.generation.pair import Pair, choose_pair
 from bild.generation.verifying import check_vocabulary, digest_of, probed
-from bild.models import Model, check_kinds, exit_layer
+from bild.models import Model, check_kinds, is_part
 
 
 class RemoteModel:
@@ -145,7 +145,7 @@ def connect(
         tokenizer.chat_template = facts.chat_template
     shared = min(facts.vocab_size, small.vocab_size)
     model = RemoteModel(channel.url, config, facts, small.device)
-    terms = Terms(shared, digest_of(tokenizer), facts.logits)
+    terms = Terms(shared, digest_of(tokenizer), facts.logits, facts.identity)
     return Elsewhere(channel, model, generation_config, terms)
 
 
@@ -181,7 +181,7 @@ def choose_small(
     alone = small if pair is None else None
     chosen = choose_pair(pair, alone, small, drafter, middle, middle_window)
     name = chosen.small
-    if name is None or exit_layer(name) is not None:
+    if name is None or is_part(name):
         said = "is missing" if name is None else f"is {name!r}, a part of the large model, which is elsewhere"
         raise InputError(f"small {said}; a device with a verifier needs a small checkpoint of its own")
     if chosen.middle not in (None, SMALL):
@@ -202,6 +202,7 @@ class _Facts:
     chat_template: Any
     max_positions: int | None
     max_source_positions: int | None
+    identity: str | None
 
     @classmethod
     def read(cls, told: Any, url: str) -> _Facts:
@@ -220,6 +221,7 @@ class _Facts:
                 told["chat_template"],
                 _or_none(_whole, told["max_positions"]),
                 _or_none(_whole, told["max_source_positions"]),
+                _or_none(str, told.get("identity")),
             )
         except (KeyError, TypeError, ValueError):
             raise VerifierError(f"the verifier at {url} says of itself what cannot be; look at its version") from None

@@ -14,7 +14,9 @@ from bild.generation.pair import Pair
 from bild.models import (
     check_exit,
     check_outlines,
+    check_part,
     exit_layer,
+    is_part,
     load_network,
     read_outline,
     read_short_list,
@@ -45,19 +47,18 @@ def load_sides(
     options: dict[str, Any] = {"dtype": resolve_dtype(dtype, device), "device": device, **where}
     large = parse_ensemble(pair.large)
     others = [name for name in (pair.small, pair.middle) if name is not None and name != SMALL]
-    exits = {name: exit_layer(name) for name in others}
-    sides = {"small": pair.small, "middle": pair.middle}
-    # One checkpoint on two sides is loaded once, and an early exit is a part of the large one.
+    # One checkpoint on two sides is loaded once, and some sides are a part of the large one.
     wholes = [
         large.base,
-        *(name for name in others if exits[name] is None),
+        *(name for name in others if not is_part(name)),
         *(name for name, _ in large.experts if name != UNCONDITIONED),
     ]
     outlines = {name: read_outline(name, **options) for name in dict.fromkeys(wholes)}
     first = outlines[large.base]
     for each in list(outlines.values())[1:] or [first]:
         check_outlines(first, each, device=device, dtype=dtype)
-    _check_exits(first, {side: exits[name] for side, name in sides.items() if name in exits})
+    sides = {"small": pair.small, "middle": pair.middle}
+    _check_parts(first, {side: name for side, name in sides.items() if name in others and is_part(name)})
     networks: dict[str, Any] = {
         name: load_network(each.name, **options, config=each.config) for name, each in outlines.items()
     }
@@ -92,8 +93,10 @@ def shorten_as_told(
         shorten(network, ids)
 
 
-def _check_exits(large: Any, counts: Mapping[str, int | None]) -> None:
-    """Whether each side that is an early exit can be one."""
-    for side, count in counts.items():
+def _check_parts(large: Any, parts: Mapping[str, str]) -> None:
+    """Whether the large model has the part that each side is to be."""
+    for side, name in parts.items():
+        check_part(large.config, large.name, name, side)
+        count = exit_layer(name)
         if count is not None:
             check_exit(large, count, side)

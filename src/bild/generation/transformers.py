@@ -34,7 +34,7 @@ from bild.generation.processors import STATEFUL, of_row, process_with, split, wa
 from bild.generation.prompts import as_list
 from bild.generation.rewards import RewardLike
 from bild.generation.stream import Columns
-from bild.models import EagerModel, exit_layer, load_network, load_tokenizer
+from bild.models import EagerModel, is_part, load_network, load_tokenizer
 from bild.models.parts import unwrapped
 
 Small = PreTrainedModel | EagerModel | str | os.PathLike[str]
@@ -401,7 +401,7 @@ def _pair(
 
 def _loaded(side: Any, large: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Any, Any]:
     """A network, or what names a part of another; and its tokenizer, where vocabularies are compared by content."""
-    if side is None or isinstance(side, PreTrainedModel) or side == SMALL or exit_layer(os.fspath(side)) is not None:
+    if side is None or isinstance(side, PreTrainedModel) or side == SMALL or is_part(os.fspath(side)):
         return side, tokenizer
     own = None if tokenizer is None else load_tokenizer(side)
     return load_network(side, dtype=large.dtype, device=large.device), own

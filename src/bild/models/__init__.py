@@ -1,9 +1,9 @@
 """What runs a network behind the Scorer contract; the only place that knows transformers' caches.
 
 :mod:`.protocol` says what a model is. :mod:`.eager` and :mod:`.compiled` run a whole network, :mod:`.early_exit` one
-that is cut in two, :mod:`.one_encoder` two that read a source once, :mod:`.calm` one whose tokens leave early. All of
-them store what they have read as :mod:`.cache` says, and run transformers' modules as :mod:`.seams` and :mod:`.passes`
-say.
+that is cut in two, :mod:`.one_encoder` two that read a source once. All of them store what they have read as
+:mod:`.cache` says, and run transformers' modules as :mod:`.seams` and :mod:`.passes` say. :mod:`.calm`, whose tokens
+leave early, and :mod:`.byte_latent`, which thinks in patches of bytes, read :mod:`.single_rows`.
 """
 
 from bild.models.calm import CalmModel, CalmScorer, ExitRule
@@ -22,6 +22,7 @@ from bild.models.loading import (
     check_exit,
     check_kinds,
     check_outlines,
+    check_part,
     check_shared_vocabulary,
     head_size,
     load_config,
@@ -34,7 +35,7 @@ from bild.models.loading import (
 )
 from bild.models.middle import run_three
 from bild.models.one_encoder import borrows_encoder
-from bild.models.pairing import check_runtime, run_pair
+from bild.models.pairing import check_runtime, is_part, run_pair
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
 from bild.models.rounded import round_weights, rounded_format
@@ -63,11 +64,13 @@ __all__ = [
     "check_int4",
     "check_kinds",
     "check_outlines",
+    "check_part",
     "check_runtime",
     "check_shared_vocabulary",
     "check_writes_alone",
     "exit_layer",
     "head_size",
+    "is_part",
     "is_prepared",
     "load_config",
     "load_network",

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from bild.decoding.scores import Summary
 from bild.errors import InputError, LoadError, check_count, one_line
 from bild.models.cache_argument import cache_argument
 from bild.models.eager.model import EagerModel
 from bild.models.eager.sources import Encoded
 from bild.models.parts import decoder_of, head_of
-from bild.models.passes import check_last
 from bild.models.probing import Reference, disagree
+from bild.models.single_rows import SingleRows, crop
 
 Confidence = Literal["state", "margin", "max"]
 ARCHITECTURES = ("t5", "mt5")
@@ -142,46 +141,19 @@ class CalmModel(EagerModel):
             raise LoadError(f"{type(self.network).__name__} cannot run layer by layer ({why})")
 
 
-class CalmScorer:
-    """Rows being read one by one by a :class:`CalmModel`; see :class:`bild.decoding.Scorer`."""
+class CalmScorer(SingleRows):
+    """Rows being read by a :class:`CalmModel`; see :class:`bild.decoding.Scorer`."""
 
     def __init__(
         self, model: CalmModel, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None
     ) -> None:
-        self.model = model
         known = [None] * len(sources) if encoded is None else [[states] for states in encoded]
-        self._rows = [_Row(model, *each) for each in zip(sources, known, strict=True)]
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(row.states) for row in self._rows]
+        super().__init__([_Row(model, *each) for each in zip(sources, known, strict=True)])
 
     @property
     def exits(self) -> list[list[int]]:
         """The layer (from 1) behind which each token of each row left."""
-        return [list(row.exits) for row in self._rows]
-
-    @torch.inference_mode()
-    def extend(self, tokens: Sequence[Sequence[int]], last: int = 1) -> Tensor:
-        check_last(tokens, last)
-        scored = [row.extend(new, last) for row, new in zip(self._rows, tokens, strict=True)]
-        missing = [last - len(logits) for logits in scored]
-        padded = [torch.nn.functional.pad(row, (0, 0, count, 0)) for row, count in zip(scored, missing, strict=True)]
-        return torch.stack(padded)
-
-    def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
-        logits = _wide(self.extend(tokens, last))
-        return logits, Summary.of(logits)
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        for row, length in zip(self._rows, lengths, strict=True):
-            row.truncate(length)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._rows = [self._rows[b].copy() if b in rows[:at] else self._rows[b] for at, b in enumerate(rows)]
-
-    def join(self, other: CalmScorer) -> None:
-        self._rows += other._rows
+        return [list(row.exits) for row in self.rows]
 
 
 class _Row:
@@ -193,6 +165,10 @@ class _Row:
         self.exits: list[int] = []
         # The second holds the source's, which a layer fills the first time it runs.
         self._past: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    @property
+    def length(self) -> int:
+        return len(self.states)
 
     def extend(self, tokens: Sequence[int], last: int) -> Tensor:
         """Read tokens one by one; logits ``[K, V]`` after the last K of them, at most ``last``."""
@@ -213,10 +189,7 @@ class _Row:
     def truncate(self, length: int) -> None:
         """Forget everything after ``length`` tokens."""
         del self.states[length:], self.exits[length:]
-        for layer in self._past.self_attention_cache.layers:
-            excess = layer.get_seq_length() - length
-            if excess > 0:
-                layer.crop(-excess)
+        crop(self._past.self_attention_cache, length)
 
     def _read(self, token: int) -> tuple[Tensor, Tensor | None]:
         """Run layers until the token may leave; its state ``[1, 1, D]``, and its logits where it left by them."""

@@ -7,11 +7,13 @@ from contextlib import nullcontext
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
+from bild.models.byte_latent import is_byte_latent, run_byte_latent
 from bild.models.compiled import CompiledModel, compiling_aside, is_prepared
 from bild.models.eager import EagerModel
 from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
 from bild.models.joined import reads_states
 from bild.models.loading import check_kinds
+from bild.models.loading.kinds import LOCAL
 from bild.models.on_states import is_states_pair_prepared, run_on_states
 from bild.models.one_encoder import have_one_encoder, is_pair_prepared, run_one_encoder
 from bild.models.protocol import Model
@@ -25,7 +27,8 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
 
     Args:
         large: network of the accurate model.
-        small: network of the cheap one, or ``"exit:N"``: the first N decoder layers of the large one.
+        small: network of the cheap one; ``"exit:N"``: the first N decoder layers of the large one; ``"blt:local"``: the
+            local parts of a large one that is byte-latent.
         runtime: ``"eager"``, ``"static"``, or ``"auto"``: static where nothing would have to be compiled.
 
     Raises:
@@ -36,6 +39,8 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
     for network in (large, small):
         if not isinstance(network, str):
             refuse_spread(network)
+    if is_byte_latent(large) or is_byte_latent(small) or small == LOCAL:
+        return run_byte_latent(large, small, runtime == "static")
     if isinstance(small, str):
         count = exit_layer(small)
         if count is None:
@@ -59,6 +64,15 @@ def run_pair(large: PreTrainedModel, small: PreTrainedModel | str, runtime: str)
         compiled = CompiledModel(large)
     # One network on both sides decodes alone, and is not compiled and held twice.
     return compiled, compiled if small is large else CompiledModel(small)
+
+
+def is_part(name: str) -> bool:
+    """Whether a name stands for a part of the large network, and not for a checkpoint.
+
+    Raises:
+        InputError: see :func:`exit_layer`.
+    """
+    return name == LOCAL or exit_layer(name) is not None
 
 
 def check_runtime(runtime: str) -> None:

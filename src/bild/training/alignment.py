@@ -21,7 +21,7 @@ from bild.generation import BigLittleDecoder
 from bild.generation.pair import choose_pair
 from bild.models import (
     check_shared_vocabulary,
-    exit_layer,
+    is_part,
     load_config,
     load_network,
     load_tokenizer,
@@ -77,7 +77,7 @@ def align(
     """
     settings = Settings() if settings is None else settings
     chosen = choose_pair(pair, large, small)
-    if begin is None and exit_layer(chosen.cheap) is not None:
+    if begin is None and is_part(chosen.cheap):
         raise InputError(f"the small model is {chosen.small}, a part of the large one; name one of its own with --from")
     start = Start(checkpoint=os.fspath(begin or chosen.cheap), trust_remote_code=trust_remote_code)
     _check_pair(chosen.large, start)

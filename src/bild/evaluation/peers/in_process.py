@@ -16,7 +16,7 @@ from bild.evaluation.method import MethodSpec, Output, PeerContext
 from bild.evaluation.peers.options import one_of, probability, read_options, whole_number
 from bild.generation.prompts import Prompter
 from bild.generation.text import decode
-from bild.models import exit_layer, load_tokenizer, resolve_dtype
+from bild.models import is_part, load_tokenizer, resolve_dtype
 
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("constant", "heuristic", "heuristic_transient")
@@ -107,7 +107,7 @@ def assisted(spec: MethodSpec, context: PeerContext) -> TransformersPeer:
     """
     options = read_options(spec, {"dtype": one_of(*DTYPES), **ASSISTANT_OPTIONS})
     dtype = _dtype(options, context)
-    if exit_layer(context.small) is not None:
+    if is_part(context.small):
         raise LoadError(f"small is {context.small}, which transformers cannot be assisted by; name a small checkpoint")
     large, small = (_network(name, dtype, context.device) for name in (context.large, context.small))
     config = assistant_config(small, {key: options[key] for key in ASSISTANT_OPTIONS if key in options})

@@ -21,6 +21,10 @@ IMAGES = ("IMAGE_TEXT_TO_TEXT", "VISUAL_QUESTION_ANSWERING", "IMAGE", "IMAGE_CLA
 FROM_IMAGES = {"git", "got_ocr2", "fuyu", "trocr", "imagegpt"}
 FROM_SOUND = {"moshi", "moss_transcribe_diarize", "musicgen_decoder"}
 """Types that transformers lists among language models and that write about a picture or a sound, never about a text."""
+BYTE_LATENT = "blt"
+"""The type of byte latent transformers (:mod:`bild.models.byte_latent`)."""
+LOCAL = "blt:local"
+"""What names the local encoder and decoder of a large model of this type, as its small one."""
 GENERATES = re.compile(
     r"(CausalLM|LMHead\w*|ConditionalGeneration|Seq2SeqLM|MTModel|TextToText|PreTraining|EncoderDecoderModel)$", re.I
 )
@@ -55,12 +59,37 @@ def auto_class(config: PreTrainedConfig, name: object, trust_remote_code: bool =
     raise LoadError(f"{name}: a {kind} model does not generate text from text{saved}; {USE}")
 
 
+def check_part(config: PreTrainedConfig, name: object, part: str, side: str = "small") -> None:
+    """Whether a network of this configuration can have the part that a name stands for.
+
+    Args:
+        config: of the large model.
+        name: of the large model, for the message.
+        part: ``exit:N`` or :data:`LOCAL`.
+        side: what it is to be, likewise.
+
+    Raises:
+        LoadError: it has layers to exit after and no local parts, or the other way round.
+    """
+    is_byte_latent = config.model_type == BYTE_LATENT
+    if part == LOCAL and not is_byte_latent:
+        raise LoadError(f"{side} is {part}, but {name} is not byte-latent (BLT); name a {side} checkpoint, or exit:N")
+    if part != LOCAL and is_byte_latent:
+        raise LoadError(
+            f"{side} is {part}, but {name} is byte-latent (BLT), and none of its layers writes bytes before the last "
+            f"one; name {LOCAL}, its local encoder and decoder"
+        )
+
+
 def check_rolls_back(config: PreTrainedConfig, name: object) -> None:
     """Whether a network of this configuration can forget tokens; asked before its weights are loaded.
 
     Raises:
         LoadError: it keeps a recurrent state.
     """
+    if config.model_type == BYTE_LATENT:
+        # Its caches are ours.
+        return
     listed = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     network = getattr(transformers, listed, None) if isinstance(listed, str) else None
     cache = DynamicCache(config=config.get_text_config(decoder=True))
