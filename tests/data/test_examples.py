@@ -231,3 +231,18 @@ def test_names_of_sets():
     assert distinct_names(["a/x/test.jsonl", "b/x/test.jsonl"]) == ["a/x/test.jsonl", "b/x/test.jsonl"]
     with pytest.raises(InputError, match="given twice"):
         distinct_names(["a", "a"])
+
+
+def test_a_file_by_two_names_is_one_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("x\n")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    for other in ("./a.txt", str(tmp_path / "a.txt"), "b.txt"):
+        with pytest.raises(InputError, match=r"a\.txt is given twice; give each set once"):
+            distinct_names(["a.txt", other])
+
+
+def test_more_than_any_machine_counts_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("x\n")
+    with pytest.raises(InputError, match=f"limit is {10**30}; allowed is {sys.maxsize} at most"):
+        read_examples(str(tmp_path / "a.txt"), limit=10**30)

@@ -52,11 +52,12 @@ def test_a_run_that_ended_before_it_began_begins(tmp_path):
         claim(file, {"large": "a" * 100}, results)
     assert not file.exists()
     # As a kill, or another program, leaves it.
-    for damaged in ("", '{"large": "a'):
+    for damaged in ("", '{"large": "a', "[]", '"x"', "3", "null"):
         file.write_text(damaged)
         claim(file, {"large": "a"}, results)
         assert json.loads(file.read_text()) == {"large": "a"}
     results.write_text("{}\n")
-    file.write_text("")
-    with pytest.raises(InputError, match=r"run\.json is damaged"):
-        claim(file, {"large": "a"}, results)
+    for damaged in ("", "[]"):
+        file.write_text(damaged)
+        with pytest.raises(InputError, match=r"run\.json is damaged"):
+            claim(file, {"large": "a"}, results)

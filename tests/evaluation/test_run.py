@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import pytest
@@ -280,6 +281,46 @@ def test_a_record_on_a_full_disk_is_one_line(tmp_path):
         journal.write(Record("set", "1", "a"))
     with pytest.raises(InputError, match="cannot write /dev/full"):
         journal.close()
+
+
+DAMAGES = [
+    {"text": None}, {"text": 5}, {"set": ["test"]}, {"id": 3}, {"token_ids": "abc"}, {"token_ids": [None]},
+    {"token_ids": [-1]}, {"token_ids": [True]}, {"total_s": None}, {"total_s": "x"}, {"total_s": math.nan},
+    {"ttft_s": "x"}, {"stats": [1]}, {"stats": {"num_tokens": "x"}}, {"stats": {"other": 1}}, {"counts": 3},
+    {"counts": {"a": "x"}}, {"error": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
+def test_a_record_that_cannot_be_computed_with_is_decoded_anew(tmp_path, damage):
+    first = run(tmp_path / "run").to_dict()
+    outputs = tmp_path / "run" / "outputs.jsonl"
+    lines = outputs.read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | damage)
+    outputs.write_text("".join(f"{line}\n" for line in lines))
+    log = []
+    again = run(tmp_path / "run", log=log).to_dict()
+    assert len({source for _, source in log}) == 1
+    assert again["sets"].keys() == first["sets"].keys()
+    for name, own in first["sets"]["texts"]["methods"].items():
+        assert again["sets"]["texts"]["methods"][name]["quality"] == own["quality"]
+    assert len(outputs.read_text().splitlines()) == len(lines)
+
+
+def test_two_records_of_a_method_on_an_example_are_none(tmp_path):
+    """As lines of another run leave them: which are right is not known."""
+    run(tmp_path / "run")
+    outputs = tmp_path / "run" / "outputs.jsonl"
+    lines = outputs.read_text().splitlines()
+    other = json.loads(lines[0]) | {"text": "other"}
+    # The same line twice is one record.
+    outputs.write_text("".join(f"{line}\n" for line in [*lines, json.dumps(other), lines[4]]))
+    log = []
+    run(tmp_path / "run", log=log)
+    assert len({source for _, source in log}) == 1
+    records = [json.loads(line) for line in outputs.read_text().splitlines()]
+    assert "other" not in {record["text"] for record in records}
+    assert len(records) == len(lines)
 
 
 @pytest.mark.parametrize("damage", ["[" * 100_000, "[1]", '{"large": 3}', "{"])

@@ -73,11 +73,39 @@ def test_questions_are_read_by_group(tmp_path):
         ([row(1), row("1")], {}, "two questions of the id 1; give each"),
         ([row(1)], {"groups": ["rag"]}, "group is 'rag'; .* has qa"),
         ([row(1)], {"limit": 0}, "limit is 0; allowed is 1 or more"),
+        ([row(1, " all ")], {}, "holds no question; line 1: the category all, which means every group here"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, rows, options, says):
     with pytest.raises(InputError, match=says):
         read_questions(write(tmp_path / "q.jsonl", *rows), **options)
+
+
+def test_what_was_skipped_is_counted_and_the_first_are_named(tmp_path):
+    bad = [row(number, turns=[]) for number in range(2, 7)]
+    assert read_questions(write(tmp_path / "q.jsonl", row(1), *bad)).note == (
+        "skipped line 2: no turns that are a list of texts; line 3: no turns that are a list of texts; "
+        "line 4: no turns that are a list of texts; 5 lines in all"
+    )
+    assert read_questions(write(tmp_path / "q.jsonl", row(1), bad[0])).note == (
+        "skipped line 2: no turns that are a list of texts"
+    )
+    assert read_questions(write(tmp_path / "q.jsonl", row(1))).note is None
+
+
+def test_questions_whose_turns_join_to_one_text_are_asked_each(tmp_path):
+    """A blank line may be in a turn: each is put as it is written."""
+    turns = [("w7\n\nw8",), ("w7", "w8"), ("w7", "w8"), ("w7", "w8\n\nw9"), ("w7\n\nw8", "w9")]
+    asked = [Question(str(at), "a|b", each) for at, each in enumerate(turns)]
+    summary = spec_bench([method("large")], asked, out=tmp_path, warm_up=0, resamples=5, notes=["skipped line 3"])
+    records = [json.loads(line) for line in (tmp_path / "outputs.jsonl").read_text().splitlines()]
+    counts = {record["id"]: len(record["counts"]) for record in records}
+    assert counts == {"0": 1, "1": 2, "2": 2, "3": 2, "4": 2}
+    alone = {each.id: Dialogue(method("large"), {"x": each})("x").text for each in asked}
+    assert {record["id"]: record["text"] for record in records} == alone
+    assert summary.notes == ["skipped line 3"]
+    page = (tmp_path / "spec-bench.md").read_text()
+    assert "a\\|b (5)" in page and "- skipped line 3" in page
 
 
 def test_the_second_turn_comes_behind_the_first_answer():

@@ -245,3 +245,9 @@ def test_the_bundled_pair_finds_what_transformers_finds(bundled, sentences):
             (result,) = bundled.generate(text, policy, num_beams=4, max_new_tokens=40)
             assert result.token_ids == expected[: len(result.token_ids)].tolist()
             assert result.text == bundled.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_more_beams_than_there_are_texts():
+    decoder, ids = pair("gpt2"), inputs_of(1)[0]
+    asked = [decoder.generate([ids], "large", max_new_tokens=1, num_beams=beams)[0] for beams in (1000, 10**30)]
+    assert facts(asked[0]) == facts(asked[1])

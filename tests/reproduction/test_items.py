@@ -13,11 +13,12 @@ from bild.errors import InputError
 from bild.evaluation import Example, Setup, measure
 from bild.evaluation.own import PolicyMethod
 from bild.generation.seeds import digest_of, fold
-from bild.reproduction import ALL, ITEMS, Workspace, figure9, reproduce
+from bild.reproduction import ALL, ITEMS, Workspace, figure9, items, reproduce
 from bild.reproduction.choosing import within
 from bild.reproduction.counting import Cost
 from bild.reproduction.figure8 import counted
 from bild.reproduction.grids import WINDOWS
+from bild.reproduction.result import Result, write
 from bild.reproduction.workspace import Row
 from bild.tuning import CostModel, Point
 from bild.tuning.bench import Bench
@@ -241,6 +242,33 @@ def test_a_killed_run_goes_on_and_nothing_is_decoded_twice(tmp_path, monkeypatch
 
 def lines_of(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("loss", ["table3.md", "empty png", "figure6.png"])
+def test_an_item_of_which_a_file_is_gone_is_not_there(tmp_path, loss):
+    about = {"inputs": {"data": {}, "runtime": "eager"}, "versions": {}}
+    name = "table3" if loss.startswith("table") else "figure6"
+    draw = None if name == "table3" else (lambda figure: figure.subplots())
+    write(Result("title", ["text"], {}, draw), name, tmp_path, about)
+    assert items._is_there(name, tmp_path, about)
+    if loss.startswith("empty"):
+        (tmp_path / "figure6.png").write_bytes(b"")
+    else:
+        (tmp_path / loss).unlink()
+    assert not items._is_there(name, tmp_path, about)
+
+
+def test_another_exit_is_another_input():
+    assert inputs(early_exit="large:1").describe() == inputs(early_exit="large:1").describe()
+    assert inputs(early_exit="large:1").describe() != inputs(early_exit="large:2").describe()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "says"), [((1 << 70,), "allowed are whole numbers of 64 bits"), ((1, 2, 1), "one is there twice")]
+)
+def test_seeds_that_decide_nothing_are_refused(seeds, says):
+    with pytest.raises(InputError, match=says):
+        inputs(seeds=seeds)
 
 
 def test_other_inputs_never_meet_the_files_of_these(tmp_path):

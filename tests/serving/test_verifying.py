@@ -33,8 +33,8 @@ def pair(kind: str = "t5") -> BigLittleDecoder:
     return decoder
 
 
-def service(kind: str = "t5", limits: Limits | None = None, **settings) -> VerifyingService:
-    large = build(kind, seed=5, dtype=torch.float32)
+def service(kind: str = "t5", limits: Limits | None = None, seed: int = 5, **settings) -> VerifyingService:
+    large = build(kind, seed=seed, dtype=torch.float32)
     decoder = BigLittleDecoder(large, tokenizer=word_tokenizer(), drafter="ngram")
     decoder.generation_config.max_new_tokens = 12
     return VerifyingService(decoder, Limits() if limits is None else limits, Settings(**settings))
@@ -174,6 +174,23 @@ def test_a_server_that_is_killed_in_the_middle_of_a_text(near):
     begun = next(pieces)
     again.service.engine.close(list(again.service.engine._sessions))
     assert begun + "".join(pieces) == expected
+    again.stop()
+
+
+def test_a_verifier_that_comes_back_with_another_model_is_refused():
+    """Its vocabulary is the same; the text would be one of two models."""
+    running = Running(service())
+    far = device(running.url, verifier_timeout_s=2)
+    far._elsewhere.channel.sleep = lambda seconds: None
+    pieces = far.stream(TEXTS[0], "exact")
+    next(pieces)
+    running.stop()
+    again = Running(service(seed=6), running.port)
+    for rest in (pieces, far.stream(TEXTS[1], "exact")):
+        with pytest.raises(VerifierError, match="holds another model than the one this device agreed with; load"):
+            list(rest)
+    # A device that agrees with it now is served.
+    assert device(again.url).generate(TEXTS[1], "exact")
     again.stop()
 
 

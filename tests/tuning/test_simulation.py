@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from functools import cache
 
@@ -162,6 +163,22 @@ def test_each_prefix_is_read_once_and_never_again_after_a_restart(tmp_path):
     read.clear()
     assert run(POLICIES) == first and not read
     assert len(set(lines)) == len(lines)
+    # What cannot be computed with is read again.
+    branch = json.loads(lines[-1])
+    for at, value in (
+        (0, -1),
+        (0, 9999),
+        (0, "0"),
+        (1, "x"),
+        (2, [*branch[2], 5]),
+        (3, [None] * len(branch[3])),
+        (4, 7),
+    ):
+        damaged = [*branch[:at], value, *branch[at + 1 :]]
+        file.write_bytes(b"\n".join([*lines[:-1], json.dumps(damaged).encode(), b"xx", b"", b"\xff\0", b"[1]", b""]))
+        read.clear()
+        assert run(POLICIES) == first, damaged
+        assert read == [1], damaged
 
 
 @pytest.mark.parametrize("policy", [Policy.large(), Policy.typical(), Policy.ensemble(), Policy.adaptive()])

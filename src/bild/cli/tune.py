@@ -103,6 +103,8 @@ def tune(
         tgt_lang=tgt_lang,
     )
     languages = {"src_lang": src_lang, "tgt_lang": tgt_lang} if src_lang is not None or tgt_lang is not None else {}
+    import torch
+
     from bild.tuning import tune as find
     from bild.tuning.plot import draw
 
@@ -126,6 +128,8 @@ def tune(
             ),
             "runtime": runtime,
             "dtype": decoder.dtype,
+            "device": str(decoder.large.device),
+            "threads": torch.get_num_threads(),
             **languages,
         },
         fresh=fresh,

@@ -112,8 +112,10 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
     Raises:
         InputError: the same file twice.
     """
-    if len(set(paths)) < len(paths):
-        raise InputError("the same --data is given twice; give each set once")
+    places = [str(Path(path).resolve()) if Path(path).exists() else path for path in paths]
+    if len(set(places)) < len(places):
+        twice = next(path for path, place in zip(paths, places, strict=True) if places.count(place) > 1)
+        raise InputError(f"{twice} is given twice; give each set once")
     stems = [_stem(path) for path in paths]
     named = [stem if stems.count(stem) == 1 else f"{Path(path).parent.name}/{stem}"
              for path, stem in zip(paths, stems, strict=True)]  # fmt: skip

@@ -64,8 +64,8 @@ def suffix_of(path: Path) -> str:
     return ".jsonl" if suffix == ".ndjson" else suffix
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file in one step: a full disk, or a kill, leaves what was there.
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file in one step, text as UTF-8: a full disk, or a kill, leaves what was there.
 
     Raises:
         OSError: it cannot be written.
@@ -74,22 +74,22 @@ def write_whole(file: Path, text: str) -> None:
     place = Path(os.path.realpath(file))
     if place.exists() and not place.is_file():
         # A device or a pipe is written to.
-        place.write_text(text, encoding="utf-8")
+        place.write_bytes(_bytes(content))
         return
-    with _beside(place, text) as new:
+    with _beside(place, content) as new:
         if place.exists():
             shutil.copymode(place, new)
         os.replace(new, place)
 
 
-def create_whole(file: Path, text: str) -> None:
+def create_whole(file: Path, content: str | bytes) -> None:
     """As :func:`write_whole`, of a file that is not there yet: of several processes that create it at once, one does.
 
     Raises:
         FileExistsError: it is there.
         OSError: it cannot be written.
     """
-    with _beside(file, text) as new:
+    with _beside(file, content) as new:
         try:
             os.link(new, file)
         except FileExistsError:
@@ -101,14 +101,18 @@ def create_whole(file: Path, text: str) -> None:
 
 
 @contextmanager
-def _beside(place: Path, text: str) -> Iterator[Path]:
-    """A new file of this text, which is gone afterwards where it has not been moved."""
+def _beside(place: Path, content: str | bytes) -> Iterator[Path]:
+    """A new file of this, which is gone afterwards where it has not been moved."""
     new = place.with_name(f"{place.name}.{os.getpid()}.new")
     try:
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(_bytes(content))
         yield new
     finally:
         new.unlink(missing_ok=True)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 def _row(number: int, value: dict[str, Any] | None, error: str | None) -> FileRow:

@@ -40,3 +40,13 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("nested too deep") from None
     except ValueError:
         raise ValueError("not JSON") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number, of which NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def is_count(value: Any) -> bool:
+    """Whether a JSON value is a whole number, 0…"""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -54,6 +54,7 @@ def claim(
         if is_there:
             with reading(file):
                 there = from_json(file.read_bytes())
+                there = there if isinstance(there, dict) else None
     except InputError:
         raise
     except ValueError:  # damaged: nothing is lost where nothing was done

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from bild.edge.wire import GONE, NO_NUMBERS, OTHER_PAIR, compact
+from bild.edge.wire import GONE, NO_NUMBERS, OTHER_MODEL, OTHER_PAIR, compact
 from bild.errors import BildError, InputError, ScoreError, VerifierError, VocabularyError, one_line, reason
 
 KEY = "BILD_API_KEY"
@@ -193,6 +193,8 @@ class Connection:
             return ScoreError(message)
         if code == OTHER_PAIR:
             return VocabularyError(message)
+        if code == OTHER_MODEL:
+            return VerifierError(f"the verifier at {self.url} {message}")
         if status == 401:
             return VerifierError(f"the verifier at {self.url} asks for a key; put it into ${KEY}")
         if status == 404:

@@ -27,11 +27,13 @@ class Terms:
         vocab_size: token ids that both models know are below.
         vocabulary: digest of the device's; None: it has no tokenizer.
         kind: in which probabilities are read.
+        identity: of the verifier's model, as it calls it; None: it does not say.
     """
 
     vocab_size: int
     vocabulary: str | None
     kind: torch.dtype = torch.float32
+    identity: str | None = None
 
 
 @dataclass(eq=False)
@@ -108,7 +110,8 @@ class RemoteVerifier:
         if not new:
             return
         sessions = [self._opening(rows[b], self.texts[b].job).to_dict() for b in new]
-        ids = self._send(OPEN, {"vocabulary": self.terms.vocabulary, "sessions": sessions}, "sessions", len(new))
+        agreed = {"vocabulary": self.terms.vocabulary, "identity": self.terms.identity}
+        ids = self._send(OPEN, {**agreed, "sessions": sessions}, "sessions", len(new))
         for b, id in zip(new, ids, strict=True):
             self.texts[b].session = str(id)
 

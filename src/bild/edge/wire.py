@@ -24,7 +24,7 @@ PROTOCOL = 1
 DESCRIBE, OPEN, ROUNDS, CLOSE = (f"/v1/verifier{path}" for path in ("", "/sessions", "/rounds", "/close"))
 GONE = "session_gone"
 """Code of an error: the verifier does not know the text, or not so far; open it anew."""
-OTHER_PAIR, NO_NUMBERS = "other_vocabulary", "scores_not_numbers"
+OTHER_PAIR, OTHER_MODEL, NO_NUMBERS = "other_vocabulary", "other_model", "scores_not_numbers"
 PROBE = "Probe: Ä 1, 2.\nthree (four) «five» naïve  end"
 """A text that both ends read, to see whether their tokenizers agree."""
 LONGEST_DRAFT = 4096

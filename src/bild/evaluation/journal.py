@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bild.data.files import whole_lines, write_whole
-from bild.data.json_text import from_json, to_json
+from bild.data.json_text import from_json, is_count, is_number, to_json
 from bild.errors import writing
 
 Key = tuple[str, str]
@@ -41,12 +41,40 @@ class Record:
 
     @classmethod
     def from_json(cls, line: bytes) -> Record | None:
-        """The record of a line, None for one that was cut off."""
+        """The record of a line, None for one that was cut off or damaged."""
         try:
             values = from_json(line)
-            return cls(**{**values, "token_ids": tuple(values["token_ids"])})
+            record = cls(**{**values, "token_ids": tuple(values["token_ids"])})
         except (ValueError, TypeError, KeyError):
             return None
+        return record if record._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether all of it can be computed with."""
+        texts = (self.set, self.id, self.method, self.text, "" if self.error is None else self.error)
+        times = [time for time in (self.total_s, self.ttft_s) if time is not None]
+        counts = [{} if each is None else each for each in (self.stats, self.counts)]
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(is_count(token) for token in self.token_ids)
+            and all(is_number(time) for time in times)
+            and (self.error is not None or self.total_s is not None)
+            and all(isinstance(each, dict) for each in counts)
+            and all(is_count(each) for each in counts[1].values())
+            and _are_stats(self.stats)
+        )
+
+
+def _are_stats(values: dict[str, Any] | None) -> bool:
+    if values is None:
+        return True
+    from bild.decoding import Stats
+
+    try:
+        Stats(**values).to_dict()
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
+        return False
+    return True
 
 
 class Journal:
@@ -94,10 +122,14 @@ class Journal:
     def _resume(self, file: Path) -> None:
         lines = whole_lines(file) if file.exists() else []
         read = [record for record in map(Record.from_json, lines) if record is not None]
+        twice: set[Key] = set()
         for record in read:
             if record.method in self.methods:
-                self.records.setdefault(record.key, {})[record.method] = record
-        self.records = {key: methods for key, methods in self.records.items() if self.done(key)}
+                there = self.records.setdefault(record.key, {}).setdefault(record.method, record)
+                if there != record:
+                    # No run writes two; which is right is not known.
+                    twice.add(record.key)
+        self.records = {key: each for key, each in self.records.items() if self.done(key) and key not in twice}
         kept = [record for methods in self.records.values() for record in methods.values()]
         if len(kept) < len(lines):
             _rewrite(file, kept)

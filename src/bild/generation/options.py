@@ -142,6 +142,9 @@ class GenerationOptions:
         lengths = ("max_new_tokens", "max_length")
         if all(name in asked for name in lengths):
             raise InputError("max_new_tokens and max_length are both given; give one, the second counts the prompt too")
+        least, most = asked.get("min_new_tokens"), asked.get("max_new_tokens")
+        if isinstance(least, int) and isinstance(most, int) and least > most:
+            raise InputError(f"min_new_tokens is {least} and max_new_tokens {most}; allowed is at most as many")
         if any(name in asked for name in lengths):
             values |= dict.fromkeys(lengths)
         # Where nobody chose a length, transformers' is a number of its own (20 in its earlier versions).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from bild.models import Model
 from bild.models.parts import encoder_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bild.generation.decoder import BigLittleDecoder
 
+SAMPLED = 1024
+"""Numbers of each weight, at most, that a verifier knows its model by."""
 CHOICES = 256
 """Ways of drawing that are remembered, so that rows of one kind are judged together."""
 
@@ -48,7 +51,7 @@ def describe(decoder: BigLittleDecoder, name: str) -> dict[str, Any]:
     """
     large, tokenizer = decoder.large, decoder.tokenizer
     logits = torch.promote_types(large.dtype, torch.float32)
-    return {
+    told = {
         "protocol": PROTOCOL,
         "model": name,
         "dtype": decoder.dtype,
@@ -62,6 +65,16 @@ def describe(decoder: BigLittleDecoder, name: str) -> dict[str, Any]:
         "config": _plain(large.config.to_dict()),
         "generation_config": _plain(decoder.generation_config.to_dict()),
     }
+    return told | {"identity": _identity({**told, "model": None}, large.network)}
+
+
+def _identity(told: dict[str, Any], network: PreTrainedModel) -> str:
+    """A digest of what is told of a model, and of some numbers of every weight: other weights have others."""
+    sample = hashlib.sha256(compact(told))
+    for tensor in network.state_dict().values():
+        flat = tensor.detach().flatten()
+        sample.update(flat[:: 1 + len(flat) // SAMPLED].contiguous().view(torch.uint8).cpu().numpy())
+    return sample.hexdigest()[:16]
 
 
 def check_vocabulary(own: str | None, other: Any) -> None:

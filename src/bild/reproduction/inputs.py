@@ -12,6 +12,7 @@ from bild.data.settings import describe_checkpoint, describe_pair
 from bild.errors import InputError
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES
 from bild.evaluation.roster import Setup
+from bild.generation.seeds import check_seed
 
 Sets = Mapping[str, Sequence[Example]]
 UNALIGNED, ALIGNED = "unaligned", "aligned"
@@ -74,6 +75,10 @@ class Inputs:
             raise InputError(f"metric is {self.metric!r}; allowed are {', '.join(LABELS)}")
         if not self.seeds:
             raise InputError("there are no seeds; give at least one")
+        for seed in self.seeds:
+            check_seed(seed)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds are {', '.join(map(str, self.seeds))}, and one is there twice; give each once")
         if self.dev and list(self.dev) != list(self.test):
             raise InputError(
                 f"dev sets are given for {', '.join(self.dev)}; give one for each of {', '.join(self.test)}"
@@ -122,13 +127,14 @@ class Inputs:
     def describe(self) -> dict[str, Any]:
         """JSON values of everything that decides about an item."""
         data = {split: digests(self.sets(split)) for split in ("test", "dev")}
-        extra = {"early_exit": (self.early_exit or "").rpartition(":")[0], "calm": self.calm}
+        place, _, exit_layer = (self.early_exit or "").rpartition(":")
+        extra = {"early_exit": place, "calm": self.calm}
         return {
             **{variant.label: variant.describe() for variant in self.variants},
             **{name: describe_checkpoint(given) if given else None for name, given in extra.items()},
             "data": data, "metric": self.searched, "prefix": self.prefix, "seeds": list(self.seeds),
             "max_new_tokens": self.setup.max_new_tokens, "dtype": self.setup.dtype, "device": self.setup.device,
-            **self.languages,
+            **({"exit_layer": exit_layer} if place else {}), **self.languages,
         }  # fmt: skip
 
     @property

@@ -94,5 +94,9 @@ def item_names(item: str) -> list[str]:
 
 def _is_there(name: str, out: Path, about: dict[str, Any]) -> bool:
     there = read(name, out)
-    pictured = there is not None and (name.startswith("table") or (out / f"{name}.png").exists() or there["missing"])
-    return bool(pictured) and there is not None and all(there.get(key) == value for key, value in about.items())
+    if there is None:
+        return False
+    pictured = not name.startswith("table") and not there["missing"]
+    files = [out / f"{name}.md", *([out / f"{name}.png"] if pictured else [])]
+    whole = all(file.is_file() and file.stat().st_size for file in files)
+    return whole and all(there.get(key) == value for key, value in about.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,9 @@ def _draw(draw: Callable[[Figure], None], file: Path) -> None:
 
     figure = Figure(layout="constrained")
     draw(figure)
-    figure.savefig(file, dpi=DPI)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    write_whole(file, drawn.getvalue())
 
 
 def _missing(result: Result) -> list[str]:

@@ -16,7 +16,19 @@ from starlette.types import ASGIApp
 from bild import __version__
 from bild.edge.sessions import Refusal, Reply
 from bild.edge.verification import Limits, Turn, Verification
-from bild.edge.wire import CLOSE, DESCRIBE, GONE, NO_NUMBERS, OPEN, OTHER_PAIR, ROUNDS, Opening, Proposal, compact
+from bild.edge.wire import (
+    CLOSE,
+    DESCRIBE,
+    GONE,
+    NO_NUMBERS,
+    OPEN,
+    OTHER_MODEL,
+    OTHER_PAIR,
+    ROUNDS,
+    Opening,
+    Proposal,
+    compact,
+)
 from bild.errors import VocabularyError
 from bild.generation import BigLittleDecoder
 from bild.generation.verifying import Texts, check_vocabulary, describe
@@ -126,6 +138,9 @@ def _add_sessions(app: FastAPI, service: VerifyingService) -> None:
             check_vocabulary(service.description["vocabulary"], body.get("vocabulary"))
         except VocabularyError as error:
             raise Problem(409, "invalid_request_error", str(error), code=OTHER_PAIR) from None
+        if body.get("identity") not in (None, service.description["identity"]):
+            said = "holds another model than the one this device agreed with; load the pair anew"
+            raise Problem(409, "invalid_request_error", said, code=OTHER_MODEL)
         texts = [service.texts.row(Opening.read(each, service.vocab_size)) for each in body["sessions"]]
         ids = service.engine.open(texts)
         request.state.log.update(opened=len(ids), open=service.engine.load.sessions)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from bild.data.files import whole_lines
+from bild.data.json_text import from_json, is_count, is_number
 from bild.decoding import LocalVerifier, LowConfidence, ModelDrafter, Policy, Row, Rules, WithinDistance
 from bild.decoding.acceptance import Reading
 from bild.decoding.common import common
@@ -110,6 +111,22 @@ class Branch(NamedTuple):
     own: list[int]
     distances: list[float]
     surprises: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, line: bytes) -> Branch | None:
+        """That of a line; None of a damaged one."""
+        try:
+            branch = cls(*from_json(line))
+            along: list[Sequence[float]] = [branch.confidences, branch.own, branch.distances]
+            along += [branch.surprises] if branch.surprises else []
+            sound = (
+                is_count(branch.text)
+                and all(is_count(token) for token in (*branch.prefix, *branch.draft, *branch.own))
+                and all(len(each) == len(branch.draft) and all(map(is_number, each)) for each in along)
+            )
+        except (ValueError, TypeError):
+            return None
+        return branch if sound else None
 
 
 class _Listening(LocalVerifier):
@@ -241,4 +258,7 @@ class Reader:
 
     def _load(self, file: Path) -> None:
         for line in whole_lines(file):
-            self._grow(Branch(*json.loads(line)))
+            branch = Branch.of(line)
+            # What is damaged is read again.
+            if branch is not None and branch.text < len(self.trees):
+                self._grow(branch)

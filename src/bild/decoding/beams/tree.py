@@ -150,8 +150,9 @@ def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[N
     tokens, scored, chosen = to_host(best.indices, likely - total, best.values - total)
     found: dict[Node, Candidates] = {}
     for search, known in places.items():
+        most = min(search.keeps, best.indices.shape[-1])
         for node, (b, place) in known.items():
             first = zip(tokens[b][place], scored[b][place], chosen[b][place], strict=True)
             # A GPU's token ids come as numbers of floating point.
-            found[node] = [Candidate(int(token), *each) for token, *each in islice(first, search.keeps)]
+            found[node] = [Candidate(int(token), *each) for token, *each in islice(first, most)]
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bild.data.files import whole_lines
-from bild.data.json_text import to_json
+from bild.data.json_text import from_json, is_number, to_json
 from bild.decoding import Stats
 from bild.errors import writing
 from bild.evaluation.journal import Record
@@ -72,7 +72,7 @@ class Surprises:
     def __init__(self, decoder: BigLittleDecoder, file: Path | None = None) -> None:
         self.decoder, self.file = decoder, file
         lines = whole_lines(file) if file is not None and file.exists() else []
-        self.known: dict[str, float] = dict(json.loads(line) for line in lines)
+        self.known: dict[str, float] = dict(filter(None, map(_known, lines)))
 
     def of(self, question: Question, record: Record) -> float:
         """Of all answers to a question, in nats."""
@@ -97,6 +97,15 @@ class Surprises:
             total += surprise_of(self.decoder.large, job.source, job.request.prompt, tokens)
             turns.append({"role": "assistant", "content": decode(self.decoder.tokenizer, tokens)})
         return total
+
+
+def _known(line: bytes) -> tuple[str, float] | None:
+    """What was read before; None of a damaged line."""
+    try:
+        key, nats = from_json(line)
+    except (ValueError, TypeError):
+        return None
+    return (key, float(nats)) if isinstance(key, str) and is_number(nats) else None
 
 
 def _answers(record: Record) -> list[list[int]]:

@@ -11,10 +11,10 @@ import numpy as np
 from bild.decoding import Stats
 from bild.evaluation.bootstrap import DEFAULT_RESAMPLES, Bootstrap, Estimate
 from bild.evaluation.journal import Record
+from bild.evaluation.spec_bench.questions import ALL
 from bild.evaluation.summary import Failure
 from bild.evaluation.surprise import perplexity
 
-ALL = "all"
 DEFINITIONS = {
     "interval": "95 % percentile interval of a paired bootstrap over questions: the same resamples for every method",
     "tokens_per_second": "mean over questions of new tokens / seconds, all turns, text in to text out",
@@ -67,6 +67,8 @@ class BenchSummary:
     bootstrap: dict[str, int] = field(default_factory=dict)
     configuration: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What else a reader should know, such as lines of the file that could not be used."""
 
     @property
     def whole(self) -> GroupFigures:

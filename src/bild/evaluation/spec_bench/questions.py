@@ -17,9 +17,13 @@ MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", 
 """Categories of MT-bench, which are one group here: two turns each."""
 GROUPS = (DIALOGUE, "translation", "summarization", "qa", "math_reasoning", "rag")
 """Groups of Spec-Bench, in the order of its tables."""
+SHOWN = 3
+"""Lines that could not be used, of which it is told why."""
 INSTRUCTIONS = {"translation": "Translate German to English: ", "summarization": "Summarize: "}
 """What the questions of a group begin with, for a chat model; a translator or a summariser is not told its task."""
 BETWEEN = "\n\n"
+ALL = "all"
+"""All groups together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,14 @@ class Questions:
     skipped: list[str] = field(default_factory=list)
     """Lines that could not be used: where, and why."""
 
+    @property
+    def note(self) -> str | None:
+        """Which lines could not be used, and how many; None: all could."""
+        if not self.skipped:
+            return None
+        more = [f"{len(self.skipped)} lines in all"] if len(self.skipped) > SHOWN else []
+        return f"skipped {'; '.join([*self.skipped[:SHOWN], *more])}"
+
 
 def read_questions(path: Path, *, groups: Sequence[str] = (), limit: int | None = None) -> Questions:
     """Read a file in the form of Spec-Bench's ``question.jsonl``: ``question_id``, ``category`` and ``turns`` a line.
@@ -91,11 +103,13 @@ def _question(row: FileRow) -> Question | str:
     id, category, turns = (row.value.get(name) for name in ("question_id", "category", "turns"))
     if not isinstance(id, str | int) or isinstance(id, bool):
         return "no question_id that is a number or a text"
-    if not isinstance(category, str) or not category:
+    if not isinstance(category, str) or not category.strip():
         return "no category that is a text"
     if not isinstance(turns, list) or not turns or not all(map(_is_text, turns)):
         return "no turns that are a list of texts"
     wrong = next((wrong for turn in turns if (wrong := problem(turn)) is not None), None)
+    if category.strip() == ALL:
+        return f"the category {ALL}, which means every group here"
     return f"a turn holds {wrong}" if wrong else Question(str(id), _group(category), tuple(turns))
 
 
@@ -104,7 +118,8 @@ def _is_text(turn: Any) -> bool:
 
 
 def _group(category: str) -> str:
-    return DIALOGUE if category in MT_BENCH else category
+    # In one line, as it heads a column.
+    return DIALOGUE if category in MT_BENCH else " ".join(category.split())
 
 
 def _check_unique(path: Path, questions: Sequence[Question]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from bild.evaluation.measure import Clock, Progress, measure
 from bild.evaluation.method import Method
 from bild.evaluation.own import PolicyMethod
 from bild.evaluation.spec_bench.dialogue import Dialogue, Surprises
-from bild.evaluation.spec_bench.figures import ALL, Answer, Answers, BenchSummary, group_figures
-from bild.evaluation.spec_bench.questions import Question
+from bild.evaluation.spec_bench.figures import Answer, Answers, BenchSummary, group_figures
+from bild.evaluation.spec_bench.questions import ALL, Question
 from bild.evaluation.spec_bench.table import as_markdown
 from bild.evaluation.summary import Failure
 from bild.machine import describe_machine, versions
@@ -40,6 +41,7 @@ def spec_bench(
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
     fresh: bool = False,
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
@@ -56,6 +58,7 @@ def spec_bench(
         resamples: of the bootstrap, 1…, default 1000.
         seed: of the bootstrap.
         settings: what else answers and times depend on, plain JSON values: compared when a run goes on.
+        notes: what else a reader of the tables should know.
         fresh: delete what an earlier run left in ``out``.
         clock: seconds; monotonic.
         progress: told the number of questions done and of all after every one.
@@ -70,11 +73,12 @@ def spec_bench(
         asked = [question.plain for question in questions] if _reads_alone(own) else list(questions)
         _check(own, asked, warm_up, resamples, seed)
         chosen = choose_baseline([method.name for method in own], baseline, {})
-        sets = _sets(asked)
+        examples = _examples(asked)
+        sets = _sets(asked, examples)
         configuration = _configuration(own, sets, warm_up, {} if settings is None else settings)
         files = (OUTPUTS, PERPLEXITY, SUMMARY, TABLE)
         folder = None if out is None else Folder(Path(out), configuration, fresh=fresh, files=files)
-        by_source = {question.example.source: question for question in asked}
+        by_source = {example.source: question for example, question in zip(examples, asked, strict=True)}
         journal = Journal([method.name for method in own], None if folder is None else folder.outputs)
         try:
             dialogues = [Dialogue(method, by_source) for method in own]
@@ -90,6 +94,7 @@ def spec_bench(
             method.close()
     summary.details = {method.name: getattr(method, "details", {}) for method in methods}
     summary.configuration, summary.machine = configuration, describe_machine()
+    summary.notes = list(notes)
     if folder is not None:
         folder.save(SUMMARY, to_json(summary.to_dict(), indent=2) + "\n")
         folder.save(TABLE, as_markdown(summary))
@@ -176,10 +181,18 @@ def _check(
             raise InputError("the checkpoint has no chat template, and Spec-Bench is a chat; take an instruct model")
 
 
-def _sets(questions: Sequence[Question]) -> dict[str, list[Example]]:
+def _examples(questions: Sequence[Question]) -> list[Example]:
+    """Of each question, with a source that no other turns have: blank lines may be in turns, too."""
+    ways = Counter(question.example.source for question in {each.turns: each for each in questions}.values())
+    return [
+        each.example if ways[each.example.source] == 1 else Example(each.id, to_json(each.turns)) for each in questions
+    ]
+
+
+def _sets(questions: Sequence[Question], examples: Sequence[Example]) -> dict[str, list[Example]]:
     sets: dict[str, list[Example]] = {}
-    for question in questions:
-        sets.setdefault(question.group, []).append(question.example)
+    for question, example in zip(questions, examples, strict=True):
+        sets.setdefault(question.group, []).append(example)
     return sets
 
 

@@ -30,18 +30,18 @@ def as_markdown(summary: BenchSummary) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """A heading and rows as lines of a Markdown table."""
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    head, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
     return [head, f"|{'---|' * len(rows[0])}", *body]
 
 
 def notes(summary: BenchSummary) -> list[str]:
-    """What a reader should know: questions that were left out, and why."""
+    """What a reader should know: what was left out, and why."""
     count = summary.num_left_out
     if not count:
-        return []
+        return summary.notes
     first = summary.failures[0]
     what = "1 question was" if count == 1 else f"{count} questions were"
-    return [f"{what} left out: {first.id}, {first.method}: {first.error}"]
+    return [*summary.notes, f"{what} left out: {first.id}, {first.method}: {first.error}"]
 
 
 def _cells(summary: BenchSummary, method: str, cell: Callable[[BenchFigures], str]) -> list[str]:
