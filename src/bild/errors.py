@@ -14,7 +14,6 @@ BildError                   catch this to catch all of them
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
@@ -78,8 +77,6 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{name} is {value!r}; allowed is {least} or more, a whole number")
-    if int(value) > sys.maxsize:
-        raise InputError(f"{name} is {value!r}; allowed is {sys.maxsize} at most")
 
 
 def one_line(error: BaseException) -> str:

@@ -30,7 +30,8 @@ Large = Annotated[
 Small = Annotated[
     str | None,
     typer.Option(
-        help="Cheap model, likewise; exit:N: the first N decoder layers of the large one.",
+        help="Cheap model, likewise; exit:N: the first N decoder layers of the large one; blt:local: the local parts "
+        "of a byte-latent one.",
         rich_help_panel=MODELS,
     ),
 ]

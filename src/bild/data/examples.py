@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -79,7 +80,8 @@ def read_examples(
     else:
         rows = _hub_rows(spec, split, target_data)
     skipped: list[str] = []
-    examples = list(islice(_usable(rows, source_column, target_column, skipped), limit))
+    most = None if limit is None else min(limit, sys.maxsize)
+    examples = list(islice(_usable(rows, source_column, target_column, skipped), most))
     if not examples:
         why = f"; {skipped[0]}" if skipped else ", it is empty"
         raise InputError(f"{spec} holds no usable example{why}; allowed are rows with a text in {source_column!r}")

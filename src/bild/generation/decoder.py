@@ -55,8 +55,8 @@ class BigLittleDecoder:
     Args:
         large: network of the accurate model (draft-and-verify literature: target model).
         small: network of the cheap model (draft model); same vocabulary, same kind. ``"exit:N"``: the first N
-            decoder layers of the large one, which share its weights and its cache (section 4.4). None: there is none,
-            and ``drafter`` must need none.
+            decoder layers of the large one, which share its weights and its cache (section 4.4); ``"blt:local"``: the
+            local parts of a byte-latent one (docs/related/blt.md). None: there is none, and ``drafter`` must need none.
         tokenizer: of the pair; None: only token ids can be decoded.
         small_tokenizer: to check that the vocabularies agree; None: only sizes are compared.
         policy: what ``policy="bild"`` means for this pair; default thresholds otherwise.
