@@ -253,6 +253,28 @@ def test_the_local_parts_do_not_write_alone():
     decoder = BigLittleDecoder(network_of("entropy"), LOCAL)
     with pytest.raises(InputError, match="cannot write alone; take another policy"):
         decoder.generate([[5, 6]], "small")
+    asked = {"num_beams": 3, "max_new_tokens": 6}
+    with pytest.raises(InputError, match="drafted by the small model and no other; take policy 'large'"):
+        decoder.generate([[5, 6]], "exact", **asked)
+    assert len(decoder.generate([[5, 6]], "large", **asked)[0].hypotheses) == 3
+
+
+def test_a_patcher_that_is_not_asked():
+    """Where patches are not cut by entropy every byte is one, patcher or not."""
+    network = blt(seed=6, patching_mode="none")
+    assert network.model.patcher is not None
+    scorer, tokens = ByteModel(network).start([[]]), random_tokens(Random(3), 9)
+    torch.testing.assert_close(scorer.extend([tokens], 9)[0], forward(network, [], tokens), **EXACT)
+
+
+def test_a_pair_of_it_is_saved_and_loaded(tmp_path):
+    tokenizer = word_tokenizer()
+    decoder = BigLittleDecoder(network_of("entropy"), LOCAL, tokenizer, small_tokenizer=tokenizer)
+    decoder.save_pretrained(tmp_path / "pair")
+    again = BigLittleDecoder.from_pretrained(pair=tmp_path / "pair", dtype="float64")
+    policy = "exact:fallback_threshold=0.1"
+    assert again.generate("w5 w6 w7", policy)[0].token_ids == decoder.generate("w5 w6 w7", policy)[0].token_ids
+    assert json.loads((tmp_path / "pair" / "bild.json").read_text())["small"] == LOCAL
 
 
 def without_a_threshold():

@@ -76,6 +76,8 @@ def tune(
     kept if it is faster. What was found goes to stdout, progress to stderr; --out gets tune.json and
     pareto.png.
     """
+    import torch
+
     from bild.data import read_sets
     from bild.data.settings import describe_pair
     from bild.errors import InputError
@@ -103,8 +105,6 @@ def tune(
         tgt_lang=tgt_lang,
     )
     languages = {"src_lang": src_lang, "tgt_lang": tgt_lang} if src_lang is not None or tgt_lang is not None else {}
-    import torch
-
     from bild.tuning import tune as find
     from bild.tuning.plot import draw
 

@@ -82,14 +82,14 @@ def write_whole(file: Path, content: str | bytes) -> None:
         os.replace(new, place)
 
 
-def create_whole(file: Path, content: str | bytes) -> None:
+def create_whole(file: Path, text: str) -> None:
     """As :func:`write_whole`, of a file that is not there yet: of several processes that create it at once, one does.
 
     Raises:
         FileExistsError: it is there.
         OSError: it cannot be written.
     """
-    with _beside(file, content) as new:
+    with _beside(file, text) as new:
         try:
             os.link(new, file)
         except FileExistsError:

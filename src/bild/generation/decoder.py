@@ -626,7 +626,7 @@ class BigLittleDecoder:
         """
         models = self._models
         if policy.alone == "small":
-            check_writes_alone(small_of(models).network)
+            check_writes_alone(small_of(models))
         check_qualifier(policy, self._middle is not None)
         if self._elsewhere is not None:
             self._elsewhere.check(policy, self.drafter if drafter is None else maker_of(drafter))

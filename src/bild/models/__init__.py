@@ -14,7 +14,7 @@ from bild.models.early_exit import exit_layer
 from bild.models.ensemble import EnsembleModel, EnsembleScorer, OtherSource
 from bild.models.int4 import Int4Linear, check_int4, to_int4
 from bild.models.int8 import Int8Linear, to_int8
-from bild.models.joined import check_writes_alone, reads_states
+from bild.models.joined import reads_states
 from bild.models.loading import (
     INT4,
     INT8,
@@ -35,7 +35,7 @@ from bild.models.loading import (
 )
 from bild.models.middle import run_three
 from bild.models.one_encoder import borrows_encoder
-from bild.models.pairing import check_runtime, is_part, run_pair
+from bild.models.pairing import check_runtime, check_writes_alone, is_part, run_pair, writes_alone
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
 from bild.models.rounded import round_weights, rounded_format
@@ -91,4 +91,5 @@ __all__ = [
     "to_int4",
     "to_int8",
     "write_short_list",
+    "writes_alone",
 ]

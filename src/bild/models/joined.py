@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bild.errors import InputError, LoadError
+from bild.errors import LoadError
 from bild.models.parallel import attach_parallel
 
 if TYPE_CHECKING:
@@ -31,16 +31,6 @@ EMBEDDED = 0.1
 def reads_states(network: PreTrainedModel) -> bool:
     """Whether a network reads states of another one beside its tokens."""
     return hasattr(network, "joined")
-
-
-def check_writes_alone(network: PreTrainedModel) -> None:
-    """Whether a small model can write without the large one.
-
-    Raises:
-        InputError: it reads the large one's states.
-    """
-    if reads_states(network):
-        raise InputError(ALONE)
 
 
 def add_joined(network: PreTrainedModel) -> None:

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
-from bild.models.byte_latent import is_byte_latent, run_byte_latent
+from bild.models.byte_latent import LocalModel, is_byte_latent, run_byte_latent
 from bild.models.compiled import CompiledModel, compiling_aside, is_prepared
 from bild.models.eager import EagerModel
 from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
-from bild.models.joined import reads_states
+from bild.models.joined import ALONE, reads_states
 from bild.models.loading import check_kinds
 from bild.models.loading.kinds import LOCAL
 from bild.models.on_states import is_states_pair_prepared, run_on_states
@@ -73,6 +73,21 @@ def is_part(name: str) -> bool:
         InputError: see :func:`exit_layer`.
     """
     return name == LOCAL or exit_layer(name) is not None
+
+
+def writes_alone(model: Model) -> bool:
+    """Whether a small model can write without the large one, from which some go on."""
+    return not (reads_states(model.network) or isinstance(model, LocalModel))
+
+
+def check_writes_alone(model: Model) -> None:
+    """Refuse a small model that cannot write alone.
+
+    Raises:
+        InputError: it goes on from what the large one has read.
+    """
+    if not writes_alone(model):
+        raise InputError(ALONE)
 
 
 def check_runtime(runtime: str) -> None:

@@ -31,7 +31,8 @@ class ByteModel(EagerModel):
     """
 
     def __init__(self, network: PreTrainedModel) -> None:
-        self._refuse(network)
+        self.config = network.config
+        self._refuse(type(network).__name__)
         super().__init__(network)
 
     @property
@@ -39,6 +40,17 @@ class ByteModel(EagerModel):
         """The patcher, the local encoder, the global transformer and the local decoder."""
         modules: Any = self.modules
         return modules.model
+
+    @property
+    def by_entropy(self) -> bool:
+        """Whether patches end where the patcher expects little; if not, every byte is one."""
+        return bool(self.config.patching_mode == "entropy" and self.config.patch_in_forward)
+
+    @property
+    def window(self) -> int | None:
+        """Bytes that a byte sees in the local parts, itself included; None: all."""
+        width: int | None = getattr(self.config, "local_attention_window_len", None)
+        return width
 
     @property
     def nothing(self) -> Tensor:
@@ -54,10 +66,9 @@ class ByteModel(EagerModel):
         self.refresh()
         return ByteScorer([ByteRow(self) for _ in sources])
 
-    def _refuse(self, network: Any) -> None:
-        config, name = network.config, type(network).__name__
-        by_entropy = config.patching_mode == "entropy" and config.patch_in_forward
-        if by_entropy and (config.patch_size is None or config.max_patch_length is not None):
+    def _refuse(self, name: str) -> None:
+        config = self.config
+        if self.by_entropy and (config.patch_size is None or config.max_patch_length is not None):
             option = "patch_size" if config.patch_size is None else "max_patch_length"
             raise LoadError(
                 f"{name} has {option} {getattr(config, option)}, by which the end of a patch depends on what follows; "

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.models.blt.modeling_blt import compute_hash_embeddings
 
 from bild.models.cache_argument import cache_argument
 from bild.models.single_rows import crop
@@ -102,6 +101,9 @@ class ByteRow:
         """Let the local encoder read on."""
         if not tokens:
             return
+        # Only where there is such a network.
+        from transformers.models.blt.modeling_blt import compute_hash_embeddings
+
         parts, config, begin = self.model.parts, self.model.config, len(self.tokens)
         # An embedding is of the bytes before it, too.
         more = max(config.encoder_hash_byte_group_size) - 1
@@ -114,17 +116,17 @@ class ByteRow:
             config.encoder_hash_byte_group_size,
             config.encoder_hash_byte_group_vocab,
         )[:, -len(tokens) :]
-        states = _run(parts.local_encoder, states, self._encoder, begin, config.local_attention_window_len)
+        states = _run(parts.local_encoder, states, self._encoder, begin, self.model.window)
         self.tokens += tokens
         self._encoded = states if begin == 0 else torch.cat([self._encoded, states], 1)
 
     def _closed(self, begin: int, tokens: Sequence[int]) -> list[int]:
         """Of new bytes, those that a patch ends with."""
         patcher, config = self.model.parts.patcher, self.model.config
-        if patcher is None:
+        if not self.model.by_entropy:
             return list(range(begin, begin + len(tokens)))
         states = patcher.embed_tokens(self.model.ids(tokens))
-        states = _run(patcher, states, self._patcher, begin, patcher.config.sliding_window)
+        states = _run(patcher, states, self._patcher, begin, getattr(patcher.config, "sliding_window", None))
         scores = patcher.lm_head(patcher.norm(states))
         expected: Any = torch.distributions.Categorical(logits=scores)
         ends = expected.entropy()[0] > config.patching_threshold
@@ -169,7 +171,7 @@ class ByteRow:
             )[0]
             return states + crossed
 
-        states = _run(decoder, states, self._decoder, begin, config.local_attention_window_len, cross)
+        states = _run(decoder, states, self._decoder, begin, self.model.window, cross)
         return self._logits(states, last)
 
     def _logits(self, states: Tensor, last: int) -> Tensor:
