@@ -15,6 +15,7 @@ from transformers import BltConfig, BltForCausalLM
 
 from bild import BigLittleDecoder
 from bild.cli import main
+from bild.cli.info import describe
 from bild.errors import InputError, LoadError
 from bild.models import run_pair
 from bild.models.byte_latent import ByteModel
@@ -237,6 +238,14 @@ def test_from_disk_and_by_the_command_line(tmp_path, monkeypatch, capsys):
         main()
     assert not stopped.value.code
     assert json.loads(capsys.readouterr().out)["text"] == own.text
+
+
+def test_what_is_known_of_a_pair():
+    """Steps are timed though the local parts go on from the large model; their weights are a part of its."""
+    facts = describe(BigLittleDecoder(network_of("entropy"), LOCAL))
+    assert facts["cost_ratio"] > 0
+    assert 0 < facts["small"]["parameters"] < facts["large"]["parameters"]
+    assert (facts["large"]["width"], facts["large"]["decoder_layers"]) == (32, 2)
 
 
 def test_it_is_not_compiled_and_says_so(caplog):

@@ -12,6 +12,7 @@ from bild.cli import pair_options as options
 from bild.cli.streams import print_json
 
 if TYPE_CHECKING:
+    from bild.decoding import Scorer
     from bild.generation import BigLittleDecoder
     from bild.models import Model
 
@@ -73,13 +74,17 @@ def _describe_model(model: Model, step_s: float) -> dict[str, Any]:
 
     config = model.config
     text = config.get_text_config(decoder=True)
+    # Of a byte-latent model, the layers over patches.
+    text = getattr(text, "global_config", text)
+    # Of a part of a network, the modules that it runs.
+    modules = getattr(model, "runs", [model.network])
     layers = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
     encoder_layers = getattr(config, "encoder_layers", None) or getattr(config, "num_layers", None)
     listed = short_list_of(model.network)
     return {
         "name": config.name_or_path,
         "architecture": type(model.network).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "parameters": sum(parameter.numel() for module in modules for parameter in module.parameters()),
         "encoder_layers": encoder_layers if model.is_encoder_decoder else 0,
         "decoder_layers": layers if model.is_encoder_decoder and layers else text.num_hidden_layers,
         "width": text.hidden_size,
@@ -93,7 +98,7 @@ def _time_steps(decoder: BigLittleDecoder) -> dict[str, float]:
     """Median seconds of a one-token step of both models, taken in turn so that drift hits both."""
     token = [decoder.large.config.get_text_config(decoder=True).vocab_size // 2]
     source = [token * 12] if decoder.large.is_encoder_decoder else [[]]
-    scorers = {side: model.start(source) for side, model in zip(SIDES, decoder.models, strict=False)}
+    scorers = {side: _begin(model, decoder.large, source) for side, model in zip(SIDES, decoder.models, strict=False)}
     seconds: dict[str, list[float]] = {name: [] for name in scorers}
     for _ in range(WARM_UP_STEPS + TIMED_STEPS):
         for name, scorer in scorers.items():
@@ -102,6 +107,12 @@ def _time_steps(decoder: BigLittleDecoder) -> dict[str, float]:
             scorer.extend([token]).argmax().item()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times[WARM_UP_STEPS:]) for name, times in seconds.items()}
+
+
+def _begin(model: Model, large: Model, source: list[list[int]]) -> Scorer:
+    from bild.models import writes_alone
+
+    return model.start(source) if writes_alone(model) else model.beside(large.start(source), source)
 
 
 def _print_table(facts: dict[str, Any]) -> None:

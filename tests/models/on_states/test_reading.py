@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bild import BigLittleDecoder
+from bild.cli.info import describe
 from bild.errors import InputError, LoadError
 from bild.models import run_pair
 from tests.models.on_states.pairs import CLOSE, by_definition, states_pair
@@ -113,3 +114,9 @@ def test_beams_are_searched_by_the_large_model_alone():
     )
     with pytest.raises(InputError, match="layers of a beam search"):
         pair.generate([[3, 4]], "exact", **options)
+
+
+def test_what_is_known_of_a_pair():
+    """Steps are timed though the small model goes on from the large one."""
+    facts = describe(BigLittleDecoder(*states_pair("llama")))
+    assert facts["cost_ratio"] > 0

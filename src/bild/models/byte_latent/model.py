@@ -112,6 +112,11 @@ class ByteScorer(SingleRows):
 class LocalModel(ByteModel):
     """The local encoder and decoder of a byte-latent network, as its small model."""
 
+    @property
+    def runs(self) -> list[Any]:
+        """Its modules, of those of the network."""
+        return [self.parts.local_encoder, self.parts.local_decoder, self.modules.lm_head]
+
     def start(self, sources: Sequence[Sequence[int]], encoded: Sequence[Tensor] | None = None) -> Scorer:
         """There is nothing to begin on.
 
