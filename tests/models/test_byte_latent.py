@@ -268,6 +268,13 @@ def test_the_local_parts_do_not_write_alone():
     assert len(decoder.generate([[5, 6]], "large", **asked)[0].hypotheses) == 3
 
 
+def test_a_window_that_is_not_the_networks_is_seen_when_it_is_loaded(monkeypatch):
+    """As where a version of transformers does without: the trial is longer than the window."""
+    monkeypatch.setattr(ByteModel, "window", 5)
+    with pytest.raises(LoadError, match="its parts do not add up to the network"):
+        ByteModel(network_of("window"))
+
+
 def test_a_patcher_that_is_not_asked():
     """Where patches are not cut by entropy every byte is one, patcher or not."""
     network = blt(seed=6, patching_mode="none")

@@ -25,7 +25,10 @@ NOISE = 4.0
 """How many times the difference that one rounding makes is still rounding."""
 MOST = 0.5
 """Share of the spread of logits that no rounding excuses."""
-WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention")
+WINDOWS = (
+    *("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention"),
+    "local_attention_window_len",
+)
 """What configurations call the width of a window or chunk."""
 FEWEST, BEYOND = 5, 3
 """Tokens of a trial, and how many more than a window or chunk has."""

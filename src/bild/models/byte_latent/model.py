@@ -49,8 +49,12 @@ class ByteModel(EagerModel):
     @property
     def window(self) -> int | None:
         """Bytes that a byte sees in the local parts, itself included; None: all."""
-        width: int | None = getattr(self.config, "local_attention_window_len", None)
-        return width
+        return _known(self.config, "local_attention_window_len")
+
+    @property
+    def patcher_window(self) -> int | None:
+        """Likewise in the patcher."""
+        return _known(self.parts.patcher.config, "sliding_window")
 
     @property
     def nothing(self) -> Tensor:
@@ -99,6 +103,12 @@ class ByteModel(EagerModel):
             right, why = False, one_line(error)
         if not right:
             raise LoadError(f"{type(self.network).__name__} cannot run part by part ({why})")
+
+
+def _known(config: Any, name: str) -> int | None:
+    """An option of a configuration; None where this transformers does not know it, and so does without."""
+    value: int | None = getattr(config, name) if hasattr(type(config), name) else None
+    return value
 
 
 class ByteScorer(SingleRows):

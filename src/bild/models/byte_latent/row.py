@@ -126,7 +126,7 @@ class ByteRow:
         if not self.model.by_entropy:
             return list(range(begin, begin + len(tokens)))
         states = patcher.embed_tokens(self.model.ids(tokens))
-        states = _run(patcher, states, self._patcher, begin, getattr(patcher.config, "sliding_window", None))
+        states = _run(patcher, states, self._patcher, begin, self.model.patcher_window)
         scores = patcher.lm_head(patcher.norm(states))
         expected: Any = torch.distributions.Categorical(logits=scores)
         ends = expected.entropy()[0] > config.patching_threshold
