@@ -83,14 +83,14 @@ def test_files_that_cannot_be_used(tmp_path, rows, options, says):
 
 def test_what_was_skipped_is_counted_and_the_first_are_named(tmp_path):
     bad = [row(number, turns=[]) for number in range(2, 7)]
-    assert read_questions(write(tmp_path / "q.jsonl", row(1), *bad)).note == (
+    assert read_questions(write(tmp_path / "q.jsonl", row(1), *bad)).notes == [
         "skipped line 2: no turns that are a list of texts; line 3: no turns that are a list of texts; "
         "line 4: no turns that are a list of texts; 5 lines in all"
-    )
-    assert read_questions(write(tmp_path / "q.jsonl", row(1), bad[0])).note == (
+    ]
+    assert read_questions(write(tmp_path / "q.jsonl", row(1), bad[0])).notes == [
         "skipped line 2: no turns that are a list of texts"
-    )
-    assert read_questions(write(tmp_path / "q.jsonl", row(1))).note is None
+    ]
+    assert read_questions(write(tmp_path / "q.jsonl", row(1))).notes == []
 
 
 def test_questions_whose_turns_join_to_one_text_are_asked_each(tmp_path):

@@ -110,9 +110,7 @@ def _time_steps(decoder: BigLittleDecoder) -> dict[str, float]:
 
 
 def _begin(model: Model, large: Model, source: list[list[int]]) -> Scorer:
-    from bild.models import writes_alone
-
-    return model.start(source) if writes_alone(model) else model.beside(large.start(source), source)
+    return model.start(source) if model.stands_alone else model.beside(large.start(source), source)
 
 
 def _print_table(facts: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 from typer.models import ArgumentInfo, OptionInfo
 
+from bild.data.markdown import row
+
 HEAD = """# Commands
 
 Every command and option, in the words of `bild COMMAND --help`. This page is made from the program by
@@ -47,7 +49,7 @@ def _command(command: Callable[..., Any]) -> Iterator[str]:
 
 def _row(name: str, annotation: Any, info: OptionInfo | ArgumentInfo, default: Any) -> str:
     cells = [_names(name, annotation, info), _default(annotation, default), info.help or ""]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return row(cells)
 
 
 def _names(name: str, annotation: Any, info: OptionInfo | ArgumentInfo) -> str:

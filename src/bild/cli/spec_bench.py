@@ -66,13 +66,12 @@ def run(roster: Roster, questions: Questions, out: Path, as_json: bool, **option
     from bild.errors import LoadError
     from bild.evaluation.spec_bench import spec_bench
 
-    if questions.note is not None:
-        _say(questions.note)
+    for line in questions.notes:
+        _say(line)
     for name, why in roster.failed.items():
         raise LoadError(f"{name} cannot be run: {why}")
     try:
-        notes = [] if questions.note is None else [questions.note]
-        summary = spec_bench(roster.methods, questions.questions, out=out, notes=notes, say=_say, **options)
+        summary = spec_bench(roster.methods, questions.questions, out=out, notes=questions.notes, say=_say, **options)
     except KeyboardInterrupt:
         _say(f"interrupted; the same command goes on where it stopped ({out})")
         raise

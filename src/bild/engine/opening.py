@@ -28,7 +28,7 @@ from bild.decoding import (
 )
 from bild.decoding.scorer import prepare
 from bild.errors import InputError
-from bild.models import Model, writes_alone
+from bild.models import Model
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _searched(
 
 def drafts_beams(models: Models) -> bool:
     """Whether the small model alone is what drafts, as layers of a beam search can only be by a model."""
-    if models.small is None or not writes_alone(models.small):
+    if models.small is None or not models.small.stands_alone:
         return False
     return models.drafter == Recipe() and models.middle is None
 

@@ -53,14 +53,14 @@ class Record:
         """Whether all of it can be computed with."""
         texts = (self.set, self.id, self.method, self.text, "" if self.error is None else self.error)
         times = [time for time in (self.total_s, self.ttft_s) if time is not None]
-        counts = [{} if each is None else each for each in (self.stats, self.counts)]
+        counts = {} if self.counts is None else self.counts
         return (
             all(isinstance(text, str) for text in texts)
             and all(is_count(token) for token in self.token_ids)
             and all(is_number(time) for time in times)
             and (self.error is not None or self.total_s is not None)
-            and all(isinstance(each, dict) for each in counts)
-            and all(is_count(each) for each in counts[1].values())
+            and isinstance(counts, dict)
+            and all(is_count(count) for count in counts.values())
             and _are_stats(self.stats)
         )
 

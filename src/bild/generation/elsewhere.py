@@ -33,7 +33,7 @@ class RemoteModel:
         device: of the small model, where token ids are put here.
     """
 
-    is_compiled, batches = False, True
+    is_compiled, batches, stands_alone = False, True, True
 
     def __init__(self, url: str, config: PreTrainedConfig, facts: _Facts, device: torch.device) -> None:
         self.url, self.config, self.device = url, config, device

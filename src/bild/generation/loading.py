@@ -47,18 +47,19 @@ def load_sides(
     options: dict[str, Any] = {"dtype": resolve_dtype(dtype, device), "device": device, **where}
     large = parse_ensemble(pair.large)
     others = [name for name in (pair.small, pair.middle) if name is not None and name != SMALL]
+    sides = {"small": pair.small, "middle": pair.middle}
+    parts = {side: name for side, name in sides.items() if name is not None and is_part(name)}
     # One checkpoint on two sides is loaded once, and some sides are a part of the large one.
     wholes = [
         large.base,
-        *(name for name in others if not is_part(name)),
+        *(name for name in others if name not in parts.values()),
         *(name for name, _ in large.experts if name != UNCONDITIONED),
     ]
     outlines = {name: read_outline(name, **options) for name in dict.fromkeys(wholes)}
     first = outlines[large.base]
     for each in list(outlines.values())[1:] or [first]:
         check_outlines(first, each, device=device, dtype=dtype)
-    sides = {"small": pair.small, "middle": pair.middle}
-    _check_parts(first, {side: name for side, name in sides.items() if name in others and is_part(name)})
+    _check_parts(first, parts)
     networks: dict[str, Any] = {
         name: load_network(each.name, **options, config=each.config) for name, each in outlines.items()
     }

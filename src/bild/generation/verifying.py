@@ -19,15 +19,14 @@ from bild.edge.wire import KINDS, PROBE, PROTOCOL, Opening, compact, digest
 from bild.errors import InputError, TooLongError, VocabularyError
 from bild.generation.options import GenerationOptions
 from bild.models import Model
+from bild.models.compiled.compiling import digest_of_weights
 from bild.models.parts import encoder_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from bild.generation.decoder import BigLittleDecoder
 
-SAMPLED = 1024
-"""Numbers of each weight, at most, that a verifier knows its model by."""
 CHOICES = 256
 """Ways of drawing that are remembered, so that rows of one kind are judged together."""
 
@@ -65,16 +64,9 @@ def describe(decoder: BigLittleDecoder, name: str) -> dict[str, Any]:
         "config": _plain(large.config.to_dict()),
         "generation_config": _plain(decoder.generation_config.to_dict()),
     }
-    return told | {"identity": _identity({**told, "model": None}, large.network)}
-
-
-def _identity(told: dict[str, Any], network: PreTrainedModel) -> str:
-    """A digest of what is told of a model, and of some numbers of every weight: other weights have others."""
-    sample = hashlib.sha256(compact(told))
-    for tensor in network.state_dict().values():
-        flat = tensor.detach().flatten()
-        sample.update(flat[:: 1 + len(flat) // SAMPLED].contiguous().view(torch.uint8).cpu().numpy())
-    return sample.hexdigest()[:16]
+    # Whatever it is called, another model has other weights, or is said to be another.
+    identity = hashlib.sha256(compact({**told, "model": None}) + digest_of_weights(large.network))
+    return told | {"identity": identity.hexdigest()[:16]}
 
 
 def check_vocabulary(own: str | None, other: Any) -> None:

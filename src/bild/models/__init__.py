@@ -35,7 +35,7 @@ from bild.models.loading import (
 )
 from bild.models.middle import run_three
 from bild.models.one_encoder import borrows_encoder
-from bild.models.pairing import check_runtime, check_writes_alone, is_part, run_pair, writes_alone
+from bild.models.pairing import check_runtime, check_writes_alone, is_part, run_pair
 from bild.models.positions import max_positions
 from bild.models.protocol import Model
 from bild.models.rounded import round_weights, rounded_format
@@ -91,5 +91,4 @@ __all__ = [
     "to_int4",
     "to_int8",
     "write_short_list",
-    "writes_alone",
 ]

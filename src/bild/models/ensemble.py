@@ -95,6 +95,8 @@ class EnsembleModel:
         InputError: a weight that is no number.
     """
 
+    stands_alone = True
+
     def __init__(self, base: Model, others: Sequence[tuple[Model, float]]) -> None:
         for _, weight in others:
             if not math.isfinite(weight):

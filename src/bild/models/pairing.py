@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from transformers import PreTrainedModel
 
 from bild.errors import InputError, LoadError
-from bild.models.byte_latent import LocalModel, is_byte_latent, run_byte_latent
+from bild.models.byte_latent import is_byte_latent, run_byte_latent
 from bild.models.compiled import CompiledModel, compiling_aside, is_prepared
 from bild.models.eager import EagerModel
 from bild.models.early_exit import exit_layer, is_exit_prepared, run_early_exit
@@ -75,18 +75,13 @@ def is_part(name: str) -> bool:
     return name == LOCAL or exit_layer(name) is not None
 
 
-def writes_alone(model: Model) -> bool:
-    """Whether a small model can write without the large one, from which some go on."""
-    return not (reads_states(model.network) or isinstance(model, LocalModel))
-
-
 def check_writes_alone(model: Model) -> None:
     """Refuse a small model that cannot write alone.
 
     Raises:
         InputError: it goes on from what the large one has read.
     """
-    if not writes_alone(model):
+    if not model.stands_alone:
         raise InputError(ALONE)
 
 

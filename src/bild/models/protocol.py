@@ -45,6 +45,10 @@ class Model(Protocol):
         """Whether rows of different length are read in one pass; if not, each is read in one of its own."""
 
     @property
+    def stands_alone(self) -> bool:
+        """Whether it can write where no large model has read the text, from which some small ones go on."""
+
+    @property
     def max_positions(self) -> int | None:
         """Most tokens the decoder can place, or None where positions are relative."""
 

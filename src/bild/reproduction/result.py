@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bild.data.files import write_whole
 from bild.data.json_text import from_json, to_json
+from bild.data.markdown import row
 from bild.errors import writing
 from bild.machine import describe_machine
 
@@ -41,7 +42,7 @@ class Result:
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(map(row, lines))
 
 
 def write(result: Result, item: str, out: Path, about: Mapping[str, Any]) -> list[Path]:

@@ -61,12 +61,12 @@ class Questions:
     """Lines that could not be used: where, and why."""
 
     @property
-    def note(self) -> str | None:
-        """Which lines could not be used, and how many; None: all could."""
+    def notes(self) -> list[str]:
+        """Which lines could not be used, and how many; none where all could."""
         if not self.skipped:
-            return None
+            return []
         more = [f"{len(self.skipped)} lines in all"] if len(self.skipped) > SHOWN else []
-        return f"skipped {'; '.join([*self.skipped[:SHOWN], *more])}"
+        return [f"skipped {'; '.join([*self.skipped[:SHOWN], *more])}"]
 
 
 def read_questions(path: Path, *, groups: Sequence[str] = (), limit: int | None = None) -> Questions:

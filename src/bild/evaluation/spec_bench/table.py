@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from bild.data.markdown import row
 from bild.evaluation.cells import NOTHING, interval
 from bild.evaluation.spec_bench.figures import BenchFigures, BenchSummary
 
@@ -30,7 +31,7 @@ def as_markdown(summary: BenchSummary) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """A heading and rows as lines of a Markdown table."""
-    head, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+    head, *body = map(row, rows)
     return [head, f"|{'---|' * len(rows[0])}", *body]
 
 

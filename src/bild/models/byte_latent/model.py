@@ -122,6 +122,8 @@ class ByteScorer(SingleRows):
 class LocalModel(ByteModel):
     """The local encoder and decoder of a byte-latent network, as its small model."""
 
+    stands_alone = False
+
     @property
     def runs(self) -> list[Any]:
         """Its modules, of those of the network."""

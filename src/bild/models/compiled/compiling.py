@@ -96,14 +96,14 @@ def announce(name: str) -> None:
 
 def fingerprint(network: Any) -> str:
     """A name for these weights on this machine, with these versions and this many threads."""
-    digest = hashlib.sha256(_digest_of_weights(network))
+    digest = hashlib.sha256(digest_of_weights(network))
     config = {key: value for key, value in network.config.to_dict().items() if key != "_name_or_path"}
     digest.update(json.dumps([config, _circumstances(network)], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:32]
 
 
-def _digest_of_weights(network: nn.Module) -> bytes:
-    """Remembered until a weight changes: gigabytes take seconds."""
+def digest_of_weights(network: nn.Module) -> bytes:
+    """SHA-256 of all weights; remembered until one changes: gigabytes take seconds."""
     tensors = network.state_dict()
     names = [f"{name}{tuple(tensor.shape)}{tensor.dtype}" for name, tensor in tensors.items()]
     versions = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors.values()]

@@ -7,6 +7,7 @@ tells the layers; two layers are of one kind if they do the same with tensors of
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import re
@@ -88,7 +89,7 @@ def _all_compiled(parts: Sequence[GraphModule], options: dict[str, Any]) -> list
 
     if processes.can_fork():
         # Not anew in every process: it takes four seconds.
-
+        importlib.import_module("torch._inductor.compile_fx")
         try:
             return processes.each(compile_one, parts)
         except RuntimeError as error:

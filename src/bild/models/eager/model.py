@@ -39,6 +39,9 @@ class EagerModel:
             are spread over devices or processes.
     """
 
+    stands_alone = True
+    """See :class:`~bild.models.protocol.Model`."""
+
     def __init__(self, network: PreTrainedModel) -> None:
         self.network = network
         self.origin = self._origin(network)

@@ -82,6 +82,7 @@ class CompiledReadingModel(_OnStates):
     """
 
     graph = READING
+    stands_alone = False
 
     def __init__(
         self,

@@ -208,6 +208,8 @@ def _behind(before: Any, now: Any, counts: Sequence[int], last: int) -> Any:
 class ReadingModel(EagerModel):
     """A network that reads states; see :class:`~bild.models.protocol.Model`."""
 
+    stands_alone = False
+
     def start(self, sources: Tokens, encoded: Sequence[Tensor] | None = None) -> Scorer:
         """There is nothing to begin on.
 
