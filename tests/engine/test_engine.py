@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from bild.decoding import Beams, Policy, Rules
 from bild.engine import Engine, Failed, Finished, Limits, Written
-from bild.errors import BusyError, InputError, ScoreError, StoppedError
+from bild.errors import BusyError, InputError, ScoreError, StoppedError, TooLongError
 from tests.engine.toys import POLICIES, Caller, Clock, Toys, engine, job, rules, text
 
 LARGE_ALONE = Rules(Policy.large())
@@ -397,6 +397,10 @@ class Busy(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 10**5), count=st.integers(1, 4))
     def ask(self, seed, count):
         jobs, how = [job(seed + at) for at in range(count)], rules(seed)
+        if max(how.most_rows * (len(own.request.prompt) + own.request.max_new_tokens) for own in jobs) > 1000:
+            with pytest.raises(TooLongError):
+                self.caller.ask(*jobs, rules=how)
+            return
         for id, own in zip(self.caller.ask(*jobs, rules=how), jobs, strict=True):
             self.asked[id] = (own, how)
 

@@ -96,9 +96,11 @@ class Caller:
 
     def ask(self, *jobs: Job, rules: Rules | None = None) -> list[int]:
         place = self.engine.reserve()
-        ids = self.engine.submit(jobs, Rules(POLICIES[0]) if rules is None else rules, self.hear, place)
+        try:
+            ids = self.engine.submit(jobs, Rules(POLICIES[0]) if rules is None else rules, self.hear, place)
+        finally:
+            self.engine.release(place)
         self.events |= {id: self.events.get(id, []) for id in ids}
-        self.engine.release(place)
         return ids
 
     def hear(self, events: list[Event]) -> None:
