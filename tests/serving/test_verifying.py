@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import torch
 from starlette.testclient import TestClient
 
 from bild import BigLittleDecoder, Policy
+from bild.cli import main
 from bild.decoding import Commit
 from bild.edge.verification import Limits
 from bild.edge.wire import CLOSE, DESCRIBE, OPEN, ROUNDS
@@ -203,6 +205,16 @@ def test_a_verifier_of_another_pair_is_refused(running):
         BigLittleDecoder(small=build("llama", dtype=torch.float32), tokenizer=word_tokenizer(), verifier=running.url)
     with pytest.raises(VocabularyError, match="there are not two tokenizers"):
         BigLittleDecoder(small=build("t5", vocab_size=44, dtype=torch.float32), verifier=running.url)
+
+
+def test_a_timeout_is_for_a_verifier(monkeypatch, capsys):
+    said = "verifier_timeout_s is 5, and there is no verifier to wait for; name one with verifier, or leave it out"
+    with pytest.raises(InputError, match=said):
+        BigLittleDecoder(build("t5"), verifier_timeout_s=5)
+    monkeypatch.setattr(sys, "argv", ["bild", "generate", "--verifier-timeout", "5", "Guten Morgen."])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and said in (told := capsys.readouterr().err) and told.count("\n") == 1
 
 
 def test_the_server_itself_refuses_another_vocabulary_and_what_is_no_request():

@@ -56,7 +56,7 @@ def generate(
     drafter: options.Drafter = None,
     reward: options.Reward = None,
     verifier: options.Verifier = None,
-    verifier_timeout: options.VerifierTimeout = 30,
+    verifier_timeout: options.VerifierTimeout = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",

@@ -77,7 +77,9 @@ Verifier = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
-VerifierTimeout = Annotated[float, typer.Option(help="Longest wait for one of its answers, s.", rich_help_panel=MODELS)]
+VerifierTimeout = Annotated[
+    float | None, typer.Option(help="Longest wait for one of its answers, s; 30 by default.", rich_help_panel=MODELS)
+]
 Dtype = Annotated[
     str, typer.Option(help="auto, float32, bfloat16, float16, float64, int8 or int4.", rich_help_panel=MODELS)
 ]
@@ -170,7 +172,7 @@ def load_decoder(
     src_lang: str | None = None,
     tgt_lang: str | None = None,
     verifier: str | None = None,
-    verifier_timeout: float = 30,
+    verifier_timeout: float | None = None,
 ) -> BigLittleDecoder:
     """Load the pair, with nothing of other libraries on stderr."""
     quieten()

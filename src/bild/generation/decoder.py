@@ -101,10 +101,11 @@ class BigLittleDecoder:
         reward: RewardLike | None = None,
         runtime: str = "eager",
         verifier: str | Channel | None = None,
-        verifier_timeout_s: float = DEFAULT_TIMEOUT_S,
+        verifier_timeout_s: float | None = None,
     ) -> None:
         # Compared before anything is compiled.
         check_runtime(runtime)
+        _check_timeout(verifier, verifier_timeout_s)
         large, small, middle = (
             plain_network(network, side) for side, network in (("large", large), ("small", small), ("middle", middle))
         )
@@ -123,7 +124,9 @@ class BigLittleDecoder:
             second = run_pair(alone, alone, runtime)[0]
             tokenizer = small_tokenizer if tokenizer is None else tokenizer
             self.reward = None if reward is None else reward_of(reward, tokenizer, alone.device)
-            self._elsewhere = connect(verifier, second, tokenizer, verifier_timeout_s)
+            self._elsewhere = connect(
+                verifier, second, tokenizer, DEFAULT_TIMEOUT_S if verifier_timeout_s is None else verifier_timeout_s
+            )
             between = None if middle is None else Middle(second, middle_window, SMALL, SMALL)
             self._settle(self._elsewhere.model, second, between, self._elsewhere.terms.vocab_size)
             self._set(tokenizer, policy, self._elsewhere.generation_config)
@@ -189,7 +192,7 @@ class BigLittleDecoder:
         subfolder: str | None = None,
         trust_remote_code: bool = False,
         verifier: str | Channel | None = None,
-        verifier_timeout_s: float = DEFAULT_TIMEOUT_S,
+        verifier_timeout_s: float | None = None,
     ) -> BigLittleDecoder:
         """Load a pair from disk or the hub; without any name, the bundled German → English one.
 
@@ -223,6 +226,7 @@ class BigLittleDecoder:
             LoadError, VerifierError, VocabularyError, InputError: see :mod:`bild.errors`.
         """
         check_runtime(runtime)
+        _check_timeout(verifier, verifier_timeout_s)
         if verifier is None:
             chosen = choose_pair(pair, large, small, drafter, middle, middle_window)
         else:
@@ -636,6 +640,14 @@ class BigLittleDecoder:
         if self._middle is not None:
             check_middle(self._middle.name, self._middle.window, drafter, self._small is not None)
         return models._replace(drafter=maker_of(drafter))
+
+
+def _check_timeout(verifier: object, timeout_s: float | None) -> None:
+    if verifier is None and timeout_s is not None:
+        raise InputError(
+            f"verifier_timeout_s is {timeout_s:g}, and there is no verifier to wait for; name one with verifier, or "
+            "leave it out"
+        )
 
 
 def _check_copies(count: int, asked: GenerationOptions) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bild.data.files import write_whole
 from bild.errors import InputError
 from bild.evaluation.figures import ALL
 from bild.tuning.agreement import label_of
@@ -19,7 +21,7 @@ def draw(found: Tuning, file: Path) -> None:
 
     Args:
         found: by tuning.
-        file: a PNG, or what else matplotlib knows by its suffix.
+        file: of a PNG.
 
     Raises:
         InputError: the file cannot be written.
@@ -49,8 +51,10 @@ def draw(found: Tuning, file: Path) -> None:
     axes.set_ylabel(f"{label_of(found.metric)} lost on the worst set")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
     try:
-        figure.savefig(file, dpi=150)
+        write_whole(file, drawn.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}") from None
 
