@@ -247,7 +247,7 @@ def _compile(
 def _is_packaged(parts: layers.Cut, file: Path) -> bool:
     """Compile the parts of a graph, if they can be."""
     try:
-        parts.write(file, _calling(OURS))
+        parts.write(file, _packing(OURS, file.parent))
     except Exception as error:  # what they are of is then traced whole
         logger.info("a graph is traced whole (%s)", one_line(error))
         return False
@@ -288,15 +288,31 @@ def _unrepeated() -> Iterator[None]:
 
 
 def _package(program: ExportedProgram, parts: layers.Cut | None, file: Path, options: dict[str, Any]) -> None:
-    if parts is None:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=_calling(options))
-    else:
-        parts.write(file, _calling(options))
+    if parts is not None:
+        parts.write(file, _packing(options, file.parent))
+        return
+    # Only where something is compiled: importing Inductor takes a second.
+    from torch._inductor.package.package import package_aoti
+
+    inputs, named = program.example_inputs
+    files: Any = torch._inductor.aot_compile(
+        program.module(check_guards=False), inputs, named, options=_packing(options, file.parent)
+    )
+    package_aoti(str(file), files)
 
 
-def _calling(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of the compiler, and how it calls our kernels."""
-    return {**options, "aot_inductor.custom_ops_to_c_shims": kernels.graph_calls()}
+def _packing(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Options of the compiler, how it calls our kernels, and where it writes what is packed.
+
+    Inductor itself would keep that, all weights among it, for good: in the temporary files of the system, which are
+    memory on some.
+    """
+    return {
+        **options,
+        "aot_inductor.custom_ops_to_c_shims": kernels.graph_calls(),
+        "aot_inductor.package": True,
+        "aot_inductor.output_path": str(folder),
+    }
 
 
 def _drop_unread(graph: torch.fx.Graph) -> None:

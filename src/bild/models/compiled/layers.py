@@ -100,7 +100,7 @@ def _all_compiled(parts: Sequence[GraphModule], options: dict[str, Any]) -> list
 def _compiled(part: GraphModule, options: dict[str, Any]) -> Any:
     """The files of a part."""
     examples = tuple(node.meta["val"] for node in part.graph.nodes if node.op == "placeholder")
-    return torch._inductor.aot_compile(part, examples, options={**options, "aot_inductor.package": True})
+    return torch._inductor.aot_compile(part, examples, options=options)
 
 
 def read(file: Path) -> tuple[list[int], list[Tensor], int]:
