@@ -113,16 +113,15 @@ def test_a_graph_is_compiled_without_the_regular_expressions_of_the_standard_lib
 
 
 @pytest.mark.compiles
-def test_what_is_packed_is_left_nowhere_else(tmp_path, monkeypatch):
+def test_what_is_packed_is_left_nowhere_else(fresh_cache, tmp_path, monkeypatch):
     """The temporary files of a system may be its memory, and a graph holds all weights."""
     left = tmp_path / "inductor"
-    monkeypatch.setenv("BILD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(left))
     linear, rows = torch.nn.Linear(300, 200).eval(), torch.randn(3, 300)
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     run = compiling.compiled(linear, [rows], shapes, name="linear", progress=str, many_rows=True)
     torch.testing.assert_close(run([rows])[0], linear(rows), rtol=0.0, atol=1e-4)
-    assert [each.name for each in (tmp_path / "cache" / "compiled").iterdir()] == ["linear.pt2"]
+    assert [each.name for each in (fresh_cache / "compiled").iterdir()] == ["linear.pt2"]
     assert sum(each.stat().st_size for each in left.rglob("*") if each.is_file()) < 100_000 < 300 * 200 * 4
 
 
