@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bild.data.files import write_whole
-from bild.errors import InputError
+from bild.errors import writing
 from bild.evaluation.figures import ALL
 from bild.tuning.agreement import label_of
 from bild.tuning.search import Point
@@ -53,10 +53,8 @@ def draw(found: Tuning, file: Path) -> None:
     axes.grid(alpha=0.3)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
-    try:
+    with writing(file):
         write_whole(file, drawn.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}") from None
 
 
 def _xy(points: Sequence[Point]) -> tuple[list[float], list[float]]:
