@@ -9,9 +9,10 @@ from torch.export import Dim
 from transformers.pytorch_utils import Conv1D
 
 from bild import BigLittleDecoder, InputError, LoadError
-from bild.models import EagerModel, int8, to_int8
+from bild.models import EagerModel, to_int8
 from bild.models.compiled import compiling
-from bild.models.int8 import Int8Linear, multiply_int8, quantize_rows
+from bild.models.int8 import Int8Linear, quantize_rows
+from bild.models.kernels import building
 from bild.models.loading.hardware import resolve_dtype
 from tests.compiled import check_compiled
 from tests.networks import build
@@ -40,16 +41,9 @@ def test_in_bfloat16_the_scale_is_the_one_that_is_stored():
     assert (error <= 1.01 * scale.float()[:, None]).all()
 
 
-def rounded_in_float64(matrix):
-    """A matrix whose rows hold whole numbers of steps, 127 of them the largest: int8, written out."""
-    step = matrix.double().abs().amax(-1, keepdim=True) / 127
-    return (matrix.double() / step).round() * step
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 6])
-def test_without_tiles_a_layer_multiplies_by_its_rounded_weights(bias, rows, monkeypatch):
-    monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: False)
+def test_without_our_kernel_a_layer_multiplies_by_its_rounded_weights(bias, rows):
     layer = nn.Linear(64, 40, bias=bias).requires_grad_(False)
     states = torch.randn(2, rows, 64)
     replaced = Int8Linear(layer.weight, layer.bias)
@@ -59,46 +53,12 @@ def test_without_tiles_a_layer_multiplies_by_its_rounded_weights(bias, rows, mon
     assert 0 < error < 0.01
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("rows", "outputs", "width"), [(1, 40, 64), (3, 33, 96), (6, 1, 32), (35, 130, 160)])
-def test_with_tiles_a_layer_rounds_each_token_too(bias, rows, outputs, width, monkeypatch):
-    monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: True)
-    layer = nn.Linear(width, outputs, bias=bias).requires_grad_(False)
-    states = torch.randn(2, rows, width) * torch.logspace(-3, 3, rows)[:, None]
-    expected = rounded_in_float64(states) @ rounded_in_float64(layer.weight).T
-    if bias:
-        expected += layer.bias
-    found = Int8Linear(layer.weight, layer.bias)(states)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
-    assert 0 < (found - layer(states)).norm() / layer(states).norm() < 0.03
-
-
-def test_a_token_is_multiplied_the_same_beside_any_other():
-    weight, scale = quantize_rows(torch.randn(40, 64))
-    token = torch.randn(1, 64)
-    alone = multiply_int8(token, weight, scale)
-    for other in (1e6 * torch.randn(3, 64), torch.zeros(3, 64), torch.full((3, 64), torch.inf)):
-        together = multiply_int8(torch.cat([other, token]), weight, scale)
-        assert torch.equal(together[3:], alone)
-    assert not torch.isfinite(together[:3]).any()
-
-
-def test_in_bfloat16_a_token_is_rounded_on_a_scale_of_full_precision():
-    weight, scale = quantize_rows(torch.randn(40, 64).to(torch.bfloat16))
-    states = torch.randn(5, 64).to(torch.bfloat16)
-    found = multiply_int8(states, weight, scale)
-    expected = rounded_in_float64(states) @ (weight.double() * scale.double()[:, None]).T
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected.to(torch.bfloat16))
-
-
-@pytest.mark.skipif(not int8._has_int8_tiles(torch.device("cpu")), reason="this CPU has no int8 tiles")
+@pytest.mark.skipif(not building.is_supported(), reason="this processor lacks the instructions")
 @pytest.mark.compiles
 def test_compiled_layers_hold_their_weights_once_and_multiply_as_uncompiled(tmp_path, monkeypatch):
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
     wide, narrow = nn.Linear(1024, 2016), nn.Linear(2016, 1024)
-    module = nn.Sequential(Int8Linear(wide.weight, wide.bias), nn.ReLU(), Int8Linear(narrow.weight, None))
+    module = nn.Sequential(Int8Linear(wide.weight, wide.bias, True), nn.ReLU(), Int8Linear(narrow.weight, None, True))
     examples = torch.randn(2, 3, 1024)
     varying = ({0: Dim("B", min=2, max=100), 1: Dim("T", min=2, max=100)},)
     run = compiling.compiled(module, (examples,), varying, name="layers", progress=lambda _: None)

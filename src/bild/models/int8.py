@@ -1,10 +1,10 @@
 """Linear layers in eight bits: half the bytes a step must read, where reading them is what takes the time.
 
 Weights have one scale an output channel, symmetric, rounded to nearest; embeddings, norms and everything
-between layers stay as they are. Where the CPU multiplies int8 by vectors (VNNI, AVX2) and our own kernel is the faster,
-each token that enters a layer is rounded to int8 as well, some of its numbers on a scale of their own, so that rows and
-tokens stay independent of each other and no weight is ever widened; AVX2 alone leaves weights seven bits. Where it
-multiplies by tiles (AMX) a token has one scale. Elsewhere only the weights are int8.
+between layers stay as they are. Where the CPU multiplies int8 (AMX, VNNI, AVX2) and our own kernel is the faster, each
+token that enters a layer is rounded to int8 as well, some of its numbers on a scale of their own, so that rows and
+tokens stay independent of each other and no weight is ever widened; AVX2 alone leaves weights seven bits. Elsewhere
+only the weights are int8.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from transformers.pytorch_utils import Conv1D
 
 from bild.errors import LoadError
 from bild.models import kernels
-from bild.models.instructions import has_instructions
 
 MULTIPLE = 32
 """Input widths the int8 kernels take: whole vectors."""
@@ -60,7 +59,7 @@ class Int8Linear(nn.Module):
             scale = self.scale if self.scale.dtype == torch.float32 else self.scale.float()
             return kernels.int8_linear(states, self.weight, scale, self.bias, self.out_features)
         weight, scale = self._unpacked(states.dtype) if self.is_packed else (self.weight, self.scale)
-        product = _todays(states.device)(states.reshape(-1, self.in_features), weight, scale)
+        product: Tensor = torch.ops.aten._weight_int8pack_mm(states.reshape(-1, self.in_features), weight, scale)
         product = product.view(*states.shape[:-1], self.out_features)
         return product if self.bias is None else product + self.bias
 
@@ -69,40 +68,8 @@ class Int8Linear(nn.Module):
         return kernels.unpack(self.weight, self.out_features), self.scale[: self.out_features].to(dtype)
 
 
-def _todays(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What torch has for int8 weights there."""
-    multiply: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.ops.aten._weight_int8pack_mm
-    return multiply_int8 if _has_int8_tiles(device) else multiply
-
-
 def _is_ours_faster(rounded: Tensor, scale: Tensor) -> bool:
-    # Inductor's template on tiles has not been measured beside ours, and called uncompiled it shows nothing.
-    if _has_int8_tiles(rounded.device):
-        return False
-    today = _todays(rounded.device)
-    return kernels.is_faster_here(rounded, scale, today)
-
-
-def multiply_int8(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """``states @ (weight · scale)ᵀ`` with every row of the states rounded to int8 first.
-
-    Products are summed exactly, in int32 (up to 133,000 of them), so only the two roundings count.
-
-    Args:
-        states: ``[N, in]``.
-        weight: int8 ``[out, in]``.
-        scale: ``[out]``.
-    """
-    rounded, step = quantize_rows(states.float())
-    # Inductor looks for exactly this (convert, times one scale, times the other) to pack the weight and
-    # use its int8 template. `.to()` would be exported with an assertion beside it, which hides it.
-    product = torch.ops.prims.convert_element_type.default(torch._int_mm(rounded, weight.t()), torch.float32)
-    scaled: Tensor = product * step[:, None] * scale.float()
-    return scaled.to(states.dtype)
-
-
-def _has_int8_tiles(device: torch.device) -> bool:
-    return device.type == "cpu" and has_instructions("amx_tile")
+    return kernels.is_faster_here(rounded, scale, torch.ops.aten._weight_int8pack_mm)
 
 
 def quantize_rows(matrix: Tensor, most: int = MOST) -> tuple[Tensor, Tensor]:

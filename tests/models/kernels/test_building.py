@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch._inductor import cpp_builder
 
-from bild.models import int8
 from bild.models.int8 import Int8Linear
 from bild.models.kernels import building, graph_calls
 from bild.models.kernels.operators import operator
@@ -23,7 +22,6 @@ def fresh(tmp_path, monkeypatch):
     """The cache of a machine that has never compiled the kernels, and is taken to have the instructions."""
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
     monkeypatch.setattr(building, "is_supported", lambda: True)
-    monkeypatch.setattr(int8, "_has_int8_tiles", lambda _: False)
     # Another test of this process may have loaded them.
     monkeypatch.setattr(Library, "is_registered", False)
     for each in (building.is_loaded, operator):

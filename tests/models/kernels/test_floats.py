@@ -54,11 +54,13 @@ def test_a_row_that_is_not_finite_spoils_no_other(dtype):
     assert found[2].isnan().all() and torch.equal(found[[0, 1, 3]], expected[[0, 1, 3]])
 
 
-def test_where_there_are_tiles_the_templates_stay(dtype, monkeypatch):
-    has = ("avx2", "avx512", "vnni", "avx512_bf16", "amx_tile")
-    monkeypatch.setattr(floats, "has_instructions", lambda *names: set(names) <= set(has))
-    monkeypatch.setattr(floats.building, "has_wide_vectors", lambda: True)
-    assert floats.is_supported(dtype) == (dtype == torch.float32)
+@pytest.mark.parametrize("rows", [7, 8, 9, 16, 17, 33, 64, 241])
+@pytest.mark.parametrize("outputs", [33, 64, 95])
+def test_any_number_of_rows_and_units(rows, outputs, dtype):
+    weight, states = torch.randn(outputs, 96).to(dtype), torch.randn(rows, 96).to(dtype)
+    found = float_linear(states, pack(weight), None, outputs)
+    for row, expected in zip(found, states.double() @ weight.double().t(), strict=True):
+        assert (row - expected).norm() < OFF[dtype] * expected.norm()
 
 
 def test_threads_and_no_rows(dtype):

@@ -146,6 +146,8 @@ def test_the_reference_is_the_product_of_rounded_numbers():
     [
         *((1, 64, 40), (2, 32, 1), (3, 96, 33), (6, 32, 64), (7, 160, 130), (12, 64, 95), (13, 64, 32)),
         *((35, 160, 130), (64, 256, 256), (200, 64, 100), (1, 288, 40), (5, 544, 130), (13, 576, 33)),
+        # One tile of rows, two, and one beside two, the last of them not full; two units of outputs and one.
+        *((8, 320, 33), (16, 64, 96), (17, 320, 130), (33, 512, 64), (241, 64, 40)),
     ],
 )
 def test_it_is_the_reference_to_the_last_digit(rows, inputs, outputs, with_bias, dtype):
@@ -158,10 +160,11 @@ def test_it_is_the_reference_to_the_last_digit(rows, inputs, outputs, with_bias,
 
 
 @needs_kernel
+@pytest.mark.parametrize("inputs", [32, 64])
 @pytest.mark.parametrize("rows", [*range(1, 27), 63, 64, 65])
-def test_every_number_of_rows_has_a_way_through_the_registers(rows):
-    weight, scale, _ = layer(32, 96)
-    states = torch.randn(rows, 32)
+def test_every_number_of_rows_has_a_way_through_the_registers(rows, inputs):
+    weight, scale, _ = layer(inputs, 96)
+    states = torch.randn(rows, inputs)
     assert torch.equal(ours(states, weight, scale, None), plain_int8_linear(states, weight, scale, None))
 
 

@@ -45,7 +45,10 @@ KERNELS = Library(
         Path(__file__).with_name(f"{name}.cpp")
         for name in ("attention", "float_linear", "int4_linear", "int4_pack", "int8_linear", "int8_order", "threads")
     ],
-    [Path(__file__).with_name(f"{name}.h") for name in ("common", "int4", "int8", "rounding", "tiles", "vectors")],
+    [
+        Path(__file__).with_name(f"{name}.h")
+        for name in ("amx", "common", "int4", "int8", "rounding", "tiles", "vectors")
+    ],
     ("-O3", *instructions()),
     operator="bild_int8_linear",
 )

@@ -1,10 +1,14 @@
-// A linear layer on weights and tokens in bfloat16 or float32, for a few rows, by AVX512 or AVX2.
+// A linear layer on weights and tokens in bfloat16 or float32, for a few rows, by AMX, AVX512 or AVX2.
 //
 // bild::float_linear(states, weight, bias?) multiplies and sums in float32. Weights are packed by floats.py:
 // [outputs / 32][inputs / 2][32][2] in bfloat16, whose pairs AVX512_BF16 multiplies in one, [outputs / 32][inputs][32] in
 // float32: 128 bytes a step either way. Outputs are shared out among threads in units of 32.
 
 #include "tiles.h"
+
+#ifdef __AVX512F__
+#include "amx.h"
+#endif
 
 #ifdef __AVX512F__
 #define WITH_BF16 __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,fma")))
@@ -94,17 +98,31 @@ struct Tile {
 #pragma GCC unroll 4
       for (int n = 0; n < 2 * UNITS; n++) finish(p, row + m, unit * UNIT + n * 16, sums[m][n]);
   }
+
+#ifdef __AVX512F__
+  //   rows: of a tile.
+  template <int TILES, int UNITS>
+  static void tiles(const Product& p, int64_t row, int64_t rows, int64_t unit) {
+    Sums<TILES, UNITS> sums;
+    const int64_t bytes = p.steps * STEP, next = bytes * UNIT;
+    sums.template fill<OfHalves>(p.rows + row * bytes, rows, bytes, bytes, p.weight + unit * next, next, row == 0);
+    for (int64_t m = 0; m < std::min(TILES * rows, p.count - row); m++)
+      for (int n = 0; n < 2 * UNITS; n++)
+        finish(p, row + m, unit * UNIT + n * 16, _mm512_castsi512_ps(_mm512_load_si512(sums.bits[m][n])));
+  }
+#endif
 };
 
 // The rows one behind the other, copied where they do not lie so.
-const char* dense_rows(AtenTensorHandle states, const Sizes& sizes, const Product& p) {
+//   spare: how many more rows may be read behind them.
+const char* dense_rows(AtenTensorHandle states, const Sizes& sizes, const Product& p, int64_t spare) {
   const char* from = data<const char>(states);
   const int64_t bytes = p.steps * STEP, width = p.half ? 2 : 4;
-  bool even = true;
+  bool even = spare == 0;
   for (int64_t m = 0; m < p.count && even; m++) even = sizes.offset(m) * width == m * bytes;
   if (even) return from;
   static thread_local std::vector<char> copied;
-  copied.resize(p.count * bytes);
+  copied.resize((p.count + spare) * bytes);
   for (int64_t m = 0; m < p.count; m++) std::memcpy(&copied[m * bytes], from + sizes.offset(m) * width, bytes);
   return copied.data();
 }
@@ -131,8 +149,15 @@ AtenTensorHandle float_linear(AtenTensorHandle states, AtenTensorHandle weight, 
   p.weight = data<const char>(weight);
   p.bias = bias ? data<const void>(bias) : nullptr;
   p.result = data<void>(result);
-  p.rows = dense_rows(states, sizes, p);
   const int64_t bytes = p.steps * 2 * VECTOR;
+#ifdef __AVX512F__
+  if (p.half && fits_tiles(p.count, p.steps * STEP)) {
+    p.rows = dense_rows(states, sizes, p, p.count % TILE_ROWS ? TILE_ROWS : 0);
+    multiply_all_tiled<Tile<true>>(p, bytes, threads);
+    return result;
+  }
+#endif
+  p.rows = dense_rows(states, sizes, p, 0);
   if (p.half)
     multiply_all<Tile<true>>(p, bytes, threads);
   else

@@ -23,11 +23,10 @@ PER_STEP = {torch.bfloat16: 2, torch.float32: 1}
 def is_supported(dtype: torch.dtype) -> bool:
     """Whether there is a kernel for this processor and number format.
 
-    One with AVX512 has to multiply bfloat16 by itself, AVX2 widens it. Where there are tiles (AMX), Inductor's template
-    reads eleven rows in little more than one.
+    One with AVX512 has to multiply bfloat16 by itself, AVX2 widens it.
     """
     if dtype == torch.bfloat16 and building.has_wide_vectors():
-        return has_instructions("avx512_bf16") and not has_instructions("amx_tile")
+        return has_instructions("avx512_bf16")
     return dtype in PER_STEP and building.is_supported()
 
 

@@ -89,7 +89,7 @@ AtenTensorHandle int4_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   const auto size = [](int64_t padded, int64_t inputs) { return padded / UNIT * (inputs / GROUP) * BYTES; };
   AtenTensorHandle result = describe(states, sizes, weight, bias, outputs, size, p);
   if (p.count == 0) return result;
-  round_rows<GROUP>(states, sizes, p);
+  round_rows<GROUP>(states, sizes, threads, p);
   // There are as many multiplications as with int8, and the bytes of a few rows come from memory.
   multiply_all<Tile>(p, p.inputs * UNIT, threads);
   return result;

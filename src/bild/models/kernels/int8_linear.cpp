@@ -1,10 +1,14 @@
-// A linear layer on int8 weights and int8 tokens, for a few rows, by AVX512-VNNI, AVX-VNNI or AVX2.
+// A linear layer on int8 weights and int8 tokens, for a few rows, by AMX, AVX512-VNNI, AVX-VNNI or AVX2.
 //
 // bild::int8_linear(states, weight, scale, bias?) rounds the pieces of every row of the states to int8 (rounding.h),
 // multiplies by weights packed as int8.h says, exactly in int32 within a piece, and scales back. Outputs are shared out
 // among threads in units of 32.
 
 #include "int8.h"
+
+#ifdef __AVX512F__
+#include "amx.h"
+#endif
 
 namespace bild {
 namespace {
@@ -183,6 +187,34 @@ struct Tile : Piece {
         put(p, row + m, output, load(values[m][n]) * load(p.scale + output));
       }
   }
+
+#ifdef __AVX512F__
+  //   rows: of a tile.
+  template <int TILES, int UNITS>
+  static void tiles(const Product& p, int64_t row, int64_t rows, int64_t unit) {
+    Sums<TILES, UNITS> sums;
+    alignas(64) float values[TILES * TILE_ROWS][2 * UNITS][16];
+    const int64_t count = std::min(TILES * rows, p.count - row), next = p.inputs * UNIT;
+    const uint8_t* weight = p.weight + unit * next;
+    for (int64_t piece = 0, left = p.inputs; left > 0; piece++, left -= PIECE, weight += PIECE * UNIT) {
+      const int64_t at = piece * p.count + row;
+      sums.template fill<OfBytes>(p.rows + at * PIECE, rows, PIECE, std::min(PIECE, left), weight, next, row == 0);
+      for (int64_t m = 0; m < count; m++) {
+        const Whole first = first_sums(static_cast<int32_t>(p.sums[at + m]));
+        const Floats step = same(p.steps[at + m]);
+        for (int n = 0; n < 2 * UNITS; n++) {
+          const Floats whole = to_floats(bild::add(_mm512_load_si512(sums.bits[m][n]), first));
+          store(values[m][n], multiply_add(whole, step, piece ? load(values[m][n]) : same(0)));
+        }
+      }
+    }
+    for (int64_t m = 0; m < count; m++)
+      for (int n = 0; n < 2 * UNITS; n++) {
+        const int64_t output = unit * UNIT + n * 16;
+        put(p, row + m, output, load(values[m][n]) * load(p.scale + output));
+      }
+  }
+#endif
 };
 
 AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale,
@@ -195,9 +227,15 @@ AtenTensorHandle int8_linear(AtenTensorHandle states, AtenTensorHandle weight, A
   AtenTensorHandle result = describe(states, sizes, weight, bias, outputs, size, p);
   if (p.count == 0) return result;
   p.scale = data<const float>(scale);
-  round_rows<PIECE>(states, sizes, p);
+  round_rows<PIECE>(states, sizes, threads, p);
 #ifndef BILD_VNNI
   make_unsigned(p);
+#endif
+#ifdef __AVX512F__
+  if (fits_tiles(p.count, p.inputs)) {
+    multiply_all_tiled<Tile>(p, p.inputs * UNIT, threads);
+    return result;
+  }
 #endif
   multiply_all<Tile>(p, p.inputs * UNIT, threads);
   return result;

@@ -21,6 +21,8 @@ constexpr int64_t PIECE = 256;
 constexpr int64_t PIECE = 128;
 #endif
 
+constexpr int64_t SPARE_ROWS = 16;  // behind the last one, of which a tile may read some
+
 inline int64_t pieces_of(int64_t inputs) { return (inputs + PIECE - 1) / PIECE; }
 
 // A product as its tiles see it; what its kind of weights needs besides is added to it.
@@ -65,27 +67,30 @@ void round_piece(const char* row, bool half, int64_t inputs, int8_t* rounded, fl
   }
 }
 
-// All rows, in memory of this thread.
+// All rows, shared out among threads, in memory of this one.
 template <int64_t SPAN>
-void round_rows(AtenTensorHandle states, const Sizes& sizes, Rounded& p) {
+void round_rows(AtenTensorHandle states, const Sizes& sizes, int64_t threads, Rounded& p) {
   static thread_local std::vector<int8_t> rounded;
   static thread_local std::vector<float> steps, sums;
   const int64_t pieces = pieces_of(p.inputs);
-  rounded.resize(pieces * p.count * PIECE);
+  rounded.resize((pieces * p.count + SPARE_ROWS) * PIECE);
   steps.resize(pieces * p.count);
   sums.resize((p.inputs + SPAN - 1) / SPAN * p.count);
-  const char* from = data<const char>(states);
-  const int64_t width = p.half ? 2 : 4;
-  for (int64_t m = 0; m < p.count; m++)
-    for (int64_t piece = 0; piece < pieces; piece++) {
-      const int64_t begin = piece * PIECE, at = piece * p.count + m;
-      round_piece<SPAN>(from + (sizes.offset(m) + begin) * width, p.half, std::min(PIECE, p.inputs - begin),
-                        rounded.data() + at * PIECE, steps.data() + at, sums.data() + begin / SPAN * p.count + m,
-                        p.count);
-    }
   p.rows = rounded.data();
   p.steps = steps.data();
   p.sums = sums.data();
+  const char* from = data<const char>(states);
+  const int64_t width = p.half ? 2 : 4;
+  // Pointers of this thread's memory, which others write too.
+  const auto round = [&, to = rounded.data(), steps = steps.data(), sums = sums.data()](int64_t row, int64_t end) {
+    for (; row < end; row++)
+      for (int64_t piece = 0; piece < pieces; piece++) {
+        const int64_t begin = piece * PIECE, at = piece * p.count + row;
+        round_piece<SPAN>(from + (sizes.offset(row) + begin) * width, p.half, std::min(PIECE, p.inputs - begin),
+                          to + at * PIECE, steps + at, sums + begin / SPAN * p.count + row, p.count);
+      }
+  };
+  share_out(p.count, p.inputs, threads, std::ref(round));
 }
 
 // 16 outputs of a row, scaled already: the bias is added, and they are written where they are. Always inline: vectors do not
