@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -10,19 +11,27 @@
 
 namespace bild {
 
-constexpr int64_t TILE_ROWS = 16;  // at most
+constexpr int64_t TILE_ROWS = 16;   // at most
 constexpr int64_t TILE_BYTES = 64;  // of a row
-constexpr int64_t TILED = 8;  // rows from which tiles are the faster ones
+constexpr int64_t TILED = 8;        // rows from which tiles are the faster ones
 
 // Of eight tiles four hold sums, two tokens and two weights.
 constexpr int TOKENS = 4, WEIGHTS = 6;
 
-// Whether tiles multiply rows of so many bytes; Linux wants to be asked first.
-inline bool fits_tiles(int64_t count, int64_t bytes) {
+// Whether this process may use tiles: the processor has those of bytes and of bfloat16, and Linux, which wants to be asked,
+// grants them to all threads.
+inline bool has_tiles() {
+  constexpr unsigned NEEDED = 1u << 22 | 1u << 24 | 1u << 25;
   constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
-  static const bool granted = __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("amx-bf16") &&
-                              syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-  return granted && count >= TILED && bytes % TILE_BYTES == 0;
+  unsigned a, b, c, found;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &found) && (found & NEEDED) == NEEDED &&
+         syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+// Whether tiles multiply so many rows of so many bytes.
+inline bool fits_tiles(int64_t count, int64_t bytes) {
+  static const bool has = has_tiles();
+  return has && count >= TILED && bytes % TILE_BYTES == 0;
 }
 
 // While it lives this thread has tiles, with so many rows of tokens; they would cost the system time to switch from it.
