@@ -84,7 +84,8 @@ def round_piece(piece: Tensor) -> tuple[Tensor, Tensor]:
     """A piece of each row as whole numbers from −127 to 127 ``[…, in]``, and their step ``[…, 1]``, both in double."""
     wide = piece.float()
     step = (wide.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    return (wide / step).round().clamp(-127, 127).double(), step.double()
+    # Not divided: that takes a processor sixteen times as long.
+    return (wide * (1 / step)).round().clamp(-127, 127).double(), step.double()
 
 
 def is_faster_here(weight: Tensor, scale: Tensor, today: Multiply) -> bool:

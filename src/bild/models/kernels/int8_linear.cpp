@@ -204,15 +204,15 @@ struct Tile : Piece {
         const Floats step = same(p.steps[at + m]);
         for (int n = 0; n < 2 * UNITS; n++) {
           const Floats whole = to_floats(bild::add(_mm512_load_si512(sums.bits[m][n]), first));
-          store(values[m][n], multiply_add(whole, step, piece ? load(values[m][n]) : same(0)));
+          const Floats value = multiply_add(whole, step, piece ? load(values[m][n]) : same(0));
+          const int64_t output = unit * UNIT + n * 16;
+          if (left > PIECE)
+            store(values[m][n], value);
+          else
+            put(p, row + m, output, value * load(p.scale + output));
         }
       }
     }
-    for (int64_t m = 0; m < count; m++)
-      for (int n = 0; n < 2 * UNITS; n++) {
-        const int64_t output = unit * UNIT + n * 16;
-        put(p, row + m, output, load(values[m][n]) * load(p.scale + output));
-      }
   }
 #endif
 };
