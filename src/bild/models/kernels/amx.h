@@ -34,6 +34,13 @@ inline bool fits_tiles(int64_t count, int64_t bytes) {
   return has && count >= TILED && bytes % TILE_BYTES == 0;
 }
 
+// So many rows in as few tiles as hold them, all of the same height: the last one may go beyond the last row.
+struct Cut {
+  int64_t tiles, rows, spare;
+  explicit Cut(int64_t count)
+      : tiles((count + TILE_ROWS - 1) / TILE_ROWS), rows((count + tiles - 1) / tiles), spare(tiles * rows - count) {}
+};
+
 // While it lives this thread has tiles, with so many rows of tokens; they would cost the system time to switch from it.
 class Tiles {
  public:
@@ -123,19 +130,19 @@ struct Sums {
   }
 };
 
-// As multiply_all of tiles.h, by Tile::tiles<TILES, UNITS> on rows that go on for at least TILE_ROWS behind the last one.
+// As multiply_all of tiles.h, by Tile::tiles<TILES, UNITS> on rows that go on behind the last one as Cut says.
 template <class Tile, class Product>
 void multiply_all_tiled(const Product& p, int64_t bytes, int64_t threads) {
   const auto some = [&p](int64_t unit, int64_t end) {
-    const int64_t tiles = (p.count + TILE_ROWS - 1) / TILE_ROWS, rows = (p.count + tiles - 1) / tiles;
-    const Tiles configured(rows);
+    const Cut cut(p.count);
+    const Tiles configured(cut.rows);
     while (unit < end) {
-      const bool two = unit + 1 < end && tiles == 1;
-      for (int64_t tile = 0; tile < tiles; tile += 2) {
-        const auto block = two                ? Tile::template tiles<1, 2>
-                           : tile + 1 < tiles ? Tile::template tiles<2, 1>
-                                              : Tile::template tiles<1, 1>;
-        block(p, tile * rows, rows, unit);
+      const bool two = unit + 1 < end && cut.tiles == 1;
+      for (int64_t tile = 0; tile < cut.tiles; tile += 2) {
+        const auto block = two                    ? Tile::template tiles<1, 2>
+                           : tile + 1 < cut.tiles ? Tile::template tiles<2, 1>
+                                                  : Tile::template tiles<1, 1>;
+        block(p, tile * cut.rows, cut.rows, unit);
       }
       unit += two ? 2 : 1;
     }

@@ -8,9 +8,6 @@
 
 #ifdef __AVX512F__
 #include "amx.h"
-#endif
-
-#ifdef __AVX512F__
 #define WITH_BF16 __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,fma")))
 #else
 #define WITH_BF16
@@ -152,7 +149,7 @@ AtenTensorHandle float_linear(AtenTensorHandle states, AtenTensorHandle weight, 
   const int64_t bytes = p.steps * 2 * VECTOR;
 #ifdef __AVX512F__
   if (p.half && fits_tiles(p.count, p.steps * STEP)) {
-    p.rows = dense_rows(states, sizes, p, p.count % TILE_ROWS ? TILE_ROWS : 0);
+    p.rows = dense_rows(states, sizes, p, Cut(p.count).spare);
     multiply_all_tiled<Tile<true>>(p, bytes, threads);
     return result;
   }
