@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 
-from bild.decoding import Goodput, Policy, Rules
+import pytest
+
+from bild.decoding import Batch, Goodput, Policy, Rules, Table
+from bild.decoding.at_once import MANY
 from bild.engine import Engine, Limits, Written
 from tests.engine.toys import Caller, Clock, Toys, job, text
 
 
 class Drawn:
     """Windows drawn at random; keeps what it is told."""
+
+    learns = True
 
     def __init__(self, windows: list[int | None]) -> None:
         self.windows, self.rng, self.told = windows, random.Random(3), []
@@ -74,3 +79,24 @@ def test_goodput_in_the_engine_ends_where_drafts_cost_more_than_they_bring():
         pass
     # A drafted token costs as much as one of the large model, and only some of them stay.
     assert pace._near(1) == 0 and pace.window(1) in (0, 1)
+
+
+@pytest.mark.parametrize("pace, most", [(None, MANY), (Table({1: 2}), MANY), (Goodput(), 1)])
+def test_several_rounds_in_one_call_where_nobody_waits_for_each_and_no_pace_learns_from_them(pace, most, monkeypatch):
+    asked, played = [], Batch.round
+
+    def round(batch, window=None, most=1):
+        asked.append(most)
+        return played(batch, window, most)
+
+    monkeypatch.setattr(Batch, "round", round)
+    caller = Caller(Engine(Toys(), Limits(rows=2), pace=pace, clock=Clock()))
+    rules = Rules(Policy.exact(fallback_threshold=0.0))
+    (waited_for,) = caller.ask(job(1, longest=4), rules=rules)
+    (other,) = caller.ask(job(2, longest=14), rules=rules, live=False)
+    alone = None
+    while caller.engine.step():
+        if alone is None and caller.last(waited_for) is not None:
+            alone = len(asked)
+    assert alone is not None and set(asked[:alone]) == {1} and set(asked[alone:]) == {most}
+    assert caller.tokens(other) == text(job(2, longest=14), rules)

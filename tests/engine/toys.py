@@ -94,10 +94,11 @@ class Caller:
     engine: Engine
     events: dict[int, list[Event]] = field(default_factory=dict)
 
-    def ask(self, *jobs: Job, rules: Rules | None = None) -> list[int]:
+    def ask(self, *jobs: Job, rules: Rules | None = None, live: bool = True) -> list[int]:
         place = self.engine.reserve()
         try:
-            ids = self.engine.submit(jobs, Rules(POLICIES[0]) if rules is None else rules, self.hear, place)
+            rules = Rules(POLICIES[0]) if rules is None else rules
+            ids = self.engine.submit(jobs, rules, self.hear, place, live=live)
         finally:
             self.engine.release(place)
         self.events |= {id: self.events.get(id, []) for id in ids}

@@ -19,6 +19,8 @@ from bild.decoding.scorer import Played, Turn, playing
 from bild.decoding.verdict import Verdict, learner
 from bild.decoding.verifier import LocalVerifier, Verifier
 
+MANY = 1000
+"""Rounds in one call, where they are quick: more than any text has."""
 PATIENCE_S = 0.004
 """No round begins later than this after the call: a stream shows what is written, and others may join."""
 

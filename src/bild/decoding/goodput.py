@@ -38,6 +38,8 @@ class Goodput:
         longest: window up to which lengths are chosen, 1…; at that one drafts are as long as the policies say.
     """
 
+    learns = True
+
     def __init__(self, longest: int = DEFAULT_MAX_DRAFT_TOKENS) -> None:
         self.longest = longest
         self._rounds: deque[tuple[list[float], float]] = deque(maxlen=REMEMBERED)

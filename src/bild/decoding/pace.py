@@ -16,6 +16,9 @@ from bild.decoding.goodput import Goodput
 class Pace(Protocol):
     """Says how long the drafts of a round may be, and is told what became of it. Has no clock of its own."""
 
+    learns: bool
+    """Whether it has to be told of each round by itself."""
+
     def window(self, rows: int) -> int | None:
         """The longest draft of a round of so many rows; 0: the large model writes alone; None: as the policies say."""
 
@@ -33,6 +36,8 @@ class Pace(Protocol):
 class Fixed:
     """Drafts are as long as each row's policy says, whatever the load."""
 
+    learns = False
+
     def window(self, rows: int) -> int | None:
         return None
 
@@ -49,6 +54,8 @@ class Table:
     Raises:
         ValueError: an empty table, or a number out of range.
     """
+
+    learns = False
 
     def __init__(self, windows: Mapping[int, int]) -> None:
         if not windows or min(windows) < 1 or min(windows.values()) < 0:

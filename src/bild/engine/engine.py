@@ -211,7 +211,7 @@ class Engine:
             place.released, place.waiting, place.tokens = True, False, 0
             self._places.discard(place)
 
-    def submit(self, jobs: Sequence[Job], rules: Rules, sink: Sink, place: Place) -> list[int]:
+    def submit(self, jobs: Sequence[Job], rules: Rules, sink: Sink, place: Place, *, live: bool = True) -> list[int]:
         """Ask for texts.
 
         Args:
@@ -219,6 +219,7 @@ class Engine:
             rules: how they are decoded.
             sink: is handed the events of these tickets, once a turn, on the thread that decodes them.
             place: in the queue, held by the caller until all of its tickets have ended.
+            live: whether each round is waited for; else a turn may play several of them in one call.
 
         Returns:
             Ids of the tickets.
@@ -229,7 +230,7 @@ class Engine:
         """
         self.check(jobs, rules)
         now = self._clock()
-        tickets = [Ticket(next(self._ids), job, rules, sink, place, now) for job in jobs]
+        tickets = [Ticket(next(self._ids), job, rules, sink, place, now, live) for job in jobs]
         with self._changed:
             if not self.alive or self._stopping:
                 raise StoppedError("the engine has stopped")

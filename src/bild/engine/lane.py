@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import torch
 
 from bild.decoding import Batch, Commit, Loop, Pace, Row
+from bild.decoding.at_once import MANY
 from bild.engine.opening import Open
 from bild.engine.prefix_cache import PrefixCache, begin_alike
 from bild.engine.tickets import Ticket
@@ -66,7 +67,8 @@ class Lane:
         self._proof: Ticket | None = None
 
     def turn(self, new: Sequence[Ticket], gone: Collection[int], rows: int) -> bool:
-        """One round of all rows that can draft, and a piece of the prompts that are being read.
+        """A round of all rows that can draft, or several where nobody waits for each, and a piece of the prompts that
+        are being read.
 
         Args:
             new: tickets that begin.
@@ -198,8 +200,10 @@ class Lane:
         window = None if batch.drafter is None else self._pace.window(together)
         # Whoever begins has its source or its prompt to read, which drafts have no part in.
         begins = any(self.tickets[row.index].told == 0 for row in batch.rows)
+        # Whoever waits for a round is told when it is over, and a pace that learns learns from single ones.
+        single = self._pace.learns or any(self.tickets[row.index].live for row in batch.rows)
         commits = []
-        for commit in batch.round(window):
+        for commit in batch.round(window, 1 if single else MANY):
             ticket = self.tickets[commit.row]
             ticket.told += len(commit.tokens)
             commits.append(commit)

@@ -81,6 +81,7 @@ class Ticket:
         sink: is told what becomes of it.
         place: of the request it belongs to.
         submitted: when, by the engine's clock, in seconds.
+        live: whether somebody waits for each round; else several may be told at once.
     """
 
     id: int
@@ -89,6 +90,7 @@ class Ticket:
     sink: Sink
     place: Place
     submitted: float
+    live: bool = True
     admitted: float | None = None
     first: float | None = None
     ended: bool = False

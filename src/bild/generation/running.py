@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bild.decoding import Commit, Loop, Rules
+from bild.decoding.at_once import MANY
 from bild.engine import Job, Limits, Memory, Models, PrefixCache, begin, can_keep
 from bild.generation.lanes import Take, side_by_side
 from bild.generation.result import Result
@@ -24,8 +25,6 @@ are carried through no pass, so waiting for the last one costs little. With draf
 the rows are refilled together; one model alone is 0.86 times as fast, for sources are then encoded a few at a time
 (``benchmarks/refill.py``).
 """
-MANY = 1000
-"""Rounds in one call, where they are quick: more than any text has."""
 
 
 def run(

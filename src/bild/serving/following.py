@@ -52,7 +52,7 @@ async def follow(
         while left or going:
             new = [left.popleft() for _ in range(min(len(left), at_once - len(going)))]
             if new:
-                tickets = engine.submit([job for _, job in new], rules, hear, place)
+                tickets = engine.submit([job for _, job in new], rules, hear, place, live=live)
                 going |= {ticket: index for ticket, (index, _) in zip(tickets, new, strict=True)}
             for event in await heard.get():
                 index = going[event.ticket] if isinstance(event, Written) else going.pop(event.ticket)
