@@ -140,7 +140,7 @@ class Answer:
             "windows": {str(window): windows[window] for window in sorted(windows)},
             "stats": stats.to_dict(),
         }
-        return {"usage": self._usage(texts), "metrics": _metrics(texts, self.work), "bild": own}
+        return {"usage": self._usage(texts), "metrics": _metrics(texts, self.work, stats), "bild": own}
 
     def _usage(self, texts: Sequence[Text]) -> dict[str, Any]:
         prompt = self.work.prompt_tokens
@@ -176,7 +176,7 @@ def traced(service: Service, commit: Commit, written: Sequence[int]) -> dict[str
     }
 
 
-def _metrics(texts: Sequence[Text], work: Work) -> dict[str, Any]:
+def _metrics(texts: Sequence[Text], work: Work, stats: Stats) -> dict[str, Any]:
     """Times and acceptance under vLLM's names."""
     ends = [text.end for text in texts if text.end is not None]
     if not ends:
@@ -191,16 +191,16 @@ def _metrics(texts: Sequence[Text], work: Work) -> dict[str, Any]:
         "queue_time_ms": _ms(min(end.queue_s for end in ends)),
         "mean_itl_ms": _ms(spans / gaps) if gaps else None,
         "tokens_per_second": tokens / last if last else None,
-        "speculative_decoding": _speculation(texts, work.rules.window),
+        "speculative_decoding": _speculation(texts, work.rules.window, stats),
     }
 
 
-def _speculation(texts: Sequence[Text], window: int) -> dict[str, Any]:
-    commits = [commit for text in texts for commit in text.writing.commits if commit.reason is not None]
-    stats = Stats.of(commits)
+def _speculation(texts: Sequence[Text], window: int, stats: Stats) -> dict[str, Any]:
     histogram = [0] * (window + 1)
-    for commit in commits:
-        histogram[min(commit.accepted, window)] += 1
+    for text in texts:
+        for commit in text.writing.commits:
+            if commit.reason is not None:
+                histogram[min(commit.accepted, window)] += 1
     return {
         "num_spec_tokens": window,
         "num_spec_steps": stats.num_rounds,

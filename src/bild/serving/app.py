@@ -6,10 +6,12 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -57,11 +59,24 @@ def build_app(service: Service) -> ASGIApp:
 
 
 def quiet(app: FastAPI) -> ASGIApp:
-    """The routes without Starlette's own answer to an error, which the guard gives."""
+    """The routes without Starlette's own answer to an error, which the guard gives.
+
+    What takes nothing but the request is called at once: its way through FastAPI takes a fifth of what HTTP costs.
+    """
     outermost: Any = app.build_middleware_stack()
+    at_once: dict[tuple[Any, Any], Any] = {
+        (method, route.path): route.endpoint
+        for route in app.routes
+        if isinstance(route, APIRoute) and list(signature(route.endpoint).parameters) == ["request"]
+        for method in route.methods or ()
+    }
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = app
+        if handle := at_once.get((scope.get("method"), scope.get("path"))):
+            answered = await handle(Request(scope, receive, send))
+            await answered(scope, receive, send)
+            return
         if scope.get("method") == "HEAD":
             # As GET; whoever sends the answer leaves its body out.
             scope = {**scope, "method": "GET"}
