@@ -30,6 +30,7 @@ struct Attention {
   int64_t rows, heads, shared, tokens, columns, width;
   float scale;
   bool half;
+  bool pairs;      // whether pairs of bfloat16 are multiplied as they are
   int mask_bytes;  // 0: none, 1: bool, 2: bfloat16, 4: float32
 };
 
@@ -46,24 +47,8 @@ inline Floats exponential(Floats x) {
   return times_power(total, whole);
 }
 
-inline float mask_at(const Attention& a, const char* place, int64_t column) {
-  if (a.mask_bytes == 0) return 0.0f;
-  if (a.mask_bytes == 1) return place[column] ? 0.0f : -std::numeric_limits<float>::infinity();
-  float value;
-  if (a.mask_bytes == 4) {
-    std::memcpy(&value, place + 4 * column, 4);
-  } else {
-    uint16_t bits;
-    std::memcpy(&bits, place + 2 * column, 2);
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    std::memcpy(&value, &wide, 4);
-  }
-  return value;
-}
-
 // The lowest finite numbers stand for "forbidden" as well: e^x of them is 0 beside any other.
 constexpr float LOWEST = -1e30f;
-inline bool forbidden(float mask) { return mask < LOWEST; }
 
 // Of 16 columns, or as many as are left, which are not forbidden, and what is added to their scores.
 inline Lanes masks_at(const Attention& a, const char* place, int64_t column, int64_t left, Floats* added) {
@@ -144,60 +129,113 @@ inline void weigh(const Attention& a, int64_t row, int64_t head, int64_t token, 
   }
 }
 
-// QUERIES queries of one head from token on; PARTS vectors a head.
+// Products of queries with a key: of numbers that were made wider before, or of pairs of bfloat16 as they are.
 template <int QUERIES, int PARTS>
-void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
-  const int64_t stride = (a.columns + 15) / 16 * 16;
-  float* scores = room_for(QUERIES * stride);
-  const char *keys = of_head(a, a.keys, row, head), *values = of_head(a, a.values, row, head);
-  const char* masks[QUERIES];
+struct Wide {
   Floats query[QUERIES][PARTS];
-#pragma GCC unroll 4
-  for (int m = 0; m < QUERIES; m++) {
-    const char* from = a.queries.data + row * a.queries.row + head * a.queries.head + (token + m) * a.queries.token;
-    masks[m] = a.mask.data + row * a.mask.row + head * a.mask.head + (token + m) * a.mask.token;
-#pragma GCC unroll 16
-    for (int p = 0; p < PARTS; p++)
-      query[m][p] = read(from, 16 * p, a.half) * same(a.scale);
+  bool half;
+
+  Wide(const Attention& a, const char* const* from) : half(a.half) {
+    for (int m = 0; m < QUERIES; m++)
+      for (int p = 0; p < PARTS; p++) query[m][p] = read(from[m], 16 * p, half);
   }
-  float highest[QUERIES];
-  std::fill(highest, highest + QUERIES, -std::numeric_limits<float>::infinity());
-  int64_t end = 0;
-  for (int64_t l = 0; l < a.columns; l++) {
-    float added[QUERIES];
-    bool seen = false;
-#pragma GCC unroll 4
-    for (int m = 0; m < QUERIES; m++) {
-      added[m] = mask_at(a, masks[m], l);
-      seen |= !forbidden(added[m]);
-    }
-    if (!seen) {
-#pragma GCC unroll 4
-      for (int m = 0; m < QUERIES; m++) scores[m * stride + l] = -std::numeric_limits<float>::infinity();
-      continue;
-    }
-    end = l + 1;
-    const char* key = keys + l * a.keys.token;
-    Floats sums[QUERIES];
+  void multiply(const char* key, Floats* sums) const {
 #pragma GCC unroll 4
     for (int m = 0; m < QUERIES; m++) sums[m] = same(0.0f);
 #pragma GCC unroll 16
     for (int p = 0; p < PARTS; p++) {
-      const Floats part = read(key, 16 * p, a.half);
+      const Floats part = read(key, 16 * p, half);
 #pragma GCC unroll 4
       for (int m = 0; m < QUERIES; m++) sums[m] = multiply_add(query[m][p], part, sums[m]);
     }
+  }
+};
+
+#ifdef __AVX512F__
+// Of 16 sums, to each the products of two numbers in bfloat16; only where has_pairs() says so.
+inline Floats add_pairs(Floats sums, Bytes a, Bytes b) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+  return sums;
+}
+inline bool has_pairs() { return __builtin_cpu_supports("avx512bf16"); }
+
+template <int QUERIES, int PARTS>
+struct Pairs {
+  Bytes query[QUERIES][PARTS / 2];
+
+  Pairs(const Attention&, const char* const* from) {
+    for (int m = 0; m < QUERIES; m++)
+      for (int p = 0; p < PARTS / 2; p++) query[m][p] = load_bytes(from[m] + 64 * p);
+  }
+  void multiply(const char* key, Floats* sums) const {
 #pragma GCC unroll 4
-    for (int m = 0; m < QUERIES; m++) {
-      const float score = forbidden(added[m]) ? -std::numeric_limits<float>::infinity()
-                                              : sum(sums[m]) + added[m];
-      scores[m * stride + l] = score;
-      // A NaN is not greater, and nothing is greater than one: where all scores are, it is the highest.
-      if (score > highest[m] || score != score) highest[m] = score;
+    for (int m = 0; m < QUERIES; m++) sums[m] = same(0.0f);
+#pragma GCC unroll 8
+    for (int p = 0; p < PARTS / 2; p++) {
+      const Bytes part = load_bytes(key + 64 * p);
+#pragma GCC unroll 4
+      for (int m = 0; m < QUERIES; m++) sums[m] = add_pairs(sums[m], query[m][p], part);
     }
   }
+};
+#else
+template <int QUERIES, int PARTS>
+using Pairs = Wide<QUERIES, PARTS>;
+inline bool has_pairs() { return false; }
+#endif
+
+// Memory is slower than the sums over what it holds, and does not guess short runs.
+template <int PARTS>
+inline void fetch(const Attention& a, const char* column) {
+  for (int64_t at = 0; at < 16 * PARTS * (a.half ? 2 : 4); at += 64) __builtin_prefetch(column + at);
+}
+
+// QUERIES queries of one head from token on; PARTS vectors a head.
+template <int QUERIES, int PARTS, template <int, int> class Products>
+void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
+  const int64_t stride = (a.columns + 15) / 16 * 16;
+  float* scores = room_for(QUERIES * stride);
+  const char *keys = of_head(a, a.keys, row, head), *values = of_head(a, a.values, row, head);
+  const char* next = keys + (head % a.shared == a.shared - 1 ? a.keys.head : 0);
+  const char *queries[QUERIES], *masks[QUERIES];
+  for (int m = 0; m < QUERIES; m++) {
+    queries[m] = a.queries.data + row * a.queries.row + head * a.queries.head + (token + m) * a.queries.token;
+    masks[m] = a.mask.data + row * a.mask.row + head * a.mask.head + (token + m) * a.mask.token;
+  }
+  const Products<QUERIES, PARTS> products(a, queries);
+  const Floats scale = same(a.scale), never = same(-std::numeric_limits<float>::infinity());
+  Floats best[QUERIES], added[QUERIES];
+  Lanes seen[QUERIES], broken[QUERIES];
+  std::fill(best, best + QUERIES, never);
+  std::fill(broken, broken + QUERIES, Lanes{});
+  int64_t end = 0;
+  for (int64_t l = 0; l < a.columns; l += 16) {
+    Lanes all{};
+    for (int m = 0; m < QUERIES; m++) all = either(all, seen[m] = masks_at(a, masks[m], l, a.columns - l, added + m));
+    // Behind the last of these that one of them sees nothing is read.
+    const int64_t count = behind(all);
+    if (count > 0) end = l + count;
+    Floats sums[QUERIES][16];
+    for (int64_t c = 0; c < count; c++) {
+      Floats one[QUERIES];
+      products.multiply(keys + (l + c) * a.keys.token, one);
+      // What is read next: of these columns the values, and the next head's keys.
+      fetch<PARTS>(a, values + (l + c) * a.values.token);
+      fetch<PARTS>(a, next + (l + c) * a.keys.token);
 #pragma GCC unroll 4
-  for (int m = 0; m < QUERIES; m++) softmax(scores + m * stride, end, highest[m]);
+      for (int m = 0; m < QUERIES; m++) sums[m][c] = one[m];
+    }
+    for (int m = 0; m < QUERIES; m++) {
+      std::fill(sums[m] + count, sums[m] + 16, same(0.0f));
+      const Floats score = choose(seen[m], multiply_add(sums_of(sums[m]), scale, added[m]), never);
+      store(scores + m * stride + l, score);
+      // The second one where the first is a NaN.
+      best[m] = most(score, best[m]);
+      broken[m] = either(broken[m], no_number(score));
+    }
+  }
+  for (int m = 0; m < QUERIES; m++)
+    softmax(scores + m * stride, end, any(broken[m]) ? std::numeric_limits<float>::quiet_NaN() : highest(best[m]));
   weigh<QUERIES, PARTS>(a, row, head, token, scores, stride, values, end);
 }
 
@@ -279,6 +317,16 @@ void attend_many(const Attention& a, int64_t row, int64_t head, int64_t token, L
   weigh<QUERIES, PARTS>(a, row, head, token, scores, stride, values, std::min(end, a.columns));
 }
 
+// Those from token on, as many together as registers hold.
+template <int PARTS, template <int, int> class Products>
+void some_queries(const Attention& a, int64_t row, int64_t head, int64_t token) {
+  if constexpr (PARTS <= 4)
+    for (; token + TOGETHER <= a.tokens; token += TOGETHER) attend<TOGETHER, PARTS, Products>(a, row, head, token);
+  if constexpr (PARTS <= 8)
+    for (; token + 2 <= a.tokens; token += 2) attend<2, PARTS, Products>(a, row, head, token);
+  for (; token < a.tokens; token++) attend<1, PARTS, Products>(a, row, head, token);
+}
+
 template <int PARTS>
 void all_queries(const Attention& a, int64_t row, int64_t head) {
   int64_t token = 0;
@@ -289,11 +337,9 @@ void all_queries(const Attention& a, int64_t row, int64_t head) {
       for (; token + TOGETHER_OF_MANY <= a.tokens; token += TOGETHER_OF_MANY)
         attend_many<TOGETHER_OF_MANY, PARTS>(a, row, head, token, laid);
     }
-  if constexpr (PARTS <= 4)
-    for (; token + TOGETHER <= a.tokens; token += TOGETHER) attend<TOGETHER, PARTS>(a, row, head, token);
-  if constexpr (PARTS <= 8)
-    for (; token + 2 <= a.tokens; token += 2) attend<2, PARTS>(a, row, head, token);
-  for (; token < a.tokens; token++) attend<1, PARTS>(a, row, head, token);
+  if constexpr (PARTS % 2 == 0 && PARTS <= 8)
+    if (a.pairs) return some_queries<PARTS, Pairs>(a, row, head, token);
+  some_queries<PARTS, Wide>(a, row, head, token);
 }
 
 using Every = void (*)(const Attention&, int64_t, int64_t);
@@ -349,7 +395,9 @@ AtenTensorHandle attention(AtenTensorHandle queries, AtenTensorHandle keys, Aten
                            AtenTensorHandle places, AtenTensorHandle mask, double scale, int64_t threads) {
   const Sizes sizes(queries), of_keys(keys), of_values(values);
   Attention a{};
+  static const bool has = has_pairs();
   a.half = is(queries, aoti_torch_dtype_bfloat16());
+  a.pairs = a.half && has;
   const int32_t dtype = a.half ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
   require(is(queries, dtype) && is(keys, dtype) && is(values, dtype), "attention takes bfloat16 or float32, all alike");
   const int64_t bytes = a.half ? 2 : 4;

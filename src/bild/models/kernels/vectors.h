@@ -73,6 +73,26 @@ inline Lanes true_bytes(const char* from, int64_t left) {
   return _mm_test_epi8_mask(bools, bools);
 }
 
+// How many lanes there are up to the last of these.
+inline int behind(Lanes lanes) { return lanes ? 32 - __builtin_clz(lanes) : 0; }
+
+// Of 16 vectors the sum of each.
+inline Floats sums_of(const Floats* of) {
+  // Each step puts what is left of two vectors into one: pairs, fours, then quarters of a vector.
+  __m512 two[8], four[4];
+  for (int n = 0; n < 8; n++)
+    two[n] = _mm512_unpacklo_ps(of[2 * n], of[2 * n + 1]) + _mm512_unpackhi_ps(of[2 * n], of[2 * n + 1]);
+  for (int n = 0; n < 4; n++) {
+    const __m512d a = _mm512_castps_pd(two[2 * n]), b = _mm512_castps_pd(two[2 * n + 1]);
+    four[n] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)) + _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+  }
+  const auto halved = [](__m512 a, __m512 b) {
+    return _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+  };
+  const __m512 low = halved(four[0], four[1]), high = halved(four[2], four[3]);
+  return _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd);
+}
+
 inline Floats widen(Halves value) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(value), 16));
 }
@@ -234,6 +254,26 @@ inline Lanes true_bytes(const char* from, int64_t left) {
   const __m128i set = _mm_andnot_si128(_mm_cmpeq_epi8(sixteen, _mm_setzero_si128()), _mm_set1_epi8(-1));
   return {_mm256_castsi256_ps(_mm256_cvtepi8_epi32(set)),
           _mm256_castsi256_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(set, 8)))};
+}
+
+inline int behind(Lanes lanes) {
+  const int bits = _mm256_movemask_ps(lanes.low) | _mm256_movemask_ps(lanes.high) << 8;
+  return bits ? 32 - __builtin_clz(static_cast<unsigned>(bits)) : 0;
+}
+
+inline Floats sums_of(const Floats* of) {
+  const auto eight = [](const Floats* of) {
+    __m256 one[8], two[4], four[2];
+    for (int n = 0; n < 8; n++) one[n] = of[n].low + of[n].high;
+    for (int n = 0; n < 4; n++)
+      two[n] = _mm256_unpacklo_ps(one[2 * n], one[2 * n + 1]) + _mm256_unpackhi_ps(one[2 * n], one[2 * n + 1]);
+    for (int n = 0; n < 2; n++) {
+      const __m256d a = _mm256_castps_pd(two[2 * n]), b = _mm256_castps_pd(two[2 * n + 1]);
+      four[n] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)) + _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+    }
+    return _mm256_permute2f128_ps(four[0], four[1], 0x20) + _mm256_permute2f128_ps(four[0], four[1], 0x31);
+  };
+  return {eight(of), eight(of + 8)};
 }
 
 inline Floats widen(Halves value) {
