@@ -112,6 +112,7 @@ def test_the_sources_are_part_of_the_package():
         ({"avx2", "avx_vnni"}, building.AVX_VNNI),
         ({"avx2", "avx512"}, building.AVX2),
         ({"avx2", "avx_vnni", "avx512", "vnni"}, building.AVX512),
+        ({"avx2", "avx_vnni", "avx512", "vnni", "avx512_bf16"}, building.AVX512_BF16),
     ],
 )
 def test_the_compiler_may_use_what_the_processor_has(has, expected, monkeypatch):

@@ -30,7 +30,6 @@ struct Attention {
   int64_t rows, heads, shared, tokens, columns, width;
   float scale;
   bool half;
-  bool pairs;      // whether pairs of bfloat16 are multiplied as they are
   int mask_bytes;  // 0: none, 1: bool, 2: bfloat16, 4: float32
 };
 
@@ -151,14 +150,6 @@ struct Wide {
   }
 };
 
-#ifdef __AVX512F__
-// Of 16 sums, to each the products of two numbers in bfloat16; only where has_pairs() says so.
-inline Floats add_pairs(Floats sums, Bytes a, Bytes b) {
-  asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
-  return sums;
-}
-inline bool has_pairs() { return __builtin_cpu_supports("avx512bf16"); }
-
 template <int QUERIES, int PARTS>
 struct Pairs {
   Bytes query[QUERIES][PARTS / 2];
@@ -178,11 +169,6 @@ struct Pairs {
     }
   }
 };
-#else
-template <int QUERIES, int PARTS>
-using Pairs = Wide<QUERIES, PARTS>;
-inline bool has_pairs() { return false; }
-#endif
 
 // Memory is slower than the sums over what it holds, and does not guess short runs.
 template <int PARTS>
@@ -337,8 +323,8 @@ void all_queries(const Attention& a, int64_t row, int64_t head) {
       for (; token + TOGETHER_OF_MANY <= a.tokens; token += TOGETHER_OF_MANY)
         attend_many<TOGETHER_OF_MANY, PARTS>(a, row, head, token, laid);
     }
-  if constexpr (PARTS % 2 == 0 && PARTS <= 8)
-    if (a.pairs) return some_queries<PARTS, Pairs>(a, row, head, token);
+  if constexpr (MULTIPLIES_PAIRS && PARTS % 2 == 0 && PARTS <= 8)
+    if (a.half) return some_queries<PARTS, Pairs>(a, row, head, token);
   some_queries<PARTS, Wide>(a, row, head, token);
 }
 
@@ -395,9 +381,7 @@ AtenTensorHandle attention(AtenTensorHandle queries, AtenTensorHandle keys, Aten
                            AtenTensorHandle places, AtenTensorHandle mask, double scale, int64_t threads) {
   const Sizes sizes(queries), of_keys(keys), of_values(values);
   Attention a{};
-  static const bool has = has_pairs();
   a.half = is(queries, aoti_torch_dtype_bfloat16());
-  a.pairs = a.half && has;
   const int32_t dtype = a.half ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
   require(is(queries, dtype) && is(keys, dtype) && is(values, dtype), "attention takes bfloat16 or float32, all alike");
   const int64_t bytes = a.half ? 2 : 4;

@@ -12,6 +12,7 @@ from bild.models.instructions import has_instructions
 from bild.models.native import Library
 
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma")
+AVX512_BF16 = (*AVX512, "-mavx512bf16")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX_VNNI = (*AVX2, "-mavxvnni")
 """What the compiler may use: vectors.h is written in each."""
@@ -30,7 +31,7 @@ def has_vnni() -> bool:
 def instructions() -> tuple[str, ...]:
     """What the compiler may use on this processor."""
     if has_wide_vectors():
-        return AVX512
+        return AVX512_BF16 if has_instructions("avx512_bf16") else AVX512
     return AVX_VNNI if has_vnni() else AVX2
 
 

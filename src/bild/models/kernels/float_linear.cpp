@@ -8,31 +8,10 @@
 
 #ifdef __AVX512F__
 #include "amx.h"
-#define WITH_BF16 __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,fma")))
-#else
-#define WITH_BF16
 #endif
 
 namespace bild {
 namespace {
-
-// 16 outputs, of each two weights in bfloat16 times the same two tokens.
-#ifdef __AVX512F__
-WITH_BF16 inline Floats add_pairs(Floats sums, Bytes weights, int32_t tokens) {
-  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(weights), reinterpret_cast<__m512bh>(_mm512_set1_epi32(tokens)));
-}
-#else
-inline Floats add_pairs(Floats sums, Bytes weights, int32_t tokens) {
-  const auto one = [](uint32_t bits) { return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(bits))); };
-  const __m256 even = one(static_cast<uint32_t>(tokens) << 16), odd = one(tokens & 0xffff0000u);
-  const auto eight = [&](__m256 sum, __m256i pairs) {
-    const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-    const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff0000u)));
-    return _mm256_fmadd_ps(second, odd, _mm256_fmadd_ps(first, even, sum));
-  };
-  return {eight(sums.low, weights.low), eight(sums.high, weights.high)};
-}
-#endif
 
 constexpr int64_t STEP = 4;  // bytes of a token that are multiplied at once
 
@@ -57,7 +36,7 @@ struct Tile {
   static constexpr int MOST_ROWS = REGISTERS == 32 ? 12 : 3, FOUR_VECTORS = REGISTERS == 32 ? 6 : 1;
 
   template <int ROWS, int UNITS>
-  WITH_BF16 static void block(const Product& p, int64_t row, int64_t unit) {
+  static void block(const Product& p, int64_t row, int64_t unit) {
     const int64_t next = p.steps * 2 * VECTOR;
     const char* weight = p.weight + unit * next;
     const char* rows = p.rows + row * p.steps * STEP;
@@ -81,7 +60,7 @@ struct Tile {
           int32_t pair;
           std::memcpy(&pair, token, sizeof pair);
 #pragma GCC unroll 4
-          for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = add_pairs(sums[m][n], weights[n], pair);
+          for (int n = 0; n < 2 * UNITS; n++) sums[m][n] = add_pairs(sums[m][n], weights[n], whole(pair));
         } else {
           float number;
           std::memcpy(&number, token, sizeof number);

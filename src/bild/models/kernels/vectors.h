@@ -30,6 +30,11 @@ using Lanes = __mmask16;   // some of 16
 using Sums4 = __m512i;     // of products with numbers of four bits
 constexpr int REGISTERS = 32;
 constexpr int64_t MULTIPLIED = 64;  // products of bytes in a cycle, about
+#ifdef __AVX512BF16__
+constexpr bool MULTIPLIES_PAIRS = true;  // of bfloat16, by one instruction
+#else
+constexpr bool MULTIPLIES_PAIRS = false;
+#endif
 
 inline Floats same(float value) { return _mm512_set1_ps(value); }
 inline Floats load(const float* from) { return _mm512_loadu_ps(from); }
@@ -99,11 +104,28 @@ inline Floats widen(Halves value) {
 
 // To the nearest bfloat16, ties to even; NaN stays NaN.
 inline Halves narrow(Floats value) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(value));
+#else
   const __m512i bits = _mm512_castps_si512(value);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __m512i kept = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), no_number(value), _mm512_set1_epi32(0x7fc0));
   return _mm512_cvtepi32_epi16(kept);
+#endif
+}
+
+// To each of 16 sums the products of two numbers in bfloat16.
+inline Floats add_pairs(Floats sums, Bytes a, Bytes b) {
+#ifdef __AVX512BF16__
+  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+  const auto even = [](Bytes pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); };
+  const auto odd = [](Bytes pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000u)));
+  };
+  return multiply_add(odd(a), odd(b), multiply_add(even(a), even(b), sums));
+#endif
 }
 
 inline Floats of_float16(Halves value) { return _mm512_cvtph_ps(value); }
@@ -156,6 +178,7 @@ struct Lanes {
 };
 constexpr int REGISTERS = 16;
 constexpr int64_t MULTIPLIED = 16;
+constexpr bool MULTIPLIES_PAIRS = false;
 
 inline Floats same(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 inline Floats load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
@@ -293,6 +316,17 @@ inline __m256i narrow_eight(__m256 value) {
 inline Halves narrow(Floats value) {
   const __m256i both = _mm256_packus_epi32(narrow_eight(value.low), narrow_eight(value.high));
   return _mm256_permute4x64_epi64(both, 0xd8);
+}
+
+inline Floats add_pairs(Floats sums, Bytes a, Bytes b) {
+  const auto even = [](__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); };
+  const auto odd = [](__m256i pairs) {
+    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff0000u)));
+  };
+  const auto eight = [&](__m256 sum, __m256i a, __m256i b) {
+    return _mm256_fmadd_ps(odd(a), odd(b), _mm256_fmadd_ps(even(a), even(b), sum));
+  };
+  return {eight(sums.low, a.low, b.low), eight(sums.high, a.high, b.high)};
 }
 
 inline Floats of_float16(Halves value) {
