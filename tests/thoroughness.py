@@ -19,7 +19,7 @@ RARELY = re.compile(
             r"generation/test_static_decoder\.py::.*(marian|mistral|mt5|qwen2|gpt2-llama|bart-t5|in_between)",
             r"generation/test_early_exit\.py::.*gpt2-static",
             r"models/(early_exit/test_shared|test_threads)\.py::.*gpt2-static",
-            r"models/test_rounds_at_once\.py::.*decoder-only",
+            r"models/test_rounds_at_once\.py::.*(decoder-only|a_long_prompt)",
             r"models/test_scorer_contract\.py::.*gpt2-static",
             r"models/test_recording\.py::.*(bart|llama|\[3-)",
             r"models/test_compiling\.py::test_a_second_model_of_the_same_weights",

@@ -131,7 +131,7 @@ def test_a_text_outgrows_the_storage(monkeypatch, kind):
 
 @pytest.mark.parametrize("window", [0, 2, 50])
 def test_a_round_may_have_shorter_drafts(monkeypatch, window):
-    arguments = "decoder-only", requests_of("decoder-only", 3, 4), POLICIES["bild"]
+    arguments = "encoder-decoder", requests_of("encoder-decoder", 3, 4), POLICIES["bild"]
 
     def commits() -> list[Commit]:
         batch, found = begun(*arguments), []
@@ -163,7 +163,10 @@ def test_a_long_prompt_is_read_in_the_open(monkeypatch):
 
 def test_what_a_model_cannot_follow_is_left_to_the_loop():
     def plays(policy: Policy, **request) -> bool:
-        batch = begun("decoder-only", [Request(prompt=[5, 9], max_new_tokens=4, **request)], policy)
+        request = Request(prompt=[0, 9], max_new_tokens=14, source=[4, 8, 12], **request)
+        batch = begun("encoder-decoder", [request], policy)
+        # Sources are encoded in the open.
+        assert list(batch.round()) and batch.rows
         return at_once.play(batch.rows, batch.large, batch.drafter, None, 1) is not None
 
     assert plays(POLICIES["bild"])
@@ -179,8 +182,9 @@ def test_what_a_model_cannot_follow_is_left_to_the_loop():
 
 def test_scores_that_are_not_numbers(monkeypatch):
     policy = Policy(hand_over=LowConfidence(0.0), acceptance=WithinDistance(math.inf), max_draft_tokens=2)
-    batch = begun("decoder-only", [Request(prompt=[5, 9], max_new_tokens=40) for _ in range(2)], policy)
-    next(iter(batch.round()))
+    requests = [Request(prompt=[0, 9], max_new_tokens=40, source=[4, 8, 12]) for _ in range(2)]
+    batch = begun("encoder-decoder", requests, policy)
+    assert len(list(batch.round())) == len(batch.rows) == 2
     # What the second row stored of its first token is broken from here on.
     for tensor in batch.large.scorer.placed(2):
         tensor[1, ..., 0, :] = torch.nan
