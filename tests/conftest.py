@@ -10,6 +10,8 @@ from pathlib import Path
 # Read by huggingface_hub when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Programs that tests start run beside other tests, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read by Inductor: a tenth of the time of a graph goes into making the calls of its kernels faster.
 os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
 
