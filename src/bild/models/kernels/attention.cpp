@@ -170,7 +170,8 @@ struct Pairs {
   }
 };
 
-// Memory is slower than the sums over what it holds, and does not guess short runs.
+// Keys and values take longer to come from memory than to be multiplied, and their runs are too short for the processor to
+// foresee.
 template <int PARTS>
 inline void fetch(const Attention& a, const char* column) {
   for (int64_t at = 0; at < 16 * PARTS * (a.half ? 2 : 4); at += 64) __builtin_prefetch(column + at);
@@ -200,7 +201,11 @@ void attend(const Attention& a, int64_t row, int64_t head, int64_t token) {
     for (int m = 0; m < QUERIES; m++) all = either(all, seen[m] = masks_at(a, masks[m], l, a.columns - l, added + m));
     // Behind the last of these that one of them sees nothing is read.
     const int64_t count = behind(all);
-    if (count > 0) end = l + count;
+    if (count == 0) {
+      for (int m = 0; m < QUERIES; m++) store(scores + m * stride + l, never);
+      continue;
+    }
+    end = l + count;
     Floats sums[QUERIES][16];
     for (int64_t c = 0; c < count; c++) {
       Floats one[QUERIES];
