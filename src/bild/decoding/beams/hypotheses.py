@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -86,26 +86,18 @@ class Finished(NamedTuple):
     reason: FinishReason
 
 
-class Candidate(NamedTuple):
-    """A token that a hypothesis may go on with."""
+class Candidates(NamedTuple):
+    """The next tokens of a hypothesis that are chosen first, in this order."""
 
-    token: int
-    log_probability: float
-    drawn: float
-    """What it is chosen by: the log-probability, with noise where tokens are drawn."""
-
-
-Candidates = Sequence[Candidate]
-"""Of a hypothesis those next tokens that are chosen first, in this order."""
+    tokens: Sequence[int]
+    log_probabilities: Sequence[float]
+    drawn: Sequence[float]
+    """What each is chosen by: the log-probability, with noise where tokens are drawn."""
 
 
-class Continuation(NamedTuple):
-    """A hypothesis that may be the next, with what it is chosen by."""
-
-    drawn: float
-    score: float
-    parent: Node
-    token: int
+Continuation = tuple[float, float, Node, int]
+"""A hypothesis that may be the next: what it is chosen by, its score, what it goes on from, and its token. A step makes
+some hundreds, so they have no names."""
 
 
 def ranked(parents: Sequence[Node], candidates: Sequence[Candidates], keeps: int) -> list[Continuation]:
@@ -117,12 +109,12 @@ def ranked(parents: Sequence[Node], candidates: Sequence[Candidates], keeps: int
         keeps: so many are chosen: they come first, in falling order of their scores.
     """
     found = [
-        Continuation(parent.score + each.drawn, parent.score + each.log_probability, parent, each.token)
+        (parent.score + drawn, parent.score + log_probability, parent, token)
         for parent, some in zip(parents, candidates, strict=True)
-        for each in some
+        for token, log_probability, drawn in zip(*some, strict=True)
     ]
-    found.sort(key=attrgetter("drawn"), reverse=True)
-    return [*sorted(found[:keeps], key=attrgetter("score"), reverse=True), *found[keeps:]]
+    found.sort(key=itemgetter(0), reverse=True)
+    return [*sorted(found[:keeps], key=itemgetter(1), reverse=True), *found[keeps:]]
 
 
 class Search:
@@ -183,7 +175,7 @@ class Search:
             ScoreError: they have scores that are not numbers.
         """
         width, found = self.beams.width, self._best(candidates)
-        length = found[0].parent.depth + 1 - self.row.prompt_length
+        length = found[0][2].depth + 1 - self.row.prompt_length
         running: list[Node] = []
         ended: list[Finished] = []
         for place, (_, score, parent, token) in enumerate(found):
@@ -220,9 +212,9 @@ class Search:
         """The best continuations of all hypotheses, in falling order; what is forbidden is none of them."""
         # What is no number stands before all others.
         written = self.live[0].depth - self.row.prompt_length
-        check_numbers([each[0].log_probability for each in candidates], "the model's", self.row.index, written)
+        check_numbers([each.log_probabilities[0] for each in candidates], "the model's", self.row.index, written)
         found = ranked(self.live, candidates, self.keeps)[: self.keeps]
-        return [each for each in found if each.score > -math.inf] or found[:1]
+        return [each for each in found if each[1] > -math.inf] or found[:1]
 
     def _compared(self, score: float, length: int) -> float:
         return float(score / length**self.beams.length_penalty)

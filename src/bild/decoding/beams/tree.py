@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Container, Mapping, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from bild.decoding.beams.hypotheses import Candidate, Candidates, Node, Search
+from bild.decoding.beams.hypotheses import Candidates, Node, Search
 from bild.decoding.scorer import Scorer
 from bild.decoding.scores import Scores
 from bild.decoding.transfer import to_host
+
+GROUP = 64
+"""Numbers of which first the largest alone is looked at."""
+FEW = 4
+"""How many times as many groups as are wanted there must be, so that it pays to look at maxima first."""
 
 
 class Way(NamedTuple):
@@ -145,14 +150,38 @@ def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[N
     drawn = logits.clone() if noisy else logits
     for search in noisy:
         drawn[where[search]] = search.drawn(list(places[search]), logits[where[search]])
-    best = drawn.topk(min(max(search.keeps for search in places), logits.shape[-1]))
-    likely = logits.gather(-1, best.indices)
-    tokens, scored, chosen = to_host(best.indices, likely - total, best.values - total)
+    best, ids = largest(drawn, min(max(search.keeps for search in places), logits.shape[-1]))
+    likely = logits.gather(-1, ids) if noisy else best
+    tokens, scored, *other = to_host(ids, likely - total, *([best - total] if noisy else []))
+    chosen = other[0] if noisy else scored
     found: dict[Node, Candidates] = {}
     for search, known in places.items():
-        most = min(search.keeps, best.indices.shape[-1])
         for node, (b, place) in known.items():
-            first = zip(tokens[b][place], scored[b][place], chosen[b][place], strict=True)
+            first, *scores_of = (each[b][place][: search.keeps] for each in (tokens, scored, chosen))
             # A GPU's token ids come as numbers of floating point.
-            found[node] = [Candidate(int(token), *each) for token, *each in islice(first, most)]
+            found[node] = Candidates(list(map(int, first)), *scores_of)
     return found
+
+
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest numbers and their places, the largest first: as ``topk``, on a CPU in half its time for a vocabulary
+    of 8,000 and in a fourth for one of 32,000.
+
+    They are in the groups of the largest maxima, or behind the last whole group; ``topk`` looks at every number anew.
+
+    Args:
+        values: ``[…, V]``.
+        count: how many, 1…V.
+    """
+    size, device = values.shape[-1], values.device
+    groups = size // GROUP
+    if groups < FEW * count or device.type != "cpu":
+        found = values.topk(count)
+        return found.values, found.indices
+    maxima = values[..., : groups * GROUP].reshape(*values.shape[:-1], groups, GROUP).amax(-1)
+    first = maxima.topk(count, sorted=False).indices[..., None] * GROUP
+    inside = (first + torch.arange(GROUP)).flatten(-2)
+    rest = torch.arange(groups * GROUP, size).expand(*inside.shape[:-1], -1)
+    places = torch.cat([inside, rest], -1)
+    found = values.gather(-1, places).topk(count)
+    return found.values, places.gather(-1, found.indices)
