@@ -39,6 +39,8 @@ import bild
 from bild.data import read_sets
 from bild.machine import describe_machine
 
+TURN = 16
+"""Texts that are decoded in this process before as many are over HTTP."""
 LONGEST = 128
 """Most tokens of a text, for every engine alike; ``ctranslate2_server.py`` has the same."""
 
@@ -182,18 +184,23 @@ def overhead(args: argparse.Namespace, texts: Sequence[str]) -> dict[str, float]
 def compare(
     args: argparse.Namespace, texts: Sequence[str], decoder: bild.BigLittleDecoder, url: str
 ) -> dict[str, float]:
-    """What :func:`overhead` returns, of a decoder and a server."""
+    """What :func:`overhead` returns, of a decoder and a server.
+
+    A few texts are decoded here and there in turn: a machine is not as fast one minute as the next.
+    """
     own, http = [], []
     for at in range(args.repeats + 1):
-        start = time.perf_counter()
-        for text in texts:
-            decoder.generate(text, max_new_tokens=LONGEST)
-        here = time.perf_counter() - start
-        there = asyncio.run(load(url, "bild", texts, 1)).seconds
-        # The first time is a warm-up.
-        own += [here] if at else []
-        http += [there] if at else []
-    ms = [1e3 * statistics.median(times) / len(texts) for times in (own, http)]
+        for begin in range(0, len(texts), TURN):
+            some = texts[begin : begin + TURN]
+            start = time.perf_counter()
+            for text in some:
+                decoder.generate(text, max_new_tokens=LONGEST)
+            here = time.perf_counter() - start
+            there = asyncio.run(load(url, "bild", some, 1)).seconds
+            # The first time is a warm-up.
+            own += [here / len(some)] if at else []
+            http += [there / len(some)] if at else []
+    ms = [1e3 * statistics.mean(times) for times in (own, http)]
     return {"in_process_ms": round(ms[0], 3), "http_ms": round(ms[1], 3), "overhead": round(ms[1] / ms[0] - 1, 4)}
 
 
