@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -97,6 +98,18 @@ def test_on_this_machine_the_measurement_is_a_real_one(choices):
     is_faster_here(weight, scale, torch.ops.aten._weight_int8pack_mm)
     (kept,) = json.loads(choices.read_text()).values()
     assert all(0 < microseconds < 1e5 for pair in kept["us"] for microseconds in pair)
+
+
+def test_a_busy_moment_does_not_decide():
+    calls = []
+
+    def disturbed(states):
+        calls.append(states)
+        # All of one round.
+        time.sleep(0.02 if len(calls) <= 1 + choosing.TURNS else 0.001)
+
+    ours, theirs = choosing._times([disturbed, lambda states: time.sleep(0.004)], torch.zeros(1))
+    assert 0.001 <= ours < 0.004 <= theirs
 
 
 @needs_kernel

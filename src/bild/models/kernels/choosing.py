@@ -32,10 +32,13 @@ ROWS = (1, 8, 32)
 times have the lower product."""
 LARGEST = 8192
 """Outputs that are measured of a layer that has more: times grow in proportion."""
-TURNS = 11
-"""How often each kernel runs; the median counts."""
-LONGEST_S = 0.05
-"""Seconds of measuring a kernel, for each number of rows, beyond which fewer turns do."""
+ROUNDS = 3
+"""How often each kernel is measured, in turn; the best round counts. What else a machine does makes kernels slower,
+never faster, and a busy moment must not decide how a layer runs from then on."""
+TURNS = 5
+"""How often a kernel runs in a round; the median counts."""
+LONGEST_S = 0.02
+"""Seconds of a round, beyond which fewer turns do."""
 QUIET_S = 0.02
 """Seconds after which threads that were spinning are asleep."""
 OFF = 0.03
@@ -82,22 +85,25 @@ def _is_right(kernel: Kernel, plain: Kernel, states: Tensor) -> bool:
 
 
 def _times(kernels: list[Kernel], states: Tensor) -> list[float]:
-    """The median time of each, in seconds; one after the other, ours first.
+    """The time of each, in seconds; one after the other, ours first.
 
     OpenMP's threads spin for milliseconds after a product of torch's, on the cores of ours. In a graph that has all
     products from us they never do.
     """
-    found = []
-    for kernel in kernels:
-        time.sleep(QUIET_S)
+    rounds = [[_time(kernel, states) for kernel in kernels] for _ in range(ROUNDS)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def _time(kernel: Kernel, states: Tensor) -> float:
+    """The median time of a kernel in one round, in seconds."""
+    time.sleep(QUIET_S)
+    kernel(states)
+    times: list[float] = []
+    while len(times) < TURNS and (len(times) < 3 or sum(times) < LONGEST_S):
+        start = time.perf_counter()
         kernel(states)
-        times: list[float] = []
-        while len(times) < TURNS and (len(times) < 3 or sum(times) < LONGEST_S):
-            start = time.perf_counter()
-            kernel(states)
-            times.append(time.perf_counter() - start)
-        found.append(median(times))
-    return found
+        times.append(time.perf_counter() - start)
+    return median(times)
 
 
 def choices_file() -> Path:
