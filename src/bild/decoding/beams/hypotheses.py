@@ -175,7 +175,8 @@ class Search:
             ScoreError: they have scores that are not numbers.
         """
         width, found = self.beams.width, self._best(candidates)
-        length = found[0][2].depth + 1 - self.row.prompt_length
+        _, _, parent, _ = found[0]
+        length = parent.depth + 1 - self.row.prompt_length
         running: list[Node] = []
         ended: list[Finished] = []
         for place, (_, score, parent, token) in enumerate(found):
