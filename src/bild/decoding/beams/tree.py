@@ -151,13 +151,14 @@ def _likeliest(scores: Scores, wanted: Sequence[Way], asked: Sequence[Sequence[N
     for search in noisy:
         drawn[where[search]] = search.drawn(list(places[search]), logits[where[search]])
     best, ids = largest(drawn, min(max(search.keeps for search in places), logits.shape[-1]))
-    likely = logits.gather(-1, ids) if noisy else best
-    tokens, scored, *other = to_host(ids, likely - total, *([best - total] if noisy else []))
-    chosen = other[0] if noisy else scored
+    # Without noise they are chosen by their log-probabilities, which need not be brought twice.
+    measured = [logits.gather(-1, ids), best] if noisy else [best]
+    tokens, *found_by = to_host(ids, *(each - total for each in measured))
+    likely, chosen = found_by[0], found_by[-1]
     found: dict[Node, Candidates] = {}
     for search, known in places.items():
         for node, (b, place) in known.items():
-            first, *scores_of = (each[b][place][: search.keeps] for each in (tokens, scored, chosen))
+            first, *scores_of = (each[b][place][: search.keeps] for each in (tokens, likely, chosen))
             # A GPU's token ids come as numbers of floating point.
             found[node] = Candidates(list(map(int, first)), *scores_of)
     return found
