@@ -61,7 +61,10 @@ SOURCES = (
         "early_exit/split.py",
     ),
     *("int4.py", "int8.py", "passes.py", "rope.py", "seams.py", "short_list.py"),
-    *(f"kernels/{name}.py" for name in ("attention", "building", "floats", "int4", "int8", "joining", "operators")),
+    *(
+        f"kernels/{name}.py"
+        for name in ("attention", "building", "floats", "int4", "int8", "joining", "operators", "summary")
+    ),
 )
 """Files that decide what is compiled."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from bild.models import kernels
 from bild.models.cache_argument import cache_argument
 from bild.models.compiled.cache import RowLayer, SourceLayer, of_places
 from bild.models.parts import encoder_config, encoder_of, states_in
@@ -187,9 +188,8 @@ def summary(logits: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, 
         logits: of all tokens, or of some.
         ids: which tokens they are of ``[V]``, ascending (:mod:`bild.models.short_list`); None: of all.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # Here they ride along with the head; as operations of their own they cost as much as a small model's layer.
-    highest = logits.amax(-1)
-    total = (logits - highest[..., None]).exp().sum(-1)
-    places = logits.argmax(-1)
-    return logits, places if ids is None else ids[places], 1 / total, highest + total.log()
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    places, probability, log_total = (
+        kernels.summary(logits) if kernels.can_sum_up(logits) else kernels.plain_summary(wide)
+    )
+    return wide, places if ids is None else ids[places], probability, log_total

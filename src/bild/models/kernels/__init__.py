@@ -1,10 +1,11 @@
 """Kernels of our own, where torch has none that comes near what the processor can do.
 
 :mod:`.int8` is a linear layer on int8 weights and int8 tokens, :mod:`.int4` one on 4-bit weights, :mod:`.floats` one on
-bfloat16 or float32, :mod:`.attention` that over stored keys and values: packing, references, and their places in
-compiled graphs. :mod:`.building` compiles the C++ at first use and keeps it, :mod:`.operators` makes torch operators of
-it; :mod:`.choosing` measures where a kernel is the faster one, :mod:`.joining` makes products of the same states one.
-Where there is no compiler, or the processor lacks the instructions, what torch offers stays; for 4 bits it has nothing.
+bfloat16 or float32, :mod:`.attention` that over stored keys and values, :mod:`.summary` what matters most of a token's
+scores: packing, references, and their places in compiled graphs. :mod:`.building` compiles the C++ at first use and
+keeps it, :mod:`.operators` makes torch operators of it; :mod:`.choosing` measures where a kernel is the faster one,
+:mod:`.joining` makes products of the same states one. Where there is no compiler, or the processor lacks the
+instructions, what torch offers stays; for 4 bits it has nothing.
 """
 
 from bild.models.kernels.attention import are_supported, replace_attention
@@ -32,10 +33,12 @@ from bild.models.kernels.int8 import (
 )
 from bild.models.kernels.joining import has_all_products, join_products
 from bild.models.kernels.operators import graph_calls
+from bild.models.kernels.summary import can_sum_up, plain_summary, summary
 
 __all__ = [
     "MOST",
     "are_supported",
+    "can_sum_up",
     "digest",
     "fits",
     "graph_calls",
@@ -51,10 +54,12 @@ __all__ = [
     "pad_scale",
     "plain_int4_linear",
     "plain_int8_linear",
+    "plain_summary",
     "replace_attention",
     "replace_linears",
     "round_groups",
     "round_to_int4",
+    "summary",
     "unpack",
     "unpack_int4",
     "widen_int4",

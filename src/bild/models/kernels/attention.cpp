@@ -33,19 +33,6 @@ struct Attention {
   int mask_bytes;  // 0: none, 1: bool, 2: bfloat16, 4: float32
 };
 
-// e^x of numbers not above 0.
-inline Floats exponential(Floats x) {
-  x = most(x, same(-87.0f));
-  const Floats whole = nearest(x * same(1.44269504f));
-  Floats rest = minus_product(whole, same(0.693359375f), x);
-  rest = minus_product(whole, same(-2.12194440e-4f), rest);
-  Floats total = same(1.9875691500e-4f);
-  for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-    total = multiply_add(total, rest, same(next));
-  total = multiply_add(total, rest * rest, rest + same(1.0f));
-  return times_power(total, whole);
-}
-
 // The lowest finite numbers stand for "forbidden" as well: e^x of them is 0 beside any other.
 constexpr float LOWEST = -1e30f;
 

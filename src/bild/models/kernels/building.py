@@ -44,7 +44,16 @@ KERNELS = Library(
     "kernels",
     [
         Path(__file__).with_name(f"{name}.cpp")
-        for name in ("attention", "float_linear", "int4_linear", "int4_pack", "int8_linear", "int8_order", "threads")
+        for name in (
+            "attention",
+            "float_linear",
+            "int4_linear",
+            "int4_pack",
+            "int8_linear",
+            "int8_order",
+            "summary",
+            "threads",
+        )
     ],
     [
         Path(__file__).with_name(f"{name}.h")

@@ -13,7 +13,8 @@ from torch.fx import Graph, Node
 from bild.models.kernels import building
 
 LINEAR, INT4_LINEAR, FLOAT_LINEAR = "bild_int8_linear", "bild_int4_linear", "bild_float_linear"
-INT4_PACK, INT8_ORDER, ATTENTION = "bild_int4_pack", "bild_int8_order", "bild_attention"
+INT4_PACK, INT8_ORDER = "bild_int4_pack", "bild_int8_order"
+ATTENTION, SUMMARY = "bild_attention", "bild_summary"
 
 
 def _linear_shape(
@@ -49,22 +50,32 @@ def _attention_shape(
     return queries.new_empty((rows, tokens, heads, width)).transpose(1, 2)
 
 
-_SHAPES: dict[str, Callable[..., Tensor]] = {
+def _summary_shape(logits: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows = logits.shape[:-1]
+    numbers = [logits.new_empty(rows, dtype=torch.float32) for _ in range(2)]
+    return logits.new_empty(rows, dtype=torch.long), *numbers  # type: ignore[return-value]
+
+
+_SHAPES: dict[str, Callable[..., Any]] = {
     LINEAR: _linear_shape,
     INT4_LINEAR: _packed_shape,
     INT4_PACK: _int4_pack_shape,
     INT8_ORDER: _int8_order_shape,
     FLOAT_LINEAR: _packed_shape,
     ATTENTION: _attention_shape,
+    SUMMARY: _summary_shape,
 }
 _PACKED = "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, int64_t threads"
+_RESULT = "AtenTensorHandle* result"
 _CALLS = {
     LINEAR: "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle scale, AtenTensorHandle* bias, "
-    "int64_t outputs, int64_t threads",
-    INT4_LINEAR: _PACKED,
-    FLOAT_LINEAR: _PACKED,
+    f"int64_t outputs, int64_t threads, {_RESULT}",
+    INT4_LINEAR: f"{_PACKED}, {_RESULT}",
+    FLOAT_LINEAR: f"{_PACKED}, {_RESULT}",
     ATTENTION: "AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* places, "
-    "AtenTensorHandle* mask, double scale, int64_t threads",
+    f"AtenTensorHandle* mask, double scale, int64_t threads, {_RESULT}",
+    SUMMARY: "AtenTensorHandle logits, int64_t threads, AtenTensorHandle* likeliest, AtenTensorHandle* probability, "
+    "AtenTensorHandle* log_total",
 }
 
 
@@ -89,7 +100,7 @@ def call(graph: Graph, target: Any, arguments: Any, options: dict[str, Any] | No
 def graph_calls() -> dict[Any, list[str]]:
     """How compiled graphs call the operators: by their names in the library, past torch's dispatcher."""
     return {
-        operator(name): [f"AOTITorchError aoti_torch_cpu_{name}({arguments}, AtenTensorHandle* result)"]
+        operator(name): [f"AOTITorchError aoti_torch_cpu_{name}({arguments})"]
         for name, arguments in _CALLS.items()
         if operator(name) is not None
     }

@@ -402,6 +402,19 @@ inline __attribute__((always_inline)) void in_register(Whole& value) {
 
 #endif
 
+// e^x of numbers not above 0.
+inline Floats exponential(Floats x) {
+  x = most(x, same(-87.0f));
+  const Floats whole = nearest(x * same(1.44269504f));
+  Floats rest = minus_product(whole, same(0.693359375f), x);
+  rest = minus_product(whole, same(-2.12194440e-4f), rest);
+  Floats total = same(1.9875691500e-4f);
+  for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    total = multiply_add(total, rest, same(next));
+  total = multiply_add(total, rest * rest, rest + same(1.0f));
+  return times_power(total, whole);
+}
+
 // 16 numbers, or as many as are left, in bfloat16 or float32.
 inline Floats read(const void* from, int64_t index, bool half, int64_t left = 16) {
   return half ? widen(load_some_halves(static_cast<const uint16_t*>(from) + index, left))
