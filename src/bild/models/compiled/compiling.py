@@ -61,10 +61,8 @@ SOURCES = (
         "early_exit/split.py",
     ),
     *("int4.py", "int8.py", "passes.py", "rope.py", "seams.py", "short_list.py"),
-    *(
-        f"kernels/{name}.py"
-        for name in ("attention", "building", "floats", "int4", "int8", "joining", "operators", "summary")
-    ),
+    *(f"kernels/{name}.py" for name in ("activation", "attention", "building", "floats", "int4", "int8", "joining")),
+    *(f"kernels/{name}.py" for name in ("operators", "summary")),
 )
 """Files that decide what is compiled."""
 
@@ -274,9 +272,11 @@ def exported(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any) -> E
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     _drop_unread(program.graph)
-    replace_tanh(program.graph)
     kernels.replace_linears(program.graph)
     kernels.join_products(program.graph)
+    kernels.replace_activations(program.graph)
+    _drop_unread(program.graph)
+    replace_tanh(program.graph)
     kernels.replace_attention(program.graph)
     _drop_unread(program.graph)
     return program

@@ -182,14 +182,23 @@ def within_window(column: Tensor, window: int) -> Tensor:
 
 
 def summary(logits: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``logits`` ``[B, K, V]``, at least float32, and the fields of :class:`~bild.decoding.scorer.Summary`.
+    """``logits`` ``[B, K, V]``, and the fields of their :class:`~bild.decoding.scorer.Summary`.
+
+    Where a kernel sums them up they stay in their format, because nobody looks at most of them; else they are float32
+    at least.
 
     Args:
         logits: of all tokens, or of some.
         ids: which tokens they are of ``[V]``, ascending (:mod:`bild.models.short_list`); None: of all.
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    places, probability, log_total = (
-        kernels.summary(logits) if kernels.can_sum_up(logits) else kernels.plain_summary(wide)
-    )
-    return wide, places if ids is None else ids[places], probability, log_total
+    if kernels.can_sum_up(logits):
+        places, probability, log_total = kernels.summary(logits)
+    else:
+        logits = widened(logits)
+        places, probability, log_total = kernels.plain_summary(logits)
+    return logits, places if ids is None else ids[places], probability, log_total
+
+
+def widened(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

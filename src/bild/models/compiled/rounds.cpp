@@ -49,6 +49,31 @@ struct Row : Writer {
   int64_t at(int64_t place) const { return tokens[tokens.size() - static_cast<size_t>(committed - place)]; }
 };
 
+// Next-token logits [..., V] in float32 or bfloat16, their positions counted through.
+class Logits {
+ public:
+  explicit Logits(const at::Tensor& logits)
+      : dense_(logits.contiguous()),
+        numbers_(dense_.const_data_ptr()),
+        vocabulary_(logits.size(-1)),
+        is_half_(logits.scalar_type() == at::kBFloat16) {
+    TORCH_CHECK(is_half_ || logits.scalar_type() == at::kFloat,
+                "rounds are played on scores in float32 or bfloat16, got ", logits.scalar_type());
+  }
+
+  float operator()(int64_t position, int64_t token) const {
+    const int64_t at = position * vocabulary_ + token;
+    return is_half_ ? static_cast<float>(static_cast<const at::BFloat16*>(numbers_)[at])
+                    : static_cast<const float*>(numbers_)[at];
+  }
+
+ private:
+  at::Tensor dense_;
+  const void* numbers_;
+  int64_t vocabulary_;
+  bool is_half_;
+};
+
 class Game {
  public:
   Game(Caller small, Caller large, std::vector<Row> rows, std::vector<int64_t> ends, Ragged ragged)
@@ -155,10 +180,8 @@ class Game {
       }
     }
     const std::vector<at::Tensor> scores = large_(numbers, is_ragged ? 1 : scored);
-    const at::Tensor logits = scores[0].contiguous();
-    TORCH_CHECK(logits.scalar_type() == at::kFloat, "rounds are played on scores in float32, got ", logits.scalar_type());
-    const int64_t vocabulary = logits.size(-1);
-    const float *logit = logits.const_data_ptr<float>(), *total = scores[3].const_data_ptr<float>();
+    const Logits logits(scores[0]);
+    const float* total = scores[3].const_data_ptr<float>();
     const int64_t* likeliest = scores[1].const_data_ptr<int64_t>();
     std::vector<Row*> still;
     // Behind the last position of each row, among all that are scored.
@@ -166,23 +189,24 @@ class Game {
     for (Row* row : going_) {
       behind += is_ragged ? row->committed - row->large_read + row->drafted : scored;
       const int64_t first = behind - 1 - row->drafted;
-      if (judge(*row, likeliest + first, total + first, logit + first * vocabulary, vocabulary)) still.push_back(row);
+      if (judge(*row, likeliest + first, total + first, logits, first)) still.push_back(row);
     }
     going_ = std::move(still);
   }
 
   // Whether the row goes on.
-  bool judge(Row& row, const int64_t* likeliest, const float* total, const float* logits, int64_t vocabulary) {
+  //   likeliest, total: of the row's positions; first: which of the logits' positions is the first one.
+  bool judge(Row& row, const int64_t* likeliest, const float* total, const Logits& logits, int64_t first) {
     int64_t accepted = 0;
     bool keeps = true, is_sound = true;
     for (int64_t at = 0; at <= row.drafted; ++at) {
-      const float highest = logits[at * vocabulary + likeliest[at]];
+      const float highest = logits(first + at, likeliest[at]);
       // Of what is looked at: up to the token to be written.
       if (keeps && (std::isnan(highest) || highest == std::numeric_limits<float>::infinity())) is_sound = false;
       likeliest_.push_back(likeliest[at]);
       if (at == row.drafted) break;
       const int64_t token = row.written[static_cast<size_t>(at)];
-      const float distance = total[at] - logits[at * vocabulary + token];
+      const float distance = total[at] - logits(first + at, token);
       distances_.push_back(distance);
       keeps = keeps && (distance <= row.near || likeliest[at] == token);
       accepted += keeps;

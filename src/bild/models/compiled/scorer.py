@@ -16,7 +16,7 @@ from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled import ahead, rounds
 from bild.models.compiled.calling import MOST_RAGGED, RAGGED
-from bild.models.compiled.graphs import summary
+from bild.models.compiled.graphs import summary, widened
 from bild.models.compiled.sources import PartOfSources, Sources
 from bild.models.eager.scorer import copy_rows, inferring
 from bild.models.passes import check_last, numbers_of
@@ -129,10 +129,10 @@ class CompiledScorer:
 
     def _scores_of(self, scores: Sequence[Tensor]) -> Sequence[Tensor]:
         """What a graph says of its tokens, for those of the shared vocabulary, in its order."""
-        model = self.model
+        model, logits = self.model, widened(scores[0])
         if model.short_list is not None:
-            scores = [spread(scores[0], model.short_list, model.head_size), *scores[1:]]
-        return scores if scores[0].shape[-1] == model.vocab_size else (scores[0][..., : model.vocab_size],)
+            logits = spread(logits, model.short_list, model.head_size)
+        return [logits, *scores[1:]] if logits.shape[-1] == model.vocab_size else (logits[..., : model.vocab_size],)
 
     @property
     def rolls(self) -> bool:

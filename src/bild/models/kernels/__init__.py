@@ -1,13 +1,15 @@
 """Kernels of our own, where torch has none that comes near what the processor can do.
 
 :mod:`.int8` is a linear layer on int8 weights and int8 tokens, :mod:`.int4` one on 4-bit weights, :mod:`.floats` one on
-bfloat16 or float32, :mod:`.attention` that over stored keys and values, :mod:`.summary` what matters most of a token's
-scores: packing, references, and their places in compiled graphs. :mod:`.building` compiles the C++ at first use and
-keeps it, :mod:`.operators` makes torch operators of it; :mod:`.choosing` measures where a kernel is the faster one,
-:mod:`.joining` makes products of the same states one. Where there is no compiler, or the processor lacks the
-instructions, what torch offers stays; for 4 bits it has nothing.
+bfloat16 or float32, :mod:`.attention` that over stored keys and values, :mod:`.activation` what follows the first
+products of a feed-forward layer, :mod:`.summary` what matters most of a token's scores: packing, references, and their
+places in compiled graphs. :mod:`.building` compiles the C++ at first use and keeps it, :mod:`.operators` makes torch
+operators of it; :mod:`.choosing` measures where a kernel is the faster one, :mod:`.joining` makes products of the same
+states one. Where there is no compiler, or the processor lacks the instructions, what torch offers stays; for 4 bits it
+has nothing.
 """
 
+from bild.models.kernels.activation import replace_activations
 from bild.models.kernels.attention import are_supported, replace_attention
 from bild.models.kernels.building import digest, is_loaded
 from bild.models.kernels.floats import replace_linears
@@ -55,6 +57,7 @@ __all__ = [
     "plain_int4_linear",
     "plain_int8_linear",
     "plain_summary",
+    "replace_activations",
     "replace_attention",
     "replace_linears",
     "round_groups",

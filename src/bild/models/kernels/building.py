@@ -45,6 +45,7 @@ KERNELS = Library(
     [
         Path(__file__).with_name(f"{name}.cpp")
         for name in (
+            "activation",
             "attention",
             "float_linear",
             "int4_linear",

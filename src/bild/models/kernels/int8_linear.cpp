@@ -191,7 +191,9 @@ struct Tile : Piece {
 #ifdef __AVX512F__
   //   rows: of a tile.
   template <int TILES, int UNITS>
-  static void tiles(const Product& p, int64_t row, int64_t rows, int64_t unit) {
+  static void tiles(const Product& given, int64_t row, int64_t rows, int64_t unit) {
+    // A copy: what is written might be the fields of another's, which would be read anew for each of the outputs.
+    const Product p = given;
     Sums<TILES, UNITS> sums;
     alignas(64) float values[TILES * TILE_ROWS][2 * UNITS][16];
     const int64_t count = std::min(TILES * rows, p.count - row), next = p.inputs * UNIT;

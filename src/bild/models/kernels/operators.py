@@ -14,7 +14,7 @@ from bild.models.kernels import building
 
 LINEAR, INT4_LINEAR, FLOAT_LINEAR = "bild_int8_linear", "bild_int4_linear", "bild_float_linear"
 INT4_PACK, INT8_ORDER = "bild_int4_pack", "bild_int8_order"
-ATTENTION, SUMMARY = "bild_attention", "bild_summary"
+ATTENTION, ACTIVATION, SUMMARY = "bild_attention", "bild_activation", "bild_summary"
 
 
 def _linear_shape(
@@ -50,6 +50,10 @@ def _attention_shape(
     return queries.new_empty((rows, tokens, heads, width)).transpose(1, 2)
 
 
+def _activation_shape(states: Tensor, first: int, factor: int, width: int, kind: int, threads: int) -> Tensor:
+    return states.new_empty((*states.shape[:-1], width))
+
+
 def _summary_shape(logits: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = logits.shape[:-1]
     numbers = [logits.new_empty(rows, dtype=torch.float32) for _ in range(2)]
@@ -63,6 +67,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     INT8_ORDER: _int8_order_shape,
     FLOAT_LINEAR: _packed_shape,
     ATTENTION: _attention_shape,
+    ACTIVATION: _activation_shape,
     SUMMARY: _summary_shape,
 }
 _PACKED = "AtenTensorHandle states, AtenTensorHandle weight, AtenTensorHandle* bias, int64_t outputs, int64_t threads"
@@ -74,6 +79,8 @@ _CALLS = {
     FLOAT_LINEAR: f"{_PACKED}, {_RESULT}",
     ATTENTION: "AtenTensorHandle queries, AtenTensorHandle keys, AtenTensorHandle values, AtenTensorHandle* places, "
     f"AtenTensorHandle* mask, double scale, int64_t threads, {_RESULT}",
+    ACTIVATION: "AtenTensorHandle states, int64_t first, int64_t factor, int64_t width, int64_t kind, int64_t threads, "
+    f"{_RESULT}",
     SUMMARY: "AtenTensorHandle logits, int64_t threads, AtenTensorHandle* likeliest, AtenTensorHandle* probability, "
     "AtenTensorHandle* log_total",
 }

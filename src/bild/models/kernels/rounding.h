@@ -55,11 +55,11 @@ void round_piece(const char* row, bool half, int64_t inputs, int8_t* rounded, fl
   }
   *step = std::max(largest / 127.0f, std::numeric_limits<float>::min());
   const Floats inverse = same(1.0f / *step);  // of which one division is enough
-  const Whole top = whole(127), bottom = whole(-127);
   for (int64_t begin = 0; begin < inputs; begin += SPAN) {
     Whole total = whole(0);
     for (int64_t k = begin; k < std::min(begin + SPAN, inputs); k += 16) {
-      const Whole kept = most(least(to_whole(read(row, k, half) * inverse), top), bottom);
+      // None is beyond 127: the largest one is less than a rounding error above it.
+      const Whole kept = to_whole(read(row, k, half) * inverse);
       store_bytes(rounded + k, kept);
       total = add(total, kept);
     }
