@@ -104,6 +104,14 @@ def _fixed_random_numbers():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_unwritten_is_read():
+    """What stands in storage that nobody has written is never a number, so that whoever reads it is found out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bild.models.cache.unwritten", lambda size, **how: torch.full(size, torch.nan, **how))
+        yield
+
+
 @pytest.fixture(scope="session")
 def bundled():
     """The bundled pair in float32, where rounding does not decide."""

@@ -148,6 +148,25 @@ def test_whoever_gets_a_place_sees_nothing_of_its_last_row():
         assert tensor[1:, :, 3:].eq(0).all()
 
 
+def test_columns_that_need_not_be_zero_cost_nothing_until_they_are_cleared():
+    # conftest.py fills what is unwritten with NaN.
+    cache = RowCache(SHAPES, 2, 32, zeroed=False)
+    assert all(tensor.isnan().all() for tensor in cache.tensors)
+    cache.reserve(4)
+    for tensor in cache.tensors:
+        tensor[0, :, :4], tensor[1, :, :2] = 1, 2
+    cache.join(filled([3], first=8), [3])
+    cache.reserve(40)
+    copy = cache.copy([1, 2], [2, 3])
+    assert numbers(cache, [4, 2, 3]) == [1, 2, 8] and numbers(copy, [2, 3]) == [2, 8]
+    assert all(tensor[0, :, 4:].isnan().all() for tensor in cache.tensors)
+    assert all(tensor[:, :, 3:].isnan().all() for tensor in copy.tensors)
+    cache.clear([4, 2, 3])
+    assert numbers(cache, [4, 2, 3]) == [1, 2, 8]
+    for tensor in cache.tensors:
+        assert all(tensor[b, :, length:].eq(0).all() for b, length in enumerate([4, 2, 3]))
+
+
 def test_storage_grows_by_powers_of_two_and_shrinks_with_its_longest_row():
     cache = filled([4, 9])
     cache.reserve(33)

@@ -141,10 +141,19 @@ class RowCache:
         rows: live rows, each in the place of its number; or the places of some.
         columns: room of each row.
         capacity: rows there is room for, at least ``rows``; None: no more.
+        zeroed: whether columns that nobody has written are zero, as whoever reads them under a mask needs it; if not,
+            they may be anything, NaN among it, and no time is spent on them.
     """
 
-    def __init__(self, shapes: Sequence[Shape], rows: int | Places, columns: int, capacity: int | None = None) -> None:
-        self.shapes, self.columns = list(shapes), columns
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        rows: int | Places,
+        columns: int,
+        capacity: int | None = None,
+        zeroed: bool = True,
+    ) -> None:
+        self.shapes, self.columns, self.zeroed = list(shapes), columns, zeroed
         self.places = Places(rows) if isinstance(rows, int) else rows
         self._written = set[int]()
         """Places that hold whole rows, of those that stand there or stood there last."""
@@ -157,7 +166,7 @@ class RowCache:
         cache = cls.__new__(cls)
         cache.shapes = [Shape.of(tensor) for tensor in tensors]
         cache.places = Places(tensors[0].shape[0]) if places is None else places
-        cache.columns, cache._written = tensors[0].shape[-2], set(cache.places.of_rows)
+        cache.columns, cache._written, cache.zeroed = tensors[0].shape[-2], set(cache.places.of_rows), True
         cache._used = cache.columns
         cache._hold([tensor[None] for tensor in tensors], [[number] for number in range(len(tensors))])
         return cache
@@ -250,7 +259,7 @@ class RowCache:
             capacity: rows there is room for, at least so many; None: no more.
         """
         used = max([0, *lengths])
-        other = RowCache(self.shapes, len(rows), room_for(used), capacity)
+        other = RowCache(self.shapes, len(rows), room_for(used), capacity, self.zeroed)
         pieces = self._pieces if other._groups == self._groups else other._pieces_of(self._held)
         other._used = used
         other._fill(range(len(rows)), pieces, [self.places.of_rows[row] for row in rows], used)
@@ -264,6 +273,12 @@ class RowCache:
         self._written |= {self.places.of_rows[row] for row in rows}
         places = [self.places.of_rows[row] for row in rows]
         self._fill(places, self._pieces_of(tensors), range(len(rows)), width, self.columns)
+
+    def clear(self, lengths: Sequence[int]) -> None:
+        """Zero what is behind so many columns of each row."""
+        for piece in self._pieces:
+            for place, length in zip(self.places.of_rows, lengths, strict=True):
+                piece[:, place, ..., length:, :].zero_()
 
     def _line_up(self) -> None:
         """Move each row to the place of its number."""
@@ -282,7 +297,7 @@ class RowCache:
         length: int,
         end: int | None = None,
     ) -> None:
-        """Copy into these places what stands in others, and zero the columns behind that.
+        """Copy into these places what stands in others, and zero the columns behind that where they are to be zero.
 
         Args:
             places: of this cache.
@@ -299,7 +314,7 @@ class RowCache:
                 if length:
                     copied = theirs[:, origin : origin + count, ..., :length, :]
                     piece[:, to : to + count, ..., :length, :].copy_(copied)
-                if end > length:
+                if self.zeroed and end > length:
                     piece[:, to : to + count, ..., length:end, :].zero_()
 
     def _pieces_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -316,14 +331,13 @@ class RowCache:
             new[:rows, ..., :used, :] = old[:rows, ..., :used, :]
 
     def _allocate(self, capacity: int, columns: int) -> None:
-        """Hold zeros: tensors of each shape in one piece ``[N, rows, …, columns, D]``."""
+        """Hold tensors of each shape in one piece ``[N, rows, …, columns, D]``."""
+        new = torch.zeros if self.zeroed else unwritten
         groups: dict[Shape, list[int]] = {}
         for number, shape in enumerate(self.shapes):
             groups.setdefault(shape, []).append(number)
         pieces = [
-            torch.zeros(
-                (len(group), capacity, *shape.middle, columns, shape.width), dtype=shape.dtype, device=shape.device
-            )
+            new((len(group), capacity, *shape.middle, columns, shape.width), dtype=shape.dtype, device=shape.device)
             for shape, group in groups.items()
         ]
         self._hold(pieces, list(groups.values()))
@@ -346,6 +360,11 @@ class RowCache:
             # Of the same strides as a tensor of so many rows, which is all that a compiled graph knows.
             self._seen = [tensor[:rows] for tensor in self._held]
         return self._seen
+
+
+def unwritten(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of any numbers."""
+    return torch.empty(size, dtype=dtype, device=device)
 
 
 def _runs(places: Sequence[int], origins: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -83,6 +83,10 @@ class Graphs:
         """So many rows or new tokens, or as many as a pass has instead."""
         return next_power(count) if self.is_recorded and count <= self.longest else count
 
+    def is_compiled(self, rows: Tensor) -> bool:
+        """Whether a pass over so many numbers a row, as :meth:`read` takes them, is the compiled one."""
+        return rows.shape[1] - 2 - self.has_places <= self.longest
+
     def read(self, rows: Tensor, last: int, storage: list[Tensor], source: list[Tensor]) -> Sequence[Tensor]:
         """One pass of :class:`~bild.models.compiled.graphs.Read`, compiled where that pays.
 
@@ -92,7 +96,7 @@ class Graphs:
             storage: keys, then values, of every decoder layer.
             source: keys, then values, of the source in every decoder layer, then its mask; or nothing.
         """
-        if rows.shape[1] - 2 - self.has_places <= self.longest:
+        if self.is_compiled(rows):
             inputs = [rows, _counting(last, self.device), *storage, *source]
             if self.is_recorded:
                 return self._as_recorded("read", self.run_read, inputs, bool(source))

@@ -43,7 +43,10 @@ class CompiledScorer:
     ) -> None:
         self.model, self.graphs = model, model.graphs
         self._lengths = [0] * len(sources)
-        self._cache = RowCache(self._shapes(model), len(sources), COLUMNS, self.graphs.rounded(len(sources)))
+        # Our attention, which rows are named for, reads nothing under a mask.
+        self._cache = RowCache(
+            self._shapes(model), len(sources), COLUMNS, self.graphs.rounded(len(sources)), not self.graphs.has_places
+        )
         self.sources: Sources | PartOfSources | None = looked_up
         if looked_up is None and model.is_encoder_decoder:
             self.sources = self._look_up(sources)
@@ -283,6 +286,8 @@ class CompiledScorer:
     def _read(self, rows: list[list[int]], last: int, row: int | None = None) -> Sequence[Tensor]:
         """One pass, of all rows or of one."""
         new, storage, source = self._inputs(rows, row)
+        if not self._cache.zeroed and not self.graphs.is_compiled(new):
+            self._cache.clear(self._lengths)
         wide = min(self.graphs.rounded(last), new.shape[1] - 2 - self.graphs.has_places) if last else last
         scores = self.graphs.read(new, wide, storage, source)
         if wide == last and new.shape[0] == len(rows):
