@@ -167,6 +167,21 @@ def test_columns_that_need_not_be_zero_cost_nothing_until_they_are_cleared():
         assert all(tensor[b, :, length:].eq(0).all() for b, length in enumerate([4, 2, 3]))
 
 
+def test_large_storage_is_in_several_pieces_and_joins_what_is_in_one(monkeypatch):
+    monkeypatch.setattr("bild.models.cache.LARGEST", 2 * 2 * 64 * 3 * 8)
+    cache = filled([4, 9])
+    assert len(cache._pieces) == 2
+    cache.reserve(33)
+    # Two tensors of two rows fit one piece with 32 columns, but not with 64 and four rows.
+    cache.join(filled([3, 1], first=8), [3, 1])
+    assert len(cache._pieces) == 3
+    assert numbers(cache, [4, 9, 3, 1]) == [1, 2, 8, 9]
+    other = cache.copy([3, 1], [1, 9])
+    assert numbers(other, [1, 9]) == [9, 2] and len(other._pieces) == 2
+    other.join(cache, [4, 9, 3, 1])
+    assert numbers(other, [1, 9, 4, 9, 3, 1]) == [9, 2, 1, 2, 8, 9]
+
+
 def test_storage_grows_by_powers_of_two_and_shrinks_with_its_longest_row():
     cache = filled([4, 9])
     cache.reserve(33)

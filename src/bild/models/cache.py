@@ -16,12 +16,14 @@ The contract:
 * Whether a network can be read this way at all is asked and tried when a model is made (see
   :class:`~bild.models.eager.EagerModel`), never in the middle of a text.
 
-A place that is used again is zeroed behind what its new row has read: a masked NaN is still a NaN.
+A place that is used again is zeroed behind what its new row has read, for a masked NaN is still a NaN, unless whoever
+reads it reads nothing under a mask.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +34,9 @@ COLUMNS = 32
 """Columns of the first storage; it doubles whenever a text outgrows it."""
 SHRINKING = 4
 """How many times too wide a storage must be when rows go, so that it is made narrower."""
+LARGEST = 16 << 20
+"""Bytes of a piece that holds more than one tensor: malloc gives what has 32 MiB or more back to the system when it is
+freed, which maps and zeroes it anew, page by page."""
 
 
 class Shape(NamedTuple):
@@ -331,16 +336,19 @@ class RowCache:
             new[:rows, ..., :used, :] = old[:rows, ..., :used, :]
 
     def _allocate(self, capacity: int, columns: int) -> None:
-        """Hold tensors of each shape in one piece ``[N, rows, …, columns, D]``."""
+        """Hold tensors of each shape in one piece ``[N, rows, …, columns, D]``, or in a few large ones."""
         new = torch.zeros if self.zeroed else unwritten
-        groups: dict[Shape, list[int]] = {}
+        by_shape: dict[Shape, list[int]] = {}
         for number, shape in enumerate(self.shapes):
-            groups.setdefault(shape, []).append(number)
-        pieces = [
-            new((len(group), capacity, *shape.middle, columns, shape.width), dtype=shape.dtype, device=shape.device)
-            for shape, group in groups.items()
-        ]
-        self._hold(pieces, list(groups.values()))
+            by_shape.setdefault(shape, []).append(number)
+        groups, pieces = list[list[int]](), list[Tensor]()
+        for shape, numbers in by_shape.items():
+            size = (capacity, *shape.middle, columns, shape.width)
+            most = max(1, LARGEST // max(1, math.prod(size) * shape.dtype.itemsize))
+            for group in (numbers[begin : begin + most] for begin in range(0, len(numbers), most)):
+                groups.append(group)
+                pieces.append(new((len(group), *size), dtype=shape.dtype, device=shape.device))
+        self._hold(pieces, groups)
 
     def _hold(self, pieces: list[Tensor], groups: list[list[int]]) -> None:
         """Hold tensors in pieces: what is done to all of a piece costs one call, however many layers there are.
