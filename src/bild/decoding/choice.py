@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bild.decoding.history import History, Use, uniforms
-from bild.decoding.scores import Scores
+from bild.decoding.scores import Scores, widened
 from bild.decoding.transfer import to_device
 
 
@@ -81,7 +81,7 @@ class Sampling:
 
     def warped(self, logits: Tensor) -> Tensor:
         """The scores ``[N, V]`` after temperature, top-k and what else there is, in 32 bits at least."""
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        precise = widened(logits)
         return precise if self.warp is None else self.warp(precise)
 
     def __call__(self, scores: Scores, rows: Sequence[History], counts: Sequence[int], level: int = 0) -> Tensor:

@@ -75,12 +75,17 @@ class Scores(NamedTuple):
 
         Probabilities need at least float32, and a CPU finds the largest of 16-bit numbers more slowly.
         """
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide = widened(logits)
         return cls(wide, Summary.of(wide))
 
     def select(self, rows: list[int]) -> Scores:
         """Of these rows alone."""
         return Scores(self.logits[rows], self.summary.select(rows))
+
+
+def widened(numbers: Tensor) -> Tensor:
+    """Numbers in float32 at least."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def check_numbers(highest: Sequence[float], whose: str, row: int, written: int) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
+from bild.decoding.scores import widened
+
 if TYPE_CHECKING:
     from bild.models import Model
 
@@ -41,7 +43,7 @@ def surprise_of(model: Model, source: Sequence[int], prompt: Sequence[int], toke
             piece, wanted = read[at : at + PIECE], tokens[at : at + PIECE]
             logits = scorer.extend([piece], last=len(piece))[0]
             targets = torch.tensor(wanted, device=logits.device)
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            wide = widened(logits)
             total += float(cross_entropy(wide, targets, reduction="sum"))
     return _number(total)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from bild.decoding.scores import widened
 from bild.errors import InputError, LoadError, check_count, one_line
 from bild.models.cache_argument import cache_argument
 from bild.models.eager.model import EagerModel
@@ -236,12 +237,8 @@ class _Row:
         """Of a state behind a layer, beside the one before it; and its logits where they were computed for it."""
         rule = self.model.rule
         if rule.confidence == "state":
-            return torch.cosine_similarity(_wide(state), _wide(before), dim=-1), None
+            # A threshold of 0.98 is within bfloat16's rounding of 1.
+            return torch.cosine_similarity(widened(state), widened(before), dim=-1), None
         logits = self.model.head(state)
-        first, second = _wide(logits).softmax(-1).topk(2).values[0]
+        first, second = widened(logits).softmax(-1).topk(2).values[0]
         return first - second if rule.confidence == "margin" else first, logits
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """At least float32: a threshold of 0.98 is within bfloat16's rounding of 1."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

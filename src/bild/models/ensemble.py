@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from bild.decoding import Scorer, Scores, Summary
 from bild.decoding.scorer import copied
+from bild.decoding.scores import widened
 from bild.errors import InputError
 from bild.models.protocol import Model
 
@@ -42,7 +43,7 @@ class EnsembleScorer:
         logits = self.base.extend(tokens, last)
         if self._alone:
             return logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = widened(logits)
         total = self.own * logits
         for scorer, weight in self.others:
             total = total + weight * scorer.extend(tokens, last).to(logits.dtype)

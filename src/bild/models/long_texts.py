@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bild.decoding.scorer import Scorer, copied
-from bild.decoding.scores import Summary
+from bild.decoding.scores import Summary, widened
 from bild.models.passes import check_last
 
 Tokens = Sequence[Sequence[int]]
@@ -47,7 +47,7 @@ class LongScorer:
 
     def summarize(self, tokens: Tokens, last: int = 1) -> tuple[Tensor, Summary]:
         logits = self.extend(tokens, last)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = widened(logits)
         return logits, Summary.of(logits)
 
     def truncate(self, lengths: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from bild.decoding.scores import Summary
+from bild.decoding.scores import Summary, widened
 from bild.models.passes import check_last
 
 
@@ -63,7 +63,7 @@ class SingleRows:
 
     def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
         logits = self.extend(tokens, last)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = widened(logits)
         return logits, Summary.of(logits)
 
     def truncate(self, lengths: Sequence[int]) -> None:

@@ -33,7 +33,7 @@ from bild.errors import one_line
 from bild.models import kernels
 from bild.models.compiled import few as few_layers
 from bild.models.compiled import graph_files, layers, processes, runner
-from bild.models.compiled.activations import replace_tanh
+from bild.models.compiled.tanh import replace_tanh
 from bild.models.compiled.graph_files import file_of
 from bild.models.instructions import has_instructions
 
@@ -50,13 +50,13 @@ TEMPLATES = {**LIBRARY, "max_autotune": True, "max_autotune_gemm_backends": "CPP
 OURS = {**LIBRARY, "cpp.threads": 1}
 SOURCES = (
     *(
-        "compiled/activations.py",
         "compiled/cache.py",
         "compiled/graphs.py",
         "compiled/compiling.py",
         "compiled/few.py",
         "compiled/headers/regex",
         "compiled/layers.py",
+        "compiled/tanh.py",
         "early_exit/graphs.py",
         "early_exit/split.py",
     ),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from bild.decoding.scores import widened
 from bild.models import kernels
 from bild.models.cache_argument import cache_argument
 from bild.models.compiled.cache import RowLayer, SourceLayer, of_places
@@ -197,8 +198,3 @@ def summary(logits: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, 
         logits = widened(logits)
         places, probability, log_total = kernels.plain_summary(logits)
     return logits, places if ids is None else ids[places], probability, log_total
-
-
-def widened(logits: Tensor) -> Tensor:
-    """In float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

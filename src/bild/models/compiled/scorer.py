@@ -11,12 +11,12 @@ from torch import Tensor
 
 from bild.decoding.rows import Halt
 from bild.decoding.scorer import Played, Scorer, Take, Turn
-from bild.decoding.scores import Summary
+from bild.decoding.scores import Summary, widened
 from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.compiled import ahead, rounds
 from bild.models.compiled.calling import MOST_RAGGED, RAGGED
-from bild.models.compiled.graphs import summary, widened
+from bild.models.compiled.graphs import summary
 from bild.models.compiled.sources import PartOfSources, Sources
 from bild.models.eager.scorer import copy_rows, inferring
 from bild.models.passes import check_last, numbers_of

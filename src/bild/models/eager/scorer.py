@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
-from bild.decoding.scores import Summary
+from bild.decoding.scores import Summary, widened
 from bild.decoding.transfer import to_device
 from bild.models.cache import COLUMNS, RowCache, Shape
 from bild.models.eager.cache import cache_over
@@ -90,7 +90,7 @@ class EagerScorer:
     def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
         check_last(tokens, last)
         logits = self._extend(tokens, last)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = widened(logits)
         whole, model = self._of_all(logits), self.model
         if model.short_list is None or not model.scores_all:
             return whole, Summary.of(whole)

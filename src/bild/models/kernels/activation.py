@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn import functional
 
-from bild.models.kernels.operators import ACTIVATION, FLOAT_LINEAR, INT4_LINEAR, LINEAR, call, operator
+from bild.models.kernels.operators import ACTIVATION, DTYPES, FLOAT_LINEAR, INT4_LINEAR, LINEAR, call, operator
 
 GELU, SILU = 0, 1
 """Which activation: GELU's approximation by a hyperbolic tangent, or SiLU."""
 CUBIC = 0.044715
 """Of the approximation of GELU (Hendrycks and Gimpel, arXiv 1606.08415)."""
-DTYPES = (torch.float32, torch.bfloat16)
 aten: Any = torch.ops.aten
 
 

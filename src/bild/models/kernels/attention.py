@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.nn import functional
 
-from bild.models.kernels.operators import ATTENTION, call, operator
+from bild.models.kernels.operators import ATTENTION, DTYPES, call, operator
 
 PART, WIDEST = 16, 256
 """Numbers of a head come in whole parts, up to the widest head."""
-DTYPES = (torch.float32, torch.bfloat16)
 MASKS = (torch.bool, *DTYPES)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bild.models.kernels import building
 from bild.models.kernels.choosing import LARGEST, is_faster
-from bild.models.kernels.operators import INT8_ORDER, LINEAR, operator
+from bild.models.kernels.operators import DTYPES, INT8_ORDER, LINEAR, operator
 
 UNIT = 32
 """Outputs that are packed together."""
@@ -33,7 +33,6 @@ TOKEN_SHIFT = 128
 """What AVX2 adds to tokens."""
 AHEAD_OF_PIECE = STEPS + 4 * UNIT
 """Bytes in front of the steps of a piece, where they go in pairs: their order, and what each output owes."""
-DTYPES = (torch.float32, torch.bfloat16)
 Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

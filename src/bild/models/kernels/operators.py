@@ -15,6 +15,8 @@ from bild.models.kernels import building
 LINEAR, INT4_LINEAR, FLOAT_LINEAR = "bild_int8_linear", "bild_int4_linear", "bild_float_linear"
 INT4_PACK, INT8_ORDER = "bild_int4_pack", "bild_int8_order"
 ATTENTION, ACTIVATION, SUMMARY = "bild_attention", "bild_activation", "bild_summary"
+DTYPES = (torch.float32, torch.bfloat16)
+"""Number formats that the kernels take, but for those of weights and masks."""
 
 
 def _linear_shape(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bild.models.kernels.operators import SUMMARY, operator
-
-DTYPES = (torch.float32, torch.bfloat16)
+from bild.models.kernels.operators import DTYPES, SUMMARY, operator
 
 
 def can_sum_up(logits: Tensor) -> bool:

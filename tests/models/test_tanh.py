@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from bild.models.compiled.activations import replace_tanh
+from bild.models.compiled.tanh import replace_tanh
 
 STATES = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, 1e-4, -1e-4, 80.0, -80.0, torch.inf, torch.nan])])
 
