@@ -33,8 +33,8 @@ from bild.errors import one_line
 from bild.models import kernels
 from bild.models.compiled import few as few_layers
 from bild.models.compiled import graph_files, layers, processes, runner
-from bild.models.compiled.tanh import replace_tanh
 from bild.models.compiled.graph_files import file_of
+from bild.models.compiled.tanh import replace_tanh
 from bild.models.instructions import has_instructions
 
 logger = logging.getLogger("bild")
