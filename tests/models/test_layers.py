@@ -36,10 +36,16 @@ def programs(network, monkeypatch):
             found.append((module, inputs, compiling.exported(module, inputs, dynamic_shapes)))
         return lambda given: called(module, inputs, given)
 
-    monkeypatch.setattr(compiling, "compiled", keep)
+    stand_in(keep, monkeypatch)
     model = CompiledModel(network)
     assert model.is_compiled
     return found
+
+
+def stand_in(compiled, monkeypatch) -> None:
+    """Put this in the compiler's place. Its graphs have torch's attention, which reads under a mask."""
+    monkeypatch.setattr(compiling, "compiled", compiled)
+    monkeypatch.setattr("bild.models.cache.unwritten", torch.zeros)
 
 
 def called(module, inputs, given: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -98,6 +104,15 @@ def test_the_parts_together_are_the_whole(name, together, monkeypatch):
         check_same(cut, module, inputs)
 
 
+def test_attention_that_is_not_ours_is_not_compiled_where_rows_are_named(monkeypatch, caplog):
+    monkeypatch.setattr(compiling.kernels, "replace_attention", lambda graph: 0)
+    with pytest.raises(AssertionError):
+        programs(build("gpt2", layers=DEEP, width=32, dtype=torch.float32), monkeypatch)
+    assert "cannot be compiled and runs uncompiled (RuntimeError: not all of its attention is computed" in caplog.text
+    # Heads of eight numbers are never our kernel's, and no rows are named.
+    assert programs(build("llama", layers=DEEP, width=32, dtype=torch.float32), monkeypatch)
+
+
 FEW = {"llama": 5, "gpt2": 4, "t5": 6, "bart": 5, "int8": 5}
 """Decoder layers of networks of which three are traced."""
 
@@ -119,7 +134,7 @@ def test_the_parts_of_a_few_layers_are_those_of_all(name, together, monkeypatch)
             made.append((module, inputs, few_layers.cut_of_few(module, inputs, dynamic_shapes, compiling.exported)))
         return lambda given: called(module, inputs, given)
 
-    monkeypatch.setattr(compiling, "compiled", keep)
+    stand_in(keep, monkeypatch)
     assert CompiledModel(network).is_compiled
     ((module, inputs, cut),) = [each for each in made if isinstance(each[0], Read)]
     # Before them, once each, and behind.

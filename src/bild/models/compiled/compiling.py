@@ -73,6 +73,9 @@ SEARCHED = "CPLUS_INCLUDE_PATH"
 DEVICES = 'std::regex re("(cpu|cuda|xpu|mps)(:([0-9]+))?");'
 """What torch's runtime has a regular expression for."""
 
+THEIRS = torch.ops.aten.scaled_dot_product_attention.default
+"""Attention by torch."""
+
 UNFINISHED = "tmp"
 """How the folder of a graph begins that is being compiled."""
 STALE_S = 24 * 3600.0
@@ -262,8 +265,13 @@ def exported(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any) -> E
         module: as for :func:`compiled`.
         inputs: likewise.
         dynamic_shapes: likewise.
+
+    Raises:
+        RuntimeError: rows are named, and some attention is not our kernel's: it reads what is masked, which is never
+            written there.
     """
-    with _unrepeated() if getattr(module, "has_places", False) else nullcontext():
+    has_places = getattr(module, "has_places", False)
+    with _unrepeated() if has_places else nullcontext():
         program = torch.export.export(
             module,
             tuple(inputs),
@@ -278,6 +286,8 @@ def exported(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Any) -> E
     _drop_unread(program.graph)
     replace_tanh(program.graph)
     kernels.replace_attention(program.graph)
+    if has_places and any(node.target is THEIRS for node in program.graph.nodes):
+        raise RuntimeError("not all of its attention is computed by our kernel")
     _drop_unread(program.graph)
     return program
 

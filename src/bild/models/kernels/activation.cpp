@@ -4,7 +4,7 @@
 // from column factor on where that is not negative; so many numbers, computed in float32 and rounded once. f is x σ(2 u) with
 // u = √(2 / π) (x + 0.044715 x³), which is GELU's approximation by a hyperbolic tangent, or x σ(x), which is SiLU.
 
-#include "tiles.h"
+#include "common.h"
 
 namespace bild {
 namespace {

@@ -56,6 +56,13 @@ struct Sizes {
   }
 };
 
+// Rows of [..., columns].
+inline int64_t rows_of(const Sizes& states) {
+  int64_t rows = 1;
+  for (int64_t d = 0; d < states.dims - 1; d++) rows *= states.sizes[d];
+  return rows;
+}
+
 inline int64_t count(AtenTensorHandle tensor) {
   int64_t numbers;
   check(aoti_torch_get_numel(tensor, &numbers));

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 
-#include "tiles.h"
+#include "common.h"
 
 namespace bild {
 namespace {

@@ -14,13 +14,6 @@ constexpr int64_t AHEAD = 2048;  // bytes fetched before they are needed
 
 inline int64_t units_of(int64_t outputs) { return (outputs + UNIT - 1) / UNIT; }
 
-// Rows of [..., inputs].
-inline int64_t rows_of(const Sizes& states) {
-  int64_t rows = 1;
-  for (int64_t d = 0; d < states.dims - 1; d++) rows *= states.sizes[d];
-  return rows;
-}
-
 // Tile::block<ROWS, UNITS> for 1, 2, … ROWS: does ROWS rows by UNITS units.
 template <class Tile, class Product, int UNITS, size_t... ROWS>
 constexpr auto blocks(std::index_sequence<ROWS...>) {
