@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bild.decoding.scorer import Scorer, copied
-from bild.decoding.scores import Summary, widened
+from bild.decoding.scores import Scores, Summary
 from bild.models.passes import check_last
 
 Tokens = Sequence[Sequence[int]]
@@ -46,9 +46,7 @@ class LongScorer:
         return torch.stack([_behind(before, behind, len(new)) for before, behind, new in rows])
 
     def summarize(self, tokens: Tokens, last: int = 1) -> tuple[Tensor, Summary]:
-        logits = self.extend(tokens, last)
-        logits = widened(logits)
-        return logits, Summary.of(logits)
+        return Scores.of(self.extend(tokens, last))
 
     def truncate(self, lengths: Sequence[int]) -> None:
         for text, length in zip(self._texts, lengths, strict=True):

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from bild.decoding.scores import Summary, widened
+from bild.decoding.scores import Scores, Summary
 from bild.models.passes import check_last
 
 
@@ -62,9 +62,7 @@ class SingleRows:
         return torch.stack(padded)
 
     def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
-        logits = self.extend(tokens, last)
-        logits = widened(logits)
-        return logits, Summary.of(logits)
+        return Scores.of(self.extend(tokens, last))
 
     def truncate(self, lengths: Sequence[int]) -> None:
         for row, length in zip(self.rows, lengths, strict=True):

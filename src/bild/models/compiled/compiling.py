@@ -36,6 +36,7 @@ from bild.models.compiled import graph_files, layers, processes, runner
 from bild.models.compiled.graph_files import file_of
 from bild.models.compiled.tanh import replace_tanh
 from bild.models.instructions import has_instructions
+from bild.models.kernels.attention import THEIRS
 
 logger = logging.getLogger("bild")
 
@@ -72,9 +73,6 @@ SEARCHED = "CPLUS_INCLUDE_PATH"
 """Where compilers look for headers before they look into the standard library."""
 DEVICES = 'std::regex re("(cpu|cuda|xpu|mps)(:([0-9]+))?");'
 """What torch's runtime has a regular expression for."""
-
-THEIRS = torch.ops.aten.scaled_dot_product_attention.default
-"""Attention by torch."""
 
 UNFINISHED = "tmp"
 """How the folder of a graph begins that is being compiled."""

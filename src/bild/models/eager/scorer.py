@@ -89,8 +89,7 @@ class EagerScorer:
 
     def summarize(self, tokens: Sequence[Sequence[int]], last: int = 1) -> tuple[Tensor, Summary]:
         check_last(tokens, last)
-        logits = self._extend(tokens, last)
-        logits = widened(logits)
+        logits = widened(self._extend(tokens, last))
         whole, model = self._of_all(logits), self.model
         if model.short_list is None or not model.scores_all:
             return whole, Summary.of(whole)

@@ -15,6 +15,8 @@ from bild.models.kernels.operators import ATTENTION, DTYPES, call, operator
 PART, WIDEST = 16, 256
 """Numbers of a head come in whole parts, up to the widest head."""
 MASKS = (torch.bool, *DTYPES)
+THEIRS = torch.ops.aten.scaled_dot_product_attention.default
+"""Attention by torch."""
 
 
 class Shaped(Protocol):
@@ -77,7 +79,7 @@ def replace_attention(graph: Graph) -> int:
     target = operator(ATTENTION)
     if target is None:
         return 0
-    nodes = [node for node in graph.nodes if node.target is torch.ops.aten.scaled_dot_product_attention.default]
+    nodes = [node for node in graph.nodes if node.target is THEIRS]
     return sum(_replace(graph, node, target) for node in nodes)
 
 
