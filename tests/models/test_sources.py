@@ -51,7 +51,7 @@ def values(sources: Sources, rows: int) -> list[list[list[float]]]:
 def test_what_was_begun_is_what_would_have_been_encoded():
     sources, encoder = begun([[5, 6, 7]])
     assert values(sources, 1) == [[[5, 6, 7]], [[10, 12, 14]]]
-    assert sources.are_there([0]) and len(encoder.calls) == 1
+    assert not sources.are_coming and len(encoder.calls) == 1
     assert encoder.calls[0][1].startswith("bild-ahead")
 
 

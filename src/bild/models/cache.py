@@ -139,7 +139,7 @@ class Places:
 
 
 class RowCache:
-    """Tensors ``[capacity, …, columns, D]``: keys of every layer, then values.
+    """Tensors ``[capacity, …, columns, D]``: keys of every layer, then values; made when somebody reads or writes them.
 
     Args:
         shapes: of each tensor.
@@ -163,7 +163,10 @@ class RowCache:
         self._written = set[int]()
         """Places that hold whole rows, of those that stand there or stood there last."""
         self._used = 0
-        self._allocate(max(self.places.end, capacity or 0), columns)
+        self._capacity = max(self.places.end, capacity or 0)
+        self._pieces, self._groups = list[Tensor](), list[list[int]]()
+        self._held, self._seen = list[Tensor](), list[Tensor]()
+        self._is_made = False
 
     @classmethod
     def holding(cls, tensors: Sequence[Tensor], places: Places | None = None) -> RowCache:
@@ -172,8 +175,8 @@ class RowCache:
         cache.shapes = [Shape.of(tensor) for tensor in tensors]
         cache.places = Places(tensors[0].shape[0]) if places is None else places
         cache.columns, cache._written, cache.zeroed = tensors[0].shape[-2], set(cache.places.of_rows), True
-        cache._used = cache.columns
-        cache._hold([tensor[None] for tensor in tensors], [[number] for number in range(len(tensors))])
+        cache._used, cache._capacity = cache.columns, tensors[0].shape[0]
+        cache._hold([tensor[None] for tensor in tensors], [[number] for number in range(len(tensors))], tensors)
         return cache
 
     @property
@@ -199,7 +202,7 @@ class RowCache:
     @property
     def capacity(self) -> int:
         """Rows there is room for."""
-        return self._held[0].shape[0] if self._held else self.places.end
+        return self._capacity
 
     def reserve(self, used: int) -> None:
         """Make sure that the first ``used`` columns can be written, and take them for written."""
@@ -227,7 +230,7 @@ class RowCache:
         copies = [each for each in copies if grows or not each.stood or each.place not in self._written]
         for each in copies:
             (self._written.add if each.origin in self._written else self._written.discard)(each.place)
-        if copies:
+        if copies and self._is_made:
             self._fill([each.place for each in copies], self._pieces, [each.origin for each in copies], max(lengths))
         wanted = room_for(max([1, *lengths])) if columns is None else columns
         if wanted * SHRINKING <= self.columns:
@@ -251,8 +254,11 @@ class RowCache:
         self._written |= {
             place for place, origin in zip(new, other.places.of_rows, strict=True) if origin in other._written
         }
-        pieces = other._pieces if other._groups == self._groups else self._pieces_of(other._held)
-        self._fill(new, pieces, other.places.of_rows, needed)
+        if other._is_made:
+            self._fill(new, self._pieces_of(other), other.places.of_rows, needed)
+        elif self._is_made and self.zeroed:
+            # Nothing was written there.
+            self._fill(new, self._pieces, new, 0)
         self._used = max(self._used, needed)
 
     def copy(self, rows: Sequence[int], lengths: Sequence[int], capacity: int | None = None) -> RowCache:
@@ -265,9 +271,9 @@ class RowCache:
         """
         used = max([0, *lengths])
         other = RowCache(self.shapes, len(rows), room_for(used), capacity, self.zeroed)
-        pieces = self._pieces if other._groups == self._groups else other._pieces_of(self._held)
         other._used = used
-        other._fill(range(len(rows)), pieces, [self.places.of_rows[row] for row in rows], used)
+        if self._is_made:
+            other._fill(range(len(rows)), other._pieces_of(self), [self.places.of_rows[row] for row in rows], used)
         return other
 
     def write(self, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
@@ -277,10 +283,11 @@ class RowCache:
         self._used = max(self._used, width)
         self._written |= {self.places.of_rows[row] for row in rows}
         places = [self.places.of_rows[row] for row in rows]
-        self._fill(places, self._pieces_of(tensors), range(len(rows)), width, self.columns)
+        self._fill(places, self._together(tensors), range(len(rows)), width, self.columns)
 
     def clear(self, lengths: Sequence[int]) -> None:
         """Zero what is behind so many columns of each row."""
+        self._make()
         for piece in self._pieces:
             for place, length in zip(self.places.of_rows, lengths, strict=True):
                 piece[:, place, ..., length:, :].zero_()
@@ -289,6 +296,8 @@ class RowCache:
         """Move each row to the place of its number."""
         before, self.places = self.places.of_rows, Places(self.rows)
         self._written = {place for place, origin in enumerate(before) if origin in self._written}
+        if not self._is_made:
+            return
         first = next(place for place, origin in enumerate(before) if place != origin)
         # Copied at once: one after the other, some would be overwritten before they are read.
         moved = [piece[:, torch.tensor(before[first:], device=piece.device)] for piece in self._pieces]
@@ -322,20 +331,32 @@ class RowCache:
                 if self.zeroed and end > length:
                     piece[:, to : to + count, ..., length:end, :].zero_()
 
-    def _pieces_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors that are not in pieces like those of this cache."""
+    def _pieces_of(self, other: RowCache) -> list[Tensor]:
+        """What another cache holds, in pieces like those of this one."""
+        self._make()
+        return other._pieces if other._groups == self._groups else self._together(other._held)
+
+    def _together(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors in pieces like those of this cache."""
+        self._make()
         grouped = ([tensors[number] for number in group] for group in self._groups)
         return [group[0][None] if len(group) == 1 else torch.stack(group) for group in grouped]
 
     def _resize(self, capacity: int, columns: int) -> None:
         before, used = self._held, min(self._used, columns)
-        rows = min(before[0].shape[0], capacity) if before else 0
-        self.columns = columns
-        self._allocate(capacity, columns)
+        rows = min(self._capacity, capacity)
+        self.columns, self._capacity = columns, capacity
+        if not self._is_made:
+            return
+        self._allocate()
         for old, new in zip(before, self._held, strict=True):
             new[:rows, ..., :used, :] = old[:rows, ..., :used, :]
 
-    def _allocate(self, capacity: int, columns: int) -> None:
+    def _make(self) -> None:
+        if not self._is_made:
+            self._allocate()
+
+    def _allocate(self) -> None:
         """Hold tensors of each shape in one piece ``[N, rows, …, columns, D]``, or in a few large ones."""
         new = torch.zeros if self.zeroed else unwritten
         by_shape: dict[Shape, list[int]] = {}
@@ -343,27 +364,30 @@ class RowCache:
             by_shape.setdefault(shape, []).append(number)
         groups, pieces = list[list[int]](), list[Tensor]()
         for shape, numbers in by_shape.items():
-            size = (capacity, *shape.middle, columns, shape.width)
+            size = (self._capacity, *shape.middle, self.columns, shape.width)
             most = max(1, LARGEST // max(1, math.prod(size) * shape.dtype.itemsize))
             for group in (numbers[begin : begin + most] for begin in range(0, len(numbers), most)):
                 groups.append(group)
                 pieces.append(new((len(group), *size), dtype=shape.dtype, device=shape.device))
         self._hold(pieces, groups)
 
-    def _hold(self, pieces: list[Tensor], groups: list[list[int]]) -> None:
+    def _hold(self, pieces: list[Tensor], groups: list[list[int]], tensors: Sequence[Tensor] | None = None) -> None:
         """Hold tensors in pieces: what is done to all of a piece costs one call, however many layers there are.
 
         Args:
             pieces: ``[N, rows, …, columns, D]``.
             groups: numbers of the tensors of each.
+            tensors: the same, each by itself; None: they are taken apart.
         """
-        self._pieces, self._groups = pieces, groups
-        unbound = (tensor for piece in pieces for tensor in piece.unbind())
-        numbered = dict(zip(itertools.chain(*groups), unbound, strict=True))
-        self._held: list[Tensor] = [numbered[number] for number in range(len(numbered))]
-        self._seen: list[Tensor] = self._held
+        self._pieces, self._groups, self._is_made = pieces, groups, True
+        if tensors is None:
+            unbound = (tensor for piece in pieces for tensor in piece.unbind())
+            numbered = dict(zip(itertools.chain(*groups), unbound, strict=True))
+            tensors = [numbered[number] for number in range(len(numbered))]
+        self._held = self._seen = list(tensors)
 
     def _first(self, rows: int) -> list[Tensor]:
+        self._make()
         if self._seen and self._seen[0].shape[0] != rows:
             # Of the same strides as a tensor of so many rows, which is all that a compiled graph knows.
             self._seen = [tensor[:rows] for tensor in self._held]

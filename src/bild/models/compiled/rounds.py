@@ -20,10 +20,10 @@ UNREAD, BROKEN = 0, 2
 
 
 def can_play(large: CompiledScorer, small: CompiledScorer) -> bool:
-    """Whether both run by our own hand, tell tokens of the shared vocabulary, and have their sources."""
-    rows = range(len(large.lengths))
+    """Whether both run by our own hand, tell tokens of the shared vocabulary, and do not wait for their sources: what
+    is drafted in the meantime costs no time."""
     return all(
-        scorer.rolls and scorer.graphs.rolls and scorer.model.dtype != torch.float64 and scorer.has_encoded(rows)
+        scorer.rolls and scorer.graphs.rolls and scorer.model.dtype != torch.float64 and not scorer.is_encoding
         for scorer in (large, small)
     )
 

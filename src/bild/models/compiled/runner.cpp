@@ -193,6 +193,10 @@ struct Watched {
   int64_t numbers;
 };
 
+// Numbers that are looked at side by side: all of a model's weights are far from the core, and what counts is how often
+// it has to be gone to them.
+constexpr size_t SIDE_BY_SIDE = 4;
+
 std::unordered_map<int64_t, std::shared_ptr<const Watched>> watched;
 int64_t last_watched = 0;
 
@@ -225,12 +229,14 @@ int64_t fingerprint(int64_t number) {
   }
   for (const at::Tensor& each : all->sampled) {
     const size_t size = each.element_size(), count = each.numel();
-    const size_t step = std::max<size_t>(1, count / static_cast<size_t>(all->numbers));
+    const size_t step = std::max<size_t>(1, count * SIDE_BY_SIDE / static_cast<size_t>(all->numbers));
     const auto* bytes = static_cast<const unsigned char*>(each.const_data_ptr());
-    for (size_t at = 0; at < count; at += step) {
-      uint64_t value = 0;
-      std::memcpy(&value, bytes + at * size, std::min(size, sizeof(value)));
-      mix(value);
+    for (size_t begin = 0; begin < count; begin += step) {
+      for (size_t at = begin; at < std::min({count, begin + step, begin + SIDE_BY_SIDE}); ++at) {
+        uint64_t value = 0;
+        std::memcpy(&value, bytes + at * size, std::min(size, sizeof(value)));
+        mix(value);
+      }
     }
   }
   return static_cast<int64_t>(hash);

@@ -149,7 +149,7 @@ class CompiledScorer:
         passes, new, at_once = [0] * len(tokens), list(tokens), self.graphs.at_once
         while any(new):
             room = most - min(passes[b] for b in _reading(new))
-            if at_once == 1 and max(map(len, new)) == 1 and self.has_encoded(_reading(new)):
+            if at_once == 1 and max(map(len, new)) == 1:
                 left = self._left(new, halts, passes)
                 if left is None:
                     self._roll_on(new, room, take, passes)
@@ -203,9 +203,10 @@ class CompiledScorer:
             written[b], probabilities[b] = row, chances
         return written, probabilities
 
-    def has_encoded(self, rows: Sequence[int]) -> bool:
-        """Whether the sources of these rows are there."""
-        return self.sources is None or self.sources.are_there(rows)
+    @property
+    def is_encoding(self) -> bool:
+        """Whether its sources are being encoded by another thread."""
+        return self.sources is not None and self.sources.are_coming
 
     def _roll_on(self, new: Sequence[Sequence[int]], most: int, take: Take, passes: list[int]) -> None:
         """Write token after token behind rows that have read all but one: what comes before the pass is done once."""
@@ -236,7 +237,7 @@ class CompiledScorer:
     def part(self, rows: Sequence[int]) -> tuple[Sequence[int], list[Tensor], Any]:
         """The rows of a pass over at least these, its arguments, and the numbers among them, still to be filled in."""
         graphs, count = self.graphs, len(self._lengths)
-        source = [] if self.sources is None else self.sources.tensors((), count)
+        source = [] if self.sources is None else self.sources.tensors(rows, count)
         tensors = [*self.placed(count), *source]
         # Rows that cannot be named are those from the first to the last.
         order = rows if graphs.has_places else range(rows[0], rows[-1] + 1)
@@ -286,8 +287,6 @@ class CompiledScorer:
     def _read(self, rows: list[list[int]], last: int, row: int | None = None) -> Sequence[Tensor]:
         """One pass, of all rows or of one."""
         new, storage, source = self._inputs(rows, row)
-        if not self._cache.zeroed and not self.graphs.is_compiled(new):
-            self._cache.clear(self._lengths)
         wide = min(self.graphs.rounded(last), new.shape[1] - 2 - self.graphs.has_places) if last else last
         scores = self.graphs.read(new, wide, storage, source)
         if wide == last and new.shape[0] == len(rows):
@@ -302,6 +301,8 @@ class CompiledScorer:
         padded = [*rows, *[[0] * len(rows[0])] * (count - len(rows))]
         # By way of numpy in half the time.
         new = torch.from_numpy(np.array(padded, dtype=np.int64))
+        if not self._cache.zeroed and not self.graphs.is_compiled(new):
+            self._cache.clear(self._lengths)
         if not self.graphs.is_recorded:
             new = to_device(new, self.model.device)
         every = count if row is None else len(self._lengths)

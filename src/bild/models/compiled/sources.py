@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bild.decoding.transfer import to_device
 from bild.models.cache import Places, RowCache, Shape, next_power, room_for
 from bild.models.compiled import ahead
+from bild.models.compiled.calling import mask_of
 from bild.models.compiled.graphs import halves
 from bild.models.sources import distinct_of
 
@@ -68,9 +68,10 @@ class Sources:
         if not any(self._encoded):
             self._coming = ahead.begin(partial(self._encode_once, list(self.tokens)))
 
-    def are_there(self, rows: Sequence[int]) -> bool:
-        """Whether the sources of these rows are encoded."""
-        return all(self._encoded[b] for b in rows)
+    @property
+    def are_coming(self) -> bool:
+        """Whether another thread encodes them, begun and not asked for yet."""
+        return self._coming is not None
 
     def tensors(self, needed: Sequence[int], rows: int) -> list[Tensor]:
         """Keys, then values, then the mask ``[B, 1, 1, S]``: of the rows, or of the places up to the last in use.
@@ -99,9 +100,7 @@ class Sources:
             counts[place] = len(row) if done else 1
         if before is not None and before.held is held and before.counts == counts:
             return before
-        lengths = to_device(torch.tensor(counts), self._device)
-        column = torch.arange(self._cache.columns, device=self._device)
-        return Ready(held, counts, [*held, (column < lengths[:, None])[:, None, None]])
+        return Ready(held, counts, [*held, mask_of(counts, self._cache.columns, self._device)])
 
     def keep(self, rows: Sequence[int]) -> None:
         """As :meth:`RowCache.keep`."""
@@ -213,7 +212,11 @@ class PartOfSources:
 
     def __init__(self, whole: Sources, own: slice, is_borrowed: bool = False) -> None:
         self.whole, self.own, self.is_borrowed = whole, own, is_borrowed
-        self.are_there = whole.are_there
+
+    @property
+    def are_coming(self) -> bool:
+        """As :attr:`Sources.are_coming`."""
+        return self.whole.are_coming
 
     def of_another(self, own: slice) -> PartOfSources:
         """The same sources as the other model looks them up."""
