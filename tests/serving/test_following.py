@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+import pytest
+
 from bild.decoding import Policy, Rules
 from bild.engine import Failed, Finished, Written
-from bild.serving.following import follow
+from bild.serving.following import GoneError, follow, while_connected
 from tests.engine.toys import engine, job
 
 
@@ -84,5 +86,79 @@ def test_commits_are_told_one_by_one_where_they_are_wanted():
                 caller.engine.step()
                 index, event = await asyncio.wait_for(following_one, 5)
                 assert index == 0 and isinstance(event, Written) and len(event.commit.tokens) == 1, at
+
+    asyncio.run(run())
+
+
+class Client:
+    """Sends its body, and leaves when it is told to."""
+
+    def __init__(self) -> None:
+        self.leaves = asyncio.Event()
+
+    async def receive(self):
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+
+def test_whoever_leaves_has_nothing_done_for_him():
+    async def run():
+        client, cancelled = Client(), []
+
+        async def work():
+            try:
+                client.leaves.set()
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                # What is cleared away takes its time, and is waited for.
+                await asyncio.sleep(0)
+                cancelled.append("cleared")
+                raise
+
+        with pytest.raises(GoneError):
+            await while_connected(client.receive, work())
+        assert cancelled == [True, "cleared"]
+        # Nothing of it is left: the task may wait for something else.
+        await asyncio.sleep(0.01)
+        assert not asyncio.current_task().cancelling()
+
+    asyncio.run(run())
+
+
+def test_whoever_leaves_when_all_is_done_is_no_error():
+    async def run():
+        client = Client()
+
+        async def work():
+            client.leaves.set()
+            return 7
+
+        assert await while_connected(client.receive, work()) == 7
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+def test_a_server_that_stops_is_no_client_that_left():
+    async def run():
+        client = Client()
+        task = asyncio.ensure_future(while_connected(client.receive, asyncio.sleep(5)))
+        await asyncio.sleep(0)
+        task.cancel()
+        client.leaves.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+
+
+def test_what_fails_fails_as_it_is():
+    async def run():
+        async def work():
+            raise KeyError("own")
+
+        with pytest.raises(KeyError, match="own"):
+            await while_connected(Client().receive, work())
 
     asyncio.run(run())

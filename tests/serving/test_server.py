@@ -22,7 +22,7 @@ import torch
 from bild.cli.serve import uncompiled
 from bild.engine import Limits
 from bild.errors import InputError
-from bild.serving.server import listen
+from bild.serving.server import Gathering, listen
 from tests.serving.conftest import is_idle, wait_until
 
 TEXTS = ["w7 w8 w9", "w3", "w20 w21 w22 w23 w5 w6", "w11 w12"]
@@ -135,6 +135,41 @@ def test_answers_are_not_held_back(server):
     # asyncio turns Nagle's algorithm off on sockets that say they are TCP only; with it the body of an answer waits
     # 40 ms for the acknowledgement of the headers.
     assert server.socket.proto == socket.IPPROTO_TCP
+
+
+class Transport:
+    """Remembers what was done to it."""
+
+    def __init__(self) -> None:
+        self.done: list[Any] = []
+
+    def write(self, data: bytes) -> None:
+        self.done.append(data)
+
+    def close(self) -> None:
+        self.done.append("closed")
+
+    def is_closing(self) -> bool:
+        return "closed" in self.done
+
+
+def test_a_head_and_its_body_are_sent_together():
+    async def run():
+        transport = Transport()
+        gathering = Gathering(transport, asyncio.get_running_loop())
+        gathering.write(b"head, ")
+        gathering.write(b"body")
+        gathering.write(b"")
+        assert transport.done == [] and not gathering.is_closing()
+        await asyncio.sleep(0)
+        assert transport.done == [b"head, body"]
+        # What was written before an end is sent before it, and nothing behind it.
+        gathering.write(b"last")
+        gathering.close()
+        await asyncio.sleep(0)
+        assert transport.done == [b"head, body", b"last", "closed"] and gathering.is_closing()
+
+    asyncio.run(run())
 
 
 def test_an_address_that_is_taken_is_said_so(server):

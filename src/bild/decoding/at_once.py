@@ -73,7 +73,8 @@ def _turn(row: Row, window: int | None) -> Turn | None:
     rules, request = row.rules, row.request
     policy, acceptance, rule = rules.policy, rules.acceptance, rules.hand_over
     longest = rules.window if window is None else min(rules.window, window)
-    plain = rules.segments is None and request.logprobs is None and longest > 0 and may_roll(row)
+    judged = policy.alone is None and rules.segments is None
+    plain = judged and request.logprobs is None and longest > 0 and may_roll(row)
     if not plain or learner(acceptance) is not None or learner(rule) is not None:
         return None
     # Exact types: a rule made of one of these may judge otherwise.

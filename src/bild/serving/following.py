@@ -67,17 +67,27 @@ async def while_connected(receive: Callable[[], Awaitable[Any]], work: Coroutine
     Raises:
         GoneError: it has left; the work is cancelled.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(left(receive))
+    own, goes_on, is_gone = asyncio.current_task(), True, False
+    assert own is not None, "a request is answered in a task"
+
+    def leave(watching: asyncio.Task[None]) -> None:
+        nonlocal is_gone
+        if goes_on and not watching.cancelled():
+            is_gone = True
+            own.cancel()
+
+    watching = asyncio.ensure_future(left(receive))
+    watching.add_done_callback(leave)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise GoneError
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        # Whoever stops the server cancels, too.
+        if is_gone and own.uncancel() == 0:
+            raise GoneError from None
+        raise
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        goes_on = False
+        watching.cancel()
 
 
 async def left(receive: Callable[[], Awaitable[Any]]) -> None:

@@ -110,7 +110,7 @@ class PunctualProtocol(H11Protocol):
     _due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type]
         self._arm()
 
     def data_received(self, data: bytes) -> None:
@@ -138,6 +138,39 @@ class PunctualProtocol(H11Protocol):
         if not self.transport.is_closing():
             self.transport.write(LATE)
             self.transport.close()
+
+
+class Gathering:
+    """A transport that sends together what is written without the loop coming in between: the head and the body of an
+    answer take the system one call instead of two, and their client wakes up once.
+
+    Args:
+        transport: sends it.
+        loop: whose turns they are.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._held = transport, loop, list[bytes]()
+
+    def write(self, data: bytes) -> None:
+        """Send it at the loop's next turn."""
+        if data and not self._held:
+            self._loop.call_soon(self._send)
+        if data:
+            self._held.append(data)
+
+    def close(self) -> None:
+        """Close it behind all that was written."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        held, self._held = self._held, []
+        if held:
+            self._transport.write(b"".join(held))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def listen(host: str, port: int) -> socket.socket:

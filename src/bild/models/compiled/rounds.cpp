@@ -17,7 +17,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Numbers of a row as Python gives them; `limits` has three more.
-enum Given { COMMITTED, SMALL_READ, LARGE_READ, WINDOW, LEFT, KEEPS_DOUBTFUL, TAIL, GIVEN };
+enum Given { COMMITTED, SMALL_READ, LARGE_READ, WINDOW, LEFT, KEEPS_DOUBTFUL, TAIL, BEGUN, GIVEN };
 enum Limit { FLOOR, NEAR, SURE_OF_END, LIMITS };
 // What became of a draft.
 enum Outcome { UNREAD, JUDGED, BROKEN };
@@ -37,6 +37,8 @@ struct Row : Writer {
   // How many tokens the small model has read in this round.
   int64_t small_tokens;
   bool keeps_doubtful;
+  // Whether its first draft was written before.
+  bool is_begun;
   double sure_of_end;
   float near;
   // The last tokens: at least all that either model has not read.
@@ -130,6 +132,12 @@ class Game {
     std::vector<Writer*> writing;
     for (Row* row : going_) {
       row->small_tokens = -row->read;
+      if (row->is_begun) {
+        // A pass for each token, of which the first read the one that was there.
+        row->read += static_cast<int64_t>(row->written.size());
+        row->is_begun = false;
+        continue;
+      }
       row->unread.assign(row->tokens.end() - (row->committed - row->read), row->tokens.end());
       row->room = std::min(row->window, row->left);
       writing.push_back(row);
@@ -256,6 +264,8 @@ int64_t place_of(at::TensorList inputs, int64_t row) { return inputs[0].const_da
 // limits: [N, LIMITS], float64: a token that is less probable is doubted; a drafted one that is further is rolled back
 //   unless the large model would write it; an end token passes unread behind tokens at least this probable.
 // tails: the tokens that a model has not read, of one row behind the other.
+// begun, begun_chances: first drafts that were written before, token by token, and how probable each is; of one row
+//   behind the other, as many as BEGUN says.
 // ends: [E], end tokens.
 // columns: that both storages have; no round begins that may need more.
 // most: rounds.
@@ -267,12 +277,14 @@ int64_t place_of(at::TensorList inputs, int64_t row) { return inputs[0].const_da
 // and behind, and the distance of each drafted one; and what both models have read of each row [N, 2].
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> play_rounds(
     int64_t small, at::TensorList small_inputs, int64_t large, at::TensorList large_inputs, const at::Tensor& rows,
-    const at::Tensor& limits, const at::Tensor& tails, const at::Tensor& ends, int64_t columns, int64_t most,
-    int64_t patience_us, double ragged, int64_t most_ragged) {
-  const auto begun = Clock::now();
+    const at::Tensor& limits, const at::Tensor& tails, const at::Tensor& begun, const at::Tensor& begun_chances,
+    const at::Tensor& ends, int64_t columns, int64_t most, int64_t patience_us, double ragged, int64_t most_ragged) {
+  const auto start = Clock::now();
   const int64_t count = rows.size(0);
   TORCH_CHECK(rows.size(1) == GIVEN && limits.size(1) == LIMITS, "a row has ", GIVEN, " numbers and ", LIMITS, " limits");
   const int64_t *given = rows.const_data_ptr<int64_t>(), *tail = tails.const_data_ptr<int64_t>();
+  const int64_t* written = begun.const_data_ptr<int64_t>();
+  const float* chance = begun_chances.const_data_ptr<float>();
   const double* limit = limits.const_data_ptr<double>();
   std::vector<Row> all(static_cast<size_t>(count));
   for (int64_t n = 0; n < count; ++n, given += GIVEN, limit += LIMITS) {
@@ -291,11 +303,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     row.sure_of_end = limit[SURE_OF_END];
     row.tokens.assign(tail, tail + given[TAIL]);
     tail += given[TAIL];
+    row.is_begun = given[BEGUN] > 0;
+    row.written.assign(written, written + given[BEGUN]);
+    row.chances.assign(chance, chance + given[BEGUN]);
+    written += given[BEGUN];
+    chance += given[BEGUN];
   }
   const int64_t* end = ends.const_data_ptr<int64_t>();
   Game game(Caller(small, small_inputs), Caller(large, large_inputs), std::move(all), {end, end + ends.numel()},
             {ragged, most_ragged});
-  const auto late = begun + std::chrono::microseconds(patience_us);
+  const auto late = start + std::chrono::microseconds(patience_us);
   for (int64_t played = 0; played < most && !game.is_over() && game.columns() <= columns; ++played) {
     if (played > 0 && Clock::now() > late) break;
     game.round();

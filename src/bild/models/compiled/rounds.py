@@ -20,11 +20,9 @@ UNREAD, BROKEN = 0, 2
 
 
 def can_play(large: CompiledScorer, small: CompiledScorer) -> bool:
-    """Whether both run by our own hand, tell tokens of the shared vocabulary, and do not wait for their sources: what
-    is drafted in the meantime costs no time."""
+    """Whether both run by our own hand, and tell tokens of the shared vocabulary."""
     return all(
-        scorer.rolls and scorer.graphs.rolls and scorer.model.dtype != torch.float64 and not scorer.is_encoding
-        for scorer in (large, small)
+        scorer.rolls and scorer.graphs.rolls and scorer.model.dtype != torch.float64 for scorer in (large, small)
     )
 
 
@@ -42,7 +40,7 @@ def play(
         if length - min(small_read, large_read) > min(small.graphs.longest, large.graphs.longest) - turn.window:
             # Long prompts have passes of another kind.
             return [], small.lengths, large.lengths
-        rows.append([length, small_read, large_read, turn.window, halt.room, turn.keeps_doubtful, len(tail)])
+        rows.append([length, small_read, large_read, turn.window, halt.room, turn.keeps_doubtful, len(tail), 0])
         limits.append([halt.below, turn.limit, turn.sure_of_end])
         tails += tail
         columns = max(columns, length + turn.window + 1)
@@ -50,8 +48,13 @@ def play(
         scorer.reserve(columns)
     every = range(len(turns))
     columns = min(small.columns, large.columns)
+    begun: tuple[list[int], list[float]] = [], []
+    if large.is_encoding and len(turns) == 1 and rows[0][0] - rows[0][1] == 1:
+        # What is drafted in the meantime costs no time.
+        begun = _first_draft(small, turns[0])
+        rows[0][-1] = len(begun[0])
     game = runner.Game(
-        rows, limits, tails, turns[0].halt.ends, columns, most, patience_s, calling.RAGGED, calling.MOST_RAGGED
+        rows, limits, tails, begun, turns[0].halt.ends, columns, most, patience_s, calling.RAGGED, calling.MOST_RAGGED
     )
     small_graph, large_graph = small.graphs.run_read, large.graphs.run_read
     assert isinstance(small_graph, runner.Graph) and isinstance(large_graph, runner.Graph)
@@ -62,6 +65,14 @@ def play(
     for scorer in (small, large):
         scorer.reserve(min(used, columns))
     return list(_events(heads, *map(iter, told))), small_lengths, large_lengths
+
+
+def _first_draft(small: CompiledScorer, turn: Turn) -> tuple[list[int], list[float]]:
+    """What the small model writes of the one row there is until it hands over, and how probable each token is."""
+    _, inputs, numbers = small.part([0])
+    numbers[0, -3:] = small.lengths[0], 1, turn.tokens[-1]
+    tokens, probabilities = small.graphs.roll_to(inputs, [turn.halt._replace(room=min(turn.window, turn.halt.room))])
+    return tokens[0], probabilities[0]
 
 
 def _events(

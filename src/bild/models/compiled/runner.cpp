@@ -251,7 +251,7 @@ TORCH_LIBRARY_FRAGMENT(bild, library) {
       roll_graph);
   library.def(
       "play_rounds(int small, Tensor[] small_inputs, int large, Tensor[] large_inputs, Tensor rows, Tensor limits, "
-      "Tensor tails, Tensor ends, int columns, int most, int patience_us, float ragged, int most_ragged) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "Tensor tails, Tensor begun, Tensor begun_chances, Tensor ends, int columns, int most, int patience_us, float ragged, int most_ragged) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       play_rounds);
   library.def("watch_tensors(Tensor[] tensors, Tensor[] sampled, int numbers) -> int", watch_tensors);
   library.def("unwatch_tensors(int watched) -> ()", unwatch_tensors);

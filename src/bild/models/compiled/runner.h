@@ -73,7 +73,7 @@ void roll(Caller& call, std::vector<Writer*> writing, const std::vector<int64_t>
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> play_rounds(
     int64_t small, at::TensorList small_inputs, int64_t large, at::TensorList large_inputs, const at::Tensor& rows,
-    const at::Tensor& limits, const at::Tensor& tails, const at::Tensor& ends, int64_t columns, int64_t most,
-    int64_t patience_us, double ragged, int64_t most_ragged);
+    const at::Tensor& limits, const at::Tensor& tails, const at::Tensor& begun, const at::Tensor& begun_chances,
+    const at::Tensor& ends, int64_t columns, int64_t most, int64_t patience_us, double ragged, int64_t most_ragged);
 
 }  // namespace bild

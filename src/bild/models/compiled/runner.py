@@ -39,12 +39,15 @@ class Game(NamedTuple):
 
     rows: list[list[int]]
     """Of each row: its length, how much of it the small and the large model have read, its longest draft, how many
-    tokens it may still get, whether a doubtful token stays, and how many of its last tokens are given."""
+    tokens it may still get, whether a doubtful token stays, how many of its last tokens are given, and how many the
+    small model has written of its first draft."""
     limits: list[list[float]]
     """Of each row: the probability below which a token is doubted, the distance above which it is rolled back, and the
     probability from which on an end token passes unread."""
     tails: list[int]
     """The rows' last tokens, one row behind the other."""
+    begun: tuple[list[int], list[float]]
+    """What the small model has written before, likewise, and how probable each token is."""
     ends: frozenset[int]
     columns: int
     """That both storages have."""
@@ -119,6 +122,8 @@ class Graph:
             torch.tensor(game.rows),
             torch.tensor(game.limits, dtype=torch.float64),
             torch.tensor(game.tails),
+            torch.tensor(game.begun[0], dtype=torch.long),
+            torch.tensor(game.begun[1], dtype=torch.float32),
             _ends(game.ends),
             game.columns,
             game.most,
