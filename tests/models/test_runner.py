@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from bild.decoding.rows import Halt
 from bild.models import CompiledModel
-from bild.models.compiled import runner
+from bild.models.compiled import ahead, runner
 from bild.models.compiled.scorer import CompiledScorer
 from bild.models.kernels import building
 from tests.compiled import compile_anew, static_model
@@ -21,6 +23,7 @@ pytestmark = [
 ]
 SOURCES = [[5, 9, 3], [4, 11, 6, 3, 8, 5, 9], [7, 7, 3, 12, 10]]
 ROOMS = (9, 4, 7)
+MINUTE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +124,25 @@ def test_without_the_runner_torch_runs_the_graph(model, monkeypatch):
     assert not other.graphs.rolls
     rows = Rows(0.03, frozenset())
     assert rolled(other, rows, rows.halts()) == rolled(model, Rows(0.03, frozenset()), [None] * 3)
+
+
+def test_threads_that_run_a_graph_are_counted_and_their_cores_are_not_idle(model, monkeypatch):
+    monkeypatch.setattr(ahead, "_cores", lambda: 1 + torch.get_num_threads())
+    assert runner.running() == 0 and ahead.has_idle_cores()
+    seen, ended = set[tuple[int, bool]](), threading.Event()
+
+    def decode():
+        while not ended.is_set():
+            begun(model)
+
+    with ThreadPoolExecutor() as pool:
+        decoding, end = pool.submit(decode), time.monotonic() + MINUTE_S
+        while (1, False) not in seen and time.monotonic() < end and not decoding.done():
+            before = runner.running()
+            idle = ahead.has_idle_cores()
+            if runner.running() == before:
+                seen.add((before, idle))
+        ended.set()
+        decoding.result()
+    assert (1, False) in seen
+    assert runner.running() == 0

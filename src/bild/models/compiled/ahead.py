@@ -11,13 +11,14 @@ from typing import TypeVar
 import torch
 
 from bild.decoding.threads import with_threads_of_here
+from bild.models.compiled import runner
 
 T = TypeVar("T")
 
 
 def has_idle_cores() -> bool:
-    """Whether a product of this thread leaves cores alone."""
-    return torch.get_num_threads() < _cores()
+    """Whether a product of this thread, and those of the threads that run a graph now, leave cores alone."""
+    return torch.get_num_threads() * (1 + runner.running()) < _cores()
 
 
 def begin(work: Callable[[], T]) -> Future[T]:

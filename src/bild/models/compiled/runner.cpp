@@ -6,6 +6,7 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -25,6 +26,13 @@ namespace {
 std::mutex lock;
 std::unordered_map<int64_t, std::shared_ptr<Graph>> graphs;
 int64_t last_graph = 0;
+std::atomic<int64_t> threads_that_run{0};
+
+// Counted for as long as it is there.
+struct Running {
+  Running() { ++threads_that_run; }
+  ~Running() { --threads_that_run; }
+};
 
 }  // namespace
 
@@ -46,6 +54,7 @@ Graph::Graph(const std::string& file, size_t threads, at::ArrayRef<int64_t> call
 }
 
 std::vector<at::Tensor> Graph::run(const std::vector<at::Tensor>& inputs) {
+  const Running counted;
   if (calls_.empty()) return parts_[0]->run(inputs);
   std::vector<at::Tensor> places = inputs, arguments, results;
   places.insert(places.end(), weights_.begin(), weights_.end());
@@ -126,6 +135,9 @@ bool keep_memory() {
 #endif
   return false;
 }
+
+// Threads that run a graph at this moment.
+int64_t running_graphs() { return threads_that_run; }
 
 int64_t open_graph(
     const std::string& file, int64_t threads, at::IntArrayRef calls, at::TensorList weights, int64_t places) {
@@ -245,6 +257,7 @@ int64_t fingerprint(int64_t number) {
 TORCH_LIBRARY_FRAGMENT(bild, library) {
   library.def("open_graph(str file, int threads, int[] calls, Tensor[] weights, int places) -> int", open_graph);
   library.def("close_graph(int graph) -> ()", close_graph);
+  library.def("running_graphs() -> int", running_graphs);
   library.def("run_graph(int graph, Tensor[] inputs) -> Tensor[]", run_graph);
   library.def(
       "roll_graph(int graph, Tensor[] inputs, Tensor floors, Tensor ends, Tensor rooms) -> (Tensor, Tensor, Tensor)",

@@ -34,6 +34,12 @@ def is_loaded() -> bool:
     return RUNNER.can_load(logging.INFO, "threads decode in turn: bild's runner")
 
 
+def running() -> int:
+    """Threads that run a graph at this moment."""
+    count: int = torch.ops.bild.running_graphs.default()
+    return count
+
+
 class Game(NamedTuple):
     """What rows begin with that two models decode in one call, as ``rounds.cpp`` takes it."""
 
