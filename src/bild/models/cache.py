@@ -163,7 +163,8 @@ class RowCache:
         self._written = set[int]()
         """Places that hold whole rows, of those that stand there or stood there last."""
         self._used = 0
-        self._capacity = max(self.places.end, capacity or 0)
+        self.capacity = max(self.places.end, capacity or 0)
+        """Rows there is room for."""
         self._pieces, self._groups = list[Tensor](), list[list[int]]()
         self._held, self._seen = list[Tensor](), list[Tensor]()
         self._is_made = False
@@ -175,7 +176,7 @@ class RowCache:
         cache.shapes = [Shape.of(tensor) for tensor in tensors]
         cache.places = Places(tensors[0].shape[0]) if places is None else places
         cache.columns, cache._written, cache.zeroed = tensors[0].shape[-2], set(cache.places.of_rows), True
-        cache._used, cache._capacity = cache.columns, tensors[0].shape[0]
+        cache._used, cache.capacity = cache.columns, tensors[0].shape[0]
         cache._hold([tensor[None] for tensor in tensors], [[number] for number in range(len(tensors))], tensors)
         return cache
 
@@ -198,11 +199,6 @@ class RowCache:
     def in_places(self) -> list[Tensor]:
         """Of the places up to the last one in use."""
         return self._first(self.places.end)
-
-    @property
-    def capacity(self) -> int:
-        """Rows there is room for."""
-        return self._capacity
 
     def reserve(self, used: int) -> None:
         """Make sure that the first ``used`` columns can be written, and take them for written."""
@@ -344,8 +340,8 @@ class RowCache:
 
     def _resize(self, capacity: int, columns: int) -> None:
         before, used = self._held, min(self._used, columns)
-        rows = min(self._capacity, capacity)
-        self.columns, self._capacity = columns, capacity
+        rows = min(self.capacity, capacity)
+        self.columns, self.capacity = columns, capacity
         if not self._is_made:
             return
         self._allocate()
@@ -364,7 +360,7 @@ class RowCache:
             by_shape.setdefault(shape, []).append(number)
         groups, pieces = list[list[int]](), list[Tensor]()
         for shape, numbers in by_shape.items():
-            size = (self._capacity, *shape.middle, self.columns, shape.width)
+            size = (self.capacity, *shape.middle, self.columns, shape.width)
             most = max(1, LARGEST // max(1, math.prod(size) * shape.dtype.itemsize))
             for group in (numbers[begin : begin + most] for begin in range(0, len(numbers), most)):
                 groups.append(group)

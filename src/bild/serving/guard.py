@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import re
+import secrets
 import time
-import uuid
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -153,7 +153,7 @@ def _key(headers: dict[bytes, bytes]) -> str | None:
 
 
 def _id(given: bytes | None) -> str:
-    return given.decode() if given is not None and ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if given is not None and ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def _too_large(limit: int) -> Problem:

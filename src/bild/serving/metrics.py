@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter as TallyOf
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -147,7 +148,7 @@ class Board:
 
     def _labelled(self, name: str, help: str, label: str) -> Callable[[str], Any]:
         counter = Counter(f"{self._prefix}:{name}", help, (*LABELS, label), registry=self._registry)
-        return lambda value: counter.labels(*self._own, value)
+        return cache(lambda value: counter.labels(*self._own, value))
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
         histogram = Histogram(f"{self._prefix}:{name}", help, LABELS, registry=self._registry, buckets=buckets)

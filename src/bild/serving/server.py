@@ -154,9 +154,9 @@ class Gathering:
 
     def write(self, data: bytes) -> None:
         """Send it at the loop's next turn."""
-        if data and not self._held:
-            self._loop.call_soon(self._send)
         if data:
+            if not self._held:
+                self._loop.call_soon(self._send)
             self._held.append(data)
 
     def close(self) -> None:
