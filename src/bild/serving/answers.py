@@ -135,8 +135,8 @@ class Answer:
         stats = Stats.of(commit for text in texts for commit in text.writing.commits)
         windows = sum((text.windows for text in texts), Counter[int]())
         own = {
-            "policy": self.work.policy.to_dict(),
-            "lossless": self.work.policy.lossless,
+            "policy": self.work.policy,
+            "lossless": self.work.rules.policy.lossless,
             "windows": {str(window): windows[window] for window in sorted(windows)},
             "stats": stats.to_dict(),
         }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from bild.decoding import Commit, Hypothesis, Policy, Rules
+from bild.decoding import Commit, Hypothesis, Rules
 from bild.engine import Engine, Event, Failed, Finished, Job, Place, Written
 from bild.generation import BigLittleDecoder
 from bild.generation.jobs import Preparer
@@ -66,11 +66,8 @@ class Work:
     jobs: Sequence[Job]
     rules: Rules
     ask: Ask
-
-    @property
-    def policy(self) -> Policy:
-        """Of all its texts."""
-        return self.rules.policy
+    policy: Mapping[str, Any]
+    """That of its rules, as a dictionary."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -147,13 +144,13 @@ class Service:
         total = len(ask.items) * ask.count
         if total > self.settings.items:
             raise bad(f"the request asks for {total} texts; allowed are {self.settings.items}; send several requests")
-        preparer, rules = self._asked(ask)
+        preparer, rules, policy = self._asked(ask)
         jobs = list(preparer.jobs(ask.items, alone=len(ask.items) == 1, copies=ask.count))
         self.engine.check(jobs, rules)
-        return Work(jobs, rules, ask)
+        return Work(jobs, rules, ask, policy)
 
-    def _asked(self, ask: Ask) -> tuple[Preparer, Rules]:
-        """What makes jobs of a request's inputs, and how they are decoded.
+    def _asked(self, ask: Ask) -> tuple[Preparer, Rules, Mapping[str, Any]]:
+        """What makes jobs of a request's inputs, how they are decoded, and the policy of that as a dictionary.
 
         Most requests to a server ask for the same, of other inputs, and it is looked up once; again where the pair says
         something else by now of what a request leaves open.
@@ -165,14 +162,15 @@ class Service:
             self._known.cache_clear()
         return self._known(json.dumps([dict(ask.options), ask.policy, ask.lossless, ask.salt]))
 
-    def _look_up(self, key: str) -> tuple[Preparer, Rules]:
+    def _look_up(self, key: str) -> tuple[Preparer, Rules, Mapping[str, Any]]:
         options, named, lossless, salt = json.loads(key)
         prompter, asked = self.decoder.asked(options)
         policy = self.decoder.resolve_policy(named, lossless=lossless, searches=asked.searches)
         rules = self.decoder.rules(policy, asked.choice(), beams=asked.beams())
         if rules.window > LONGEST_DRAFT:
             raise bad(f"the policy drafts up to {rules.window} tokens; allowed is 1 to {LONGEST_DRAFT} here", "policy")
-        return self.decoder.preparer(replace(prompter, tokenizer=self.tokenizer), asked, salt), rules
+        preparer = self.decoder.preparer(replace(prompter, tokenizer=self.tokenizer), asked, salt)
+        return preparer, rules, rules.policy.to_dict()
 
     def writing(self, work: Work, *, live: bool) -> Writing:
         """A text of a request, of which nothing is written yet; live: its pieces are wanted as they come."""
