@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from machine import describe, slug
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -23,9 +23,10 @@ def print_rows(table: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
 
 
 def keep(table: Mapping[str, Any], line: Mapping[str, Any], details: Mapping[str, Any]) -> Path:
-    """Write the figures with machine and versions to ``benchmarks/results/chat-peers.json``."""
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / "chat-peers.json"
-    values = {"machine": describe(), **line, "rows": table, "details": details}
+    """Write the figures with machine and versions to ``benchmarks/results/PROCESSOR/chat-peers.json``."""
+    machine = describe()
+    file = RESULTS / slug(machine) / "chat-peers.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    values = {"machine": machine, **line, "rows": table, "details": details}
     file.write_text(json.dumps(values, indent=1, default=str) + "\n", encoding="utf-8")
     return file
