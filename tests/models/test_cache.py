@@ -167,6 +167,29 @@ def test_columns_that_need_not_be_zero_cost_nothing_until_they_are_cleared():
         assert all(tensor[b, :, length:].eq(0).all() for b, length in enumerate([4, 2, 3]))
 
 
+def test_storage_is_made_when_it_is_read(monkeypatch):
+    made: list[tuple[int, ...]] = []
+
+    def unwritten(size, **how):
+        made.append(tuple(size))
+        return torch.full(size, torch.nan, **how)
+
+    monkeypatch.setattr("bild.models.cache.unwritten", unwritten)
+    cache = RowCache(SHAPES, 1, 32, zeroed=False)
+    cache.reserve(33)
+    cache.join(RowCache(SHAPES, 2, 32, zeroed=False), [0, 0])
+    cache.keep([2, 0, 0], [0, 0, 0])
+    copy = cache.copy([1], [0])
+    assert made == [] and cache.capacity == 4 and cache.columns == 64
+    assert all(tensor.shape[0] == 3 and tensor.shape[-2] == 64 for tensor in cache.in_places())
+    assert made == [(2, 4, 2, 64, 3), (1, 4, 1, 64, 5)]
+    # Whoever has read something joins rows for whom nothing was made, and the other way round.
+    for one, other in ((copy, filled([3], first=8)), (filled([3], first=8), cache.copy([0], [0]))):
+        lengths = [0, 3] if one is copy else [3, 0]
+        one.join(other, [3] if one is copy else [0])
+        assert numbers(one, lengths) == [8 if length else 0 for length in lengths]
+
+
 def test_large_storage_is_in_several_pieces_and_joins_what_is_in_one(monkeypatch):
     monkeypatch.setattr("bild.models.cache.LARGEST", 2 * 2 * 64 * 3 * 8)
     cache = filled([4, 9])

@@ -177,10 +177,18 @@ def test_a_first_draft_is_written_while_sources_are_encoded(monkeypatch, name):
         found, calls, _ = decoded(batch, 100)
         assert found == expected and calls == 1
         ((tokens, probabilities),) = drafted
-        assert len(tokens[0]) == len(probabilities[0]) >= len(expected[0][0].draft) > 0 or expected[0][0].doubtful
+        draft = expected[0][0].draft
+        assert tuple(tokens[0][: len(draft)]) == draft and len(tokens[0]) == len(probabilities[0]) > 0
         one_by_one = begun(*arguments)
         prepare(one_by_one.large.scorer)
         assert decoded(one_by_one, 1)[2] == lengths
+    # A prompt of several tokens is read in the call itself.
+    longer = "encoder-decoder", [Request(prompt=[0, 5], max_new_tokens=9, source=[4, 8, 12])], POLICIES[name]
+    expected, *_ = in_the_open(monkeypatch, *longer)
+    drafted.clear()
+    batch = begun(*longer)
+    prepare(batch.large.scorer)
+    assert decoded(batch, 100)[0] == expected and not drafted
 
 
 def test_what_a_model_cannot_follow_is_left_to_the_loop():
