@@ -167,7 +167,6 @@ class RowCache:
         """Rows there is room for."""
         self._pieces, self._groups = list[Tensor](), list[list[int]]()
         self._held, self._seen = list[Tensor](), list[Tensor]()
-        self._is_made = False
 
     @classmethod
     def holding(cls, tensors: Sequence[Tensor], places: Places | None = None) -> RowCache:
@@ -348,6 +347,10 @@ class RowCache:
         for old, new in zip(before, self._held, strict=True):
             new[:rows, ..., :used, :] = old[:rows, ..., :used, :]
 
+    @property
+    def _is_made(self) -> bool:
+        return bool(self._held)
+
     def _make(self) -> None:
         if not self._is_made:
             self._allocate()
@@ -375,7 +378,7 @@ class RowCache:
             groups: numbers of the tensors of each.
             tensors: the same, each by itself; None: they are taken apart.
         """
-        self._pieces, self._groups, self._is_made = pieces, groups, True
+        self._pieces, self._groups = pieces, groups
         if tensors is None:
             unbound = (tensor for piece in pieces for tensor in piece.unbind())
             numbered = dict(zip(itertools.chain(*groups), unbound, strict=True))

@@ -30,6 +30,7 @@ def play(
     large: CompiledScorer, small: CompiledScorer, turns: Sequence[Turn], most: int, patience_s: float
 ) -> tuple[list[Played], list[int], list[int]]:
     """See :class:`~bild.decoding.scorer.Playing`; and how much the small and the large model have read of each row."""
+    begun = _first_draft(large, small, turns)
     rows: list[list[int]] = []
     limits: list[list[float]] = []
     tails: list[int] = []
@@ -40,7 +41,9 @@ def play(
         if length - min(small_read, large_read) > min(small.graphs.longest, large.graphs.longest) - turn.window:
             # Long prompts have passes of another kind.
             return [], small.lengths, large.lengths
-        rows.append([length, small_read, large_read, turn.window, halt.room, turn.keeps_doubtful, len(tail), 0])
+        rows.append(
+            [length, small_read, large_read, turn.window, halt.room, turn.keeps_doubtful, len(tail), len(begun[0])]
+        )
         limits.append([halt.below, turn.limit, turn.sure_of_end])
         tails += tail
         columns = max(columns, length + turn.window + 1)
@@ -48,11 +51,6 @@ def play(
         scorer.reserve(columns)
     every = range(len(turns))
     columns = min(small.columns, large.columns)
-    begun: tuple[list[int], list[float]] = [], []
-    if large.is_encoding and len(turns) == 1 and rows[0][0] - rows[0][1] == 1:
-        # What is drafted in the meantime costs no time.
-        begun = _first_draft(small, turns[0])
-        rows[0][-1] = len(begun[0])
     game = runner.Game(
         rows, limits, tails, begun, turns[0].halt.ends, columns, most, patience_s, calling.RAGGED, calling.MOST_RAGGED
     )
@@ -67,12 +65,16 @@ def play(
     return list(_events(heads, *map(iter, told))), small_lengths, large_lengths
 
 
-def _first_draft(small: CompiledScorer, turn: Turn) -> tuple[list[int], list[float]]:
-    """What the small model writes of the one row there is until it hands over, and how probable each token is."""
-    _, inputs, numbers = small.part([0])
-    numbers[0, -3:] = small.lengths[0], 1, turn.tokens[-1]
-    tokens, probabilities = small.graphs.roll_to(inputs, [turn.halt._replace(room=min(turn.window, turn.halt.room))])
-    return tokens[0], probabilities[0]
+def _first_draft(large: CompiledScorer, small: CompiledScorer, turns: Sequence[Turn]) -> tuple[list[int], list[float]]:
+    """What the small model writes of the only row while its source is being encoded for the large one, which costs no
+    time, and how probable each token is; nothing where nothing is being encoded."""
+    if not large.is_encoding or len(turns) > 1 or len(turns[0].tokens) - small.lengths[0] != 1:
+        return [], []
+    (turn,) = turns
+    written, probabilities = small.roll_to(
+        [turn.tokens[-1:]], [turn.halt._replace(room=min(turn.window, turn.halt.room))]
+    )
+    return written[0], probabilities[0]
 
 
 def _events(

@@ -154,7 +154,7 @@ class CompiledScorer:
                 if left is None:
                     self._roll_on(new, room, take, passes)
                     break
-                written, probabilities = self._roll_to(new, left)
+                written, probabilities = self.roll_to(new, left)
             else:
                 written, probabilities = self._roll(new, min(room, at_once))
             lengths = self._lengths
@@ -187,7 +187,7 @@ class CompiledScorer:
         same = len(left) == len(rows) and all(halt.ends == left[0].ends for halt in left)
         return left if same else None
 
-    def _roll_to(
+    def roll_to(
         self, tokens: Sequence[Sequence[int]], halts: Sequence[Halt]
     ) -> tuple[list[list[int]], list[list[float]]]:
         """What each row writes until it halts, in one call, and how probable each token is."""
